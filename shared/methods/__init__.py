@@ -1,0 +1,48 @@
+"""The table of methods, and what every method is: one file each, readable top to bottom as the paper's method section."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from shared.diffusion.samplers import Sampler
+from shared.methods.amm_diff import AmmDiff
+from shared.records import Batch, Losses, Owners, Phase
+from shared.vocabulary import Modality
+
+
+class Method(Protocol):
+    """Options in a frozen dataclass, checked when made; everything else is passed in."""
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]: ...
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """In order; each with its own trainable set and federation."""
+
+    def build(self, seed: int) -> nn.Module:
+        """The whole network with its initial weights: the same bits for the same seed."""
+
+    def owners(self, net: nn.Module, phase: str) -> Owners:
+        """The phase's trainable tensors, each with its owner; what is not named is frozen."""
+
+    def loss(self, net: nn.Module, batch: Batch, phase: str, generator: torch.Generator) -> Losses:
+        """Per sample; draws what it shows, its noise and its times from `generator` (on the batch's device)."""
+
+    def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
+        """For a phase of kind "sums": fp64 totals over the batch, to be added over batches and sites."""
+
+    def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
+        """Turn the pooled sums into the network's agreed constants (buffers)."""
+
+    def synthesize(
+        self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: torch.Generator
+    ) -> Tensor:
+        """All modalities in [0, 1] (BMHW) from any non-empty shown subset; one Monte-Carlo sample."""
+
+
+METHODS: Mapping[str, type[Method]] = {
+    "amm_diff": AmmDiff,
+}

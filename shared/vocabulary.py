@@ -1,0 +1,28 @@
+"""The words of the house, one meaning each; a new word is added here before it is used (DESIGN.md §2).
+
+Axes, as suffixes of tensor names: B batch, C channel, M modality, D depth (slices), H height, W width, N any count.
+Image arrays in memory are D H W = (superior, anterior, right) steps of a RAS volume, so a slice is axial.
+"""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from torch import Tensor
+
+Modality: TypeAlias = str  # "T1", "FLAIR", ... as listed in shared/data/modalities.py
+SiteName: TypeAlias = str
+Weights: TypeAlias = Mapping[str, Tensor]  # a state dict: parameters and agreed constants, by name
+
+Owner: TypeAlias = str  # what part of the data a tensor, or a slice of one, belongs to
+SHARED: Owner = "shared"  # every site that trains at all
+LOCAL: Owner = "local"  # never leaves the site, never averaged
+
+
+def source(modality: Modality) -> Owner:
+    """Owner of what only a *shown* modality trains: its input slices."""
+    return f"from:{modality}"
+
+
+def target(modality: Modality) -> Owner:
+    """Owner of what only a modality with ground truth trains: its output rows."""
+    return f"to:{modality}"
