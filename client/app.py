@@ -1,0 +1,52 @@
+"""Flower ClientApp: wiring only. The same app runs in `lacuna simulate`, in Ray and on a SuperNode."""
+
+import logging
+from collections.abc import Callable
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client import work
+from client.ledger import Ledger
+from client.site import Site, find_site
+from shared import wire
+from shared.errors import LacunaError, RunFailed
+
+log = logging.getLogger("lacuna.site")
+app = ClientApp()
+
+
+@app.query()
+def inventory(message: Message, context: Context) -> Message:
+    """What this site holds, before round 1."""
+    return _answer(message, context, _inventory)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One round of local work."""
+    return _answer(message, context, _round)
+
+
+def _inventory(site: Site, content: RecordDict) -> RecordDict:
+    config, schema = wire.unpack_query(content)
+    return wire.pack_inventory(work.take_inventory(site, config, schema))
+
+
+def _round(site: Site, content: RecordDict) -> RecordDict:
+    return wire.pack_update(work.do_round(site, wire.unpack_plan(content)))
+
+
+def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict], RecordDict]) -> Message:
+    """The reply, entered in the ledger before it is handed over. Of a failure only its kind leaves."""
+    site = find_site(context.node_config)
+    try:
+        content = do(site, message.content)
+    except LacunaError as error:
+        content = wire.pack_refusal(site.name, error)
+    except Exception as error:  # the text of an unknown error may name a subject: it stays in the local log
+        log.exception("site %s: the work failed", site.name)
+        failed = RunFailed(f"{site.name}: {type(error).__name__} in local work, see its log")
+        content = wire.pack_refusal(site.name, failed)
+    Ledger(site.state / "ledger.jsonl").record("reply", wire.describe(content))
+    return Message(content, reply_to=message)

@@ -1,0 +1,59 @@
+"""The site's egress record: append-only, hash-chained, on the disk before the bytes leave."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+from shared.errors import DataError
+
+GENESIS = "0" * 64
+
+
+class Ledger:
+    """One JSON line per release; each line carries the hash of the line before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def record(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """Durable when this returns; only then may the reply be handed over."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a+b") as file:
+            last = _last_line(file)
+            entry = {"time": round(time.time(), 3), "kind": kind, **facts, "before": _hash(last) if last else GENESIS}
+            file.write(json.dumps(entry, sort_keys=True).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """All entries, or DataError at the first broken link."""
+        if not self._path.exists():
+            return
+        before = GENESIS
+        for number, line in enumerate(self._path.read_bytes().splitlines(), start=1):
+            entry: dict[str, Any] = json.loads(line)
+            if entry["before"] != before:
+                raise DataError(f"{self._path} line {number}: the chain is broken, something before it was changed")
+            before = _hash(line)
+            yield entry
+
+
+def _hash(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()
+
+
+def _last_line(file: Any) -> bytes | None:
+    """The last whole line; a torn one, from a kill in mid-write, is cut off: nothing had left for it yet."""
+    file.seek(0)
+    content: bytes = file.read()
+    whole = content.rfind(b"\n") + 1
+    if whole != len(content):
+        file.truncate(whole)
+        file.seek(whole)
+    lines = content[:whole].splitlines()
+    return lines[-1] if lines else None

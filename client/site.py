@@ -1,0 +1,44 @@
+"""The site's own settings: name, paths, device, policy. They are read here and never leave.
+
+A deployed site gives them as Flower's node config (`site`, `cohort`, `state`, `device`); in a Ray simulation
+Flower only numbers its nodes, so the file named by LACUNA_SITES lists the sites in that order.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import ConfigError
+
+SITES_VARIABLE = "LACUNA_SITES"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    name: str
+    cohort: Path  # BIDS folder, prepared with `lacuna-site prepare`
+    state: Path  # the site's own disk: ledger, personal layers
+    device: str = "auto"
+    min_subjects: int = 1  # policy: with fewer the site does not train
+
+
+def find_site(node_config: Mapping[str, Any]) -> Site:
+    values = dict(node_config)
+    if "site" not in values:
+        listing = os.environ.get(SITES_VARIABLE)
+        if listing is None or "partition-id" not in values:
+            raise ConfigError(f"site: missing in the node config, and {SITES_VARIABLE} names no list of sites")
+        values = json.loads(Path(listing).read_text())[int(values["partition-id"])]
+    for key in ("cohort", "state"):
+        if key not in values:
+            raise ConfigError(f"{key}: missing in the node config of site {values['site']}")
+    return Site(
+        name=str(values["site"]),
+        cohort=Path(str(values["cohort"])),
+        state=Path(str(values["state"])),
+        device=str(values.get("device", "auto")),
+        min_subjects=int(values.get("min-subjects", 1)),
+    )

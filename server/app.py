@@ -1,0 +1,19 @@
+"""Flower ServerApp: wiring only. The run is a folder that holds config.json; `lacuna` makes it and submits its path."""
+
+import os
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server.runs import serve
+
+FOLDER_VARIABLE = "LACUNA_RUN_FOLDER"  # in a Ray simulation, where Flower passes no run config
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    folder = context.run_config.get("folder") or os.environ[FOLDER_VARIABLE]
+    serve(grid, Path(str(folder)))

@@ -1,0 +1,129 @@
+"""Who takes part: nodes found, inventories taken, and whether the federation can teach what the run asks for."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from server.facts import Coverage, coverage
+from shared import wire
+from shared.config import Federation, RunSettings
+from shared.errors import ConfigError, LacunaError, PlanRefused, RunFailed, UpdateRejected
+from shared.methods import Method
+from shared.randomness import seed_of
+from shared.records import Inventory
+from shared.vocabulary import Modality, SiteName
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roster:
+    """The sites of a run, by name, and what each holds."""
+
+    nodes: Mapping[SiteName, int]
+    inventories: Mapping[SiteName, Inventory]
+    refusals: Mapping[SiteName, str]  # sites that said no at the handshake
+
+    def willing(self, phase: str) -> list[SiteName]:
+        return [site for site in sorted(self.nodes) if phase not in self.inventories[site].refused]
+
+    def drawn(self, phase: str, round: int, *, seed: int, federation: Federation) -> list[SiteName]:
+        """The sites asked in a round: all that are willing, or a fraction of them drawn by seed."""
+        willing = self.willing(phase)
+        n = max(min(federation.min_sites, len(willing)), round_up(federation.fraction * len(willing)))
+        ordered = sorted(willing, key=lambda site: seed_of(seed, phase, round, site, "roster"))
+        return sorted(ordered[:n])
+
+
+def round_up(value: float) -> int:
+    return -int(-value // 1)
+
+
+def gather(
+    grid: Grid, settings: RunSettings, federation: Federation, *, say: Callable[[str], None] = lambda _: None
+) -> Roster:
+    """The inventory handshake before round 1: wait for the quorum, ask every node, refuse duplicates by name."""
+    nodes: dict[SiteName, int] = {}
+    inventories: dict[SiteName, Inventory] = {}
+    refusals: dict[SiteName, str] = {}
+    expected = len(federation.sites) if federation.sites is not None else federation.min_sites
+    query = wire.pack_query(settings.text(), settings.schema)
+    for node, reply in ask(grid, wait_for_nodes(grid, expected, federation.deadline), query, federation.deadline):
+        if reply is None or reply.has_error():
+            refusals[f"node {node}"] = "no answer to the handshake"
+            say(f"node {node}: no answer to the handshake")
+            continue
+        try:
+            refusal = wire.refusal_in(reply.content)
+            if refusal is not None:
+                raise refusal
+            inventory = wire.unpack_inventory(reply.content)
+            if inventory.schema != settings.schema:
+                raise UpdateRejected(f"{inventory.site}: schema {inventory.schema[:12]} differs from the run's")
+            if inventory.site in nodes:
+                raise UpdateRejected(f"{inventory.site}: a second node calls itself so")
+        except LacunaError as error:
+            refusals[f"node {node}"] = str(error)
+            say(f"refused: {error}")
+            continue
+        if federation.sites is not None and inventory.site not in federation.sites:
+            continue
+        nodes[inventory.site], inventories[inventory.site] = node, inventory
+    if len(nodes) < federation.min_sites:
+        reasons = "; ".join(sorted(refusals.values())) or "no more nodes came"
+        raise RunFailed(f"min_sites={federation.min_sites}: only {len(nodes)} sites passed the handshake: {reasons}")
+    return Roster(nodes=nodes, inventories=inventories, refusals=refusals)
+
+
+def check_coverage(roster: Roster, method: Method, targets: Sequence[Modality] | None) -> Coverage:
+    """What can be taught at all. A target that nobody holds, or holds beside no other modality, is PlanRefused."""
+    found = coverage(list(roster.inventories.values()), method.modalities)
+    for target in method.modalities if targets is None else targets:
+        if target not in method.modalities:
+            raise ConfigError(f"federation.targets={target}: the method has {', '.join(method.modalities)}")
+        if found.holders(target) == 0:
+            raise PlanRefused(
+                f"federation.targets={target}: no site holds {target}, so nobody can supervise it; "
+                f"leave it out or bring in a site that has it"
+            )
+        if len(method.modalities) > 1 and not any(
+            found.pairs[source][target].sites for source in method.modalities if source != target
+        ):
+            raise PlanRefused(
+                f"federation.targets={target}: no subject at any site has {target} beside another modality, "
+                f"so no source -> {target} pair can be supervised"
+            )
+    return found
+
+
+def wait_for_nodes(grid: Grid, expected: int, deadline: float) -> list[int]:
+    end = time.monotonic() + deadline
+    while True:
+        nodes = sorted(grid.get_node_ids())
+        if len(nodes) >= expected:
+            return nodes
+        if time.monotonic() > end:
+            raise RunFailed(f"deadline={deadline:.0f}: {len(nodes)} nodes connected, {expected} are needed")
+        time.sleep(POLL_SECONDS)
+
+
+def ask(
+    grid: Grid, nodes: Sequence[int], content: wire.RecordDict, deadline: float
+) -> list[tuple[int, Message | None]]:
+    """One query to every node; None for those that did not answer in time."""
+    sent = {}
+    for node in nodes:
+        message = Message(content, node, MessageType.QUERY, ttl=deadline, group_id="handshake")
+        (sent[node],) = grid.push_messages([message])
+    replies: dict[int, Message] = {}
+    end = time.monotonic() + deadline
+    while len(replies) < len(sent) and time.monotonic() < end:
+        for node, message_id in sent.items():
+            if node not in replies:
+                replies |= {node: reply for reply in grid.pull_messages([message_id])}
+        if len(replies) < len(sent):
+            time.sleep(POLL_SECONDS)
+    return [(node, replies.get(node)) for node in nodes]

@@ -1,0 +1,91 @@
+"""A run as a folder: made or found again, carried out over any grid, and its outcome told truthfully.
+
+runs/RUN/config.json      what was asked          overrides.json   how, for `resume=RUN`
+         rounds.jsonl     a line per round        inventory.json   who can teach what
+         checkpoints/     for restart             final/           the released model
+         sites/<name>/    simulated sites' own disks, never read by the server
+         alone/<name>/    the same run for one site alone
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from server import progress, tracking
+from server.release import code_version
+from server.rounds import Rounds
+from server.validation import Validator
+from shared.checkpoint import write_text
+from shared.config import Config, load, same_run
+from shared.errors import ConfigError, DataError, RunFailed
+
+
+def create(overrides: Sequence[str]) -> tuple[Config, Path]:
+    """The folder of a new run, or of the one that `resume=` names, with its config checked and written."""
+    config = load(overrides)
+    if config.resume is not None:
+        return _find_again(config, overrides)
+    name = config.run or time.strftime("%Y%m%d-%H%M%S")
+    folder = Path(config.runs) / name
+    if (folder / "config.json").exists():
+        raise ConfigError(f"run={name}: there is such a run already; go on with it by resume={name}")
+    write_text(folder / "overrides.json", json.dumps(list(overrides)))
+    write_text(folder / "config.json", config.text())
+    return config, folder
+
+
+def _find_again(config: Config, overrides: Sequence[str]) -> tuple[Config, Path]:
+    folder = Path(config.runs) / str(config.resume)
+    if not (folder / "config.json").exists():
+        raise ConfigError(f"resume={config.resume}: no such run in {config.runs}/")
+    first = json.loads((folder / "overrides.json").read_text())
+    wanted = load([*first, *overrides])
+    same_run(Config.parse((folder / "config.json").read_text()), wanted)
+    return wanted, folder
+
+
+def read_config(folder: Path) -> Config:
+    try:
+        return Config.parse((folder / "config.json").read_text())
+    except OSError:
+        raise DataError(f"{folder}: no run there, config.json is missing") from None
+
+
+def serve(grid: Grid, folder: Path) -> Path:
+    """Carry out the run in `folder` over the grid; gives the released model's folder."""
+    config = read_config(folder)
+    with progress.live(f"{folder.name}: {config.method.name}, {config.size}") as view:
+        tracker = tracking.open(
+            config.tracking.uri,
+            experiment=config.tracking.experiment,
+            model=config.method.name,
+            folder=folder,
+            config=json.loads(config.text()),
+            note=view.note,
+        )
+        with _told(tracker):
+            validator = Validator.find(config, folder)
+            rounds = Rounds(grid, config, folder=folder, view=view, tracker=tracker, validator=validator)
+            return rounds.run()
+
+
+@contextmanager
+def _told(tracker: tracking.Tracker) -> Iterator[None]:
+    """MLflow learns how the run ended, whichever way it did."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tracker.close("KILLED")
+        raise
+    except BaseException:
+        tracker.close("FAILED")
+        raise
+    tracker.close("FINISHED")
+
+
+def finished(folder: Path) -> bool:
+    return (folder / "final" / "model.json").exists()

@@ -1,0 +1,225 @@
+"""Hydra text -> frozen dataclasses, checked once. The only place that knows Hydra."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from shared.data.intensities import RULES_VERSION
+from shared.data.volumes import Grid
+from shared.diffusion.samplers import Sampler
+from shared.errors import ConfigError
+from shared.methods import METHODS, Method
+from shared.options import build, plain, require
+from shared.training import PhaseTraining
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+_MAY_CHANGE = ("run", "resume", "device", "tracking", "validation")  # between a run and its resumption
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A row of a table by name, with its options: a method, a strategy."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an honest update can't exceed."""
+
+    norm: float = 1e3  # l2 of the whole delta
+    entry: float = 64.0  # any one weight; with the samples of a round it bounds the integer sums
+
+    def __post_init__(self) -> None:
+        require(self.norm > 0, "norm", self.norm, "above 0")
+        require(0 < self.entry <= 2**20, "entry", self.entry, "in (0, 2^20]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Federation:
+    engine: Literal["local", "ray"] = "local"
+    sites: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    fraction: float = 1.0
+    min_sites: int = 2
+    min_holders: int = 2
+    deadline: float = 3600.0
+    retries: int = 2
+    estimator: Literal["masked", "delta"] = "masked"
+    keep_local: tuple[str, ...] = ()
+    min_cell: int = 5
+    limits: Limits = Limits()
+    alone: bool = False
+
+    def __post_init__(self) -> None:
+        require(0 < self.fraction <= 1, "fraction", self.fraction, "in (0, 1]")
+        require(self.min_sites >= 1, "min_sites", self.min_sites, "1 or more")
+        require(self.min_holders >= 1, "min_holders", self.min_holders, "1 or more")
+        require(self.deadline > 0, "deadline", self.deadline, "above 0 seconds")
+        require(self.retries >= 0, "retries", self.retries, "0 or more")
+        require(self.min_cell >= 1, "min_cell", self.min_cell, "1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    every: int = 5
+    slices: int = 16
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "every", self.every, "0 or more")
+        require(self.slices >= 1, "slices", self.slices, "1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracking:
+    uri: str = "none"
+    experiment: str = "lacuna"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What every site must know of a run; travels as JSON in the plan, and never as code."""
+
+    method: Choice
+    training: Mapping[str, PhaseTraining]
+    grid: Grid
+    seed: int
+    keep_local: tuple[str, ...]
+    min_cell: int
+
+    @staticmethod
+    def parse(text: str) -> "RunSettings":
+        return build(RunSettings, json.loads(text), "plan")
+
+    def text(self) -> str:
+        return json.dumps(plain(self), sort_keys=True)
+
+    def build_method(self) -> Method:
+        return build_method(self.method)
+
+    @property
+    def schema(self) -> str:
+        """Hash of what must agree before any number is averaged: method, modalities, grid, intensities, code."""
+        agreed = {
+            "method": plain(self.method),
+            "grid": plain(self.grid),
+            "intensities": RULES_VERSION,
+            "lacuna": version("lacuna"),
+        }
+        return hashlib.sha256(json.dumps(agreed, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    run: str | None
+    resume: str | None
+    runs: str
+    world: str | None
+    seed: int
+    device: str
+    size: Literal["tiny", "small", "paper"]
+    method: Choice
+    training: Mapping[str, PhaseTraining]
+    grid: Grid
+    federation: Federation
+    strategy: Choice
+    sampler: Sampler
+    validation: Validation
+    tracking: Tracking
+
+    def build_method(self) -> Method:
+        return build_method(self.method)
+
+    def for_sites(self) -> RunSettings:
+        return RunSettings(
+            method=self.method,
+            training=self.training,
+            grid=self.grid,
+            seed=self.seed,
+            keep_local=self.federation.keep_local,
+            min_cell=self.federation.min_cell,
+        )
+
+    def text(self) -> str:
+        return json.dumps(plain(self), indent=1, sort_keys=True)
+
+    @staticmethod
+    def parse(text: str) -> "Config":
+        return build(Config, json.loads(text), "config")
+
+
+def load(overrides: Sequence[str]) -> Config:
+    """Compose configs/ with `key=value` overrides. A wrong key or value is a ConfigError that names it."""
+    config = build(Config, _choices(_compose(overrides)), "config")
+    _check_phases(config.training, config.build_method(), config.method.name)
+    return config
+
+
+def build_method(choice: Choice) -> Method:
+    if choice.name not in METHODS:
+        raise ConfigError(f"method={choice.name}: must be one of {', '.join(METHODS)}")
+    return build(METHODS[choice.name], choice.options, "method")
+
+
+def same_run(stored: Config, wanted: Config) -> None:
+    """A resumed run must be the run that was stopped: ConfigError names the first key that differs."""
+    before, now = _flat(plain(stored)), _flat(plain(wanted))
+    for key in sorted(before.keys() | now.keys()):
+        if key.split(".")[0] not in _MAY_CHANGE and before.get(key) != now.get(key):
+            raise ConfigError(
+                f"{key}={now.get(key)!r}: the run being resumed has {before.get(key)!r}; start a new run to change it"
+            )
+
+
+def with_changes(config: Config, **changes: Any) -> Config:
+    return dataclasses.replace(config, **changes)
+
+
+def _compose(overrides: Sequence[str]) -> dict[str, Any]:
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+            composed = compose("config", overrides=list(overrides))
+        resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_short(error)) from None
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _choices(values: dict[str, Any]) -> dict[str, Any]:
+    """In YAML a row's options stand beside its name; in the record they are one group."""
+    for group in ("method", "strategy"):
+        options = dict(values[group])
+        values[group] = {"name": options.pop("name"), "options": options}
+    return values
+
+
+def _check_phases(training: Mapping[str, PhaseTraining], method: Method, name: str) -> None:
+    trained = [phase.name for phase in method.phases if phase.kind == "train"]
+    for phase in trained:
+        if phase not in training:
+            raise ConfigError(f"training.{phase}: missing; method {name} has the phases {', '.join(trained)}")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {k: v for key, entry in value.items() for k, v in _flat(entry, f"{prefix}{key}.").items()}
+    return {prefix[:-1]: value}
+
+
+def _short(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = error.__cause__
+    more = [line.strip() for line in str(cause).splitlines() if line.strip()][:2] if cause is not None else []
+    return "; ".join(dict.fromkeys(lines[:3] + more))

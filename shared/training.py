@@ -1,0 +1,188 @@
+"""The local loop: batches in, delta out. A site's round and central pretraining are the same code.
+
+Under torchrun every process draws its own batches and gradients are averaged over processes.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from shared.errors import RunFailed
+from shared.methods import Method
+from shared.options import require
+from shared.owners import named, take
+from shared.randomness import generator
+from shared.records import Batch, Owners
+from shared.vocabulary import LOCAL, Owner
+
+Draw = Callable[[int, torch.Generator], Batch]  # (batch size, generator on the CPU) -> batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseTraining:
+    """How one phase is trained; the same numbers at every site."""
+
+    rounds: int
+    steps: int  # local steps in a round
+    batch: int
+    lr: float
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 0.0
+    clip: float = 1.0  # gradient norm; 0 is off
+    decay: Literal["none", "cosine"] = "none"  # of lr over the rounds of the phase
+    prox: float = 0.0  # FedProx: mu/2 * |w - w_round|^2 added to the loss
+    ema: float = 0.999  # per local step, kept by the server; 0 is off
+
+    def __post_init__(self) -> None:
+        for key in ("rounds", "steps", "batch"):
+            require(getattr(self, key) >= 1, key, getattr(self, key), "1 or more")
+        require(self.lr > 0, "lr", self.lr, "above 0")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(self.clip >= 0, "clip", self.clip, "0 or more")
+        require(self.prox >= 0, "prox", self.prox, "0 or more")
+        require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
+
+    def lr_at(self, round: int) -> float:
+        """From lr down to a twentieth of it along a half cosine."""
+        if self.decay == "none" or self.rounds == 1:
+            return self.lr
+        return self.lr * (0.05 + 0.95 * (1 + math.cos(math.pi * round / (self.rounds - 1))) / 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a round of local training gave; `counts` are samples that actually gave gradient to each owner."""
+
+    delta: dict[str, Tensor]  # owned slices only
+    counts: dict[Owner, int]
+    loss: float
+    samples: int
+    seconds: float
+    watch: dict[str, float] = field(default_factory=dict)
+
+
+def train(
+    method: Method,
+    net: nn.Module,
+    draw: Draw,
+    *,
+    phase: str,
+    options: PhaseTraining,
+    owners: Owners,
+    round: int,
+    seed: tuple[str | int, ...],
+    device: torch.device,
+    deadline: float | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> Trained:
+    """Train `net` in place for one round, from the weights it has."""
+    started = time.monotonic()
+    parameters = dict(net.named_parameters())
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in owners)
+    trainable = {name: parameters[name] for name in owners}
+    before = {name: p.detach().cpu().clone() for name, p in trainable.items()}
+    anchor = {name: p.detach().clone() for name, p in trainable.items()} if options.prox else {}
+    optimizer = _optimizer(options, trainable, round, device)
+    counts: dict[Owner, int] = dict.fromkeys(sorted(named(owners)), 0)
+    losses: list[float] = []
+    watch: dict[str, float] = {}
+    net.train()
+    for step in range(options.steps):
+        if deadline is not None and time.time() > deadline:
+            break
+        # each step has its own streams, so nothing depends on how many draws an earlier step made
+        keys = (*seed, phase, round, step, *([dist.get_rank()] if dist.is_initialized() else []))
+        batch = draw(options.batch, generator("cpu", *keys, "draw")).to(device)
+        result = method.loss(net, batch, phase, generator(device, *keys, "noise"))
+        loss = result.loss_B.mean()
+        if not torch.isfinite(loss):
+            raise RunFailed(f"phase {phase}, round {round}, step {step}: the loss is {loss.item()}; lower lr?")
+        if options.prox:
+            distance = sum(((p - anchor[name]) ** 2).sum() for name, p in trainable.items())
+            (loss + options.prox / 2 * distance).backward()  # type: ignore[no-untyped-call]
+        else:
+            loss.backward()  # type: ignore[no-untyped-call]
+        _average_over_processes(trainable)
+        if options.clip:
+            nn.utils.clip_grad_norm_(list(trainable.values()), options.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        for owner, gave_B in result.gave.items():
+            if owner in counts:
+                counts[owner] += int(gave_B.sum())
+        watch = dict(result.watch)
+        if on_step is not None:
+            on_step(step, losses[-1])
+    counts.pop(LOCAL, None)
+    return Trained(
+        delta=_delta(trainable, before, owners, counts),
+        counts=counts,
+        loss=sum(losses) / max(len(losses), 1),
+        samples=len(losses) * options.batch,
+        seconds=time.monotonic() - started,
+        watch=watch,
+    )
+
+
+def pool(method: Method, net: nn.Module, batches: list[Batch], phase: str) -> dict[str, Tensor]:
+    """A phase of kind "sums": fp64 totals over all batches."""
+    totals: dict[str, Tensor] = {}
+    net.eval()
+    with torch.no_grad():
+        for batch in batches:
+            for name, value in method.sums(net, batch, phase).items():
+                totals[name] = totals[name] + value if name in totals else value
+    return totals
+
+
+def find_device(wanted: str) -> torch.device:
+    """'auto' is CUDA where it is (this process's own card under torchrun), else the CPU."""
+    if wanted != "auto":
+        return torch.device(wanted)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return torch.device("cuda", rank % torch.cuda.device_count())
+
+
+def _delta(
+    trainable: Mapping[str, Tensor], before: Mapping[str, Tensor], owners: Owners, counts: Mapping[Owner, int]
+) -> dict[str, Tensor]:
+    """New minus old for the slices that got gradient; weight decay on the others is dropped with them."""
+    held = [owner for owner, n in counts.items() if n > 0]
+    delta: dict[str, Tensor] = {}
+    for name, parameter in trainable.items():
+        difference = before[name].neg_().add_(parameter.detach().cpu())  # before is not needed again
+        part = take(difference, owners[name], held)
+        if part is not None:
+            delta[name] = part
+    return delta
+
+
+def _optimizer(
+    options: PhaseTraining, trainable: Mapping[str, nn.Parameter], round: int, device: torch.device
+) -> torch.optim.Optimizer:
+    """Fresh in every round: the state is not kept, so a killed site repeats its round to the same bits."""
+    parameters, lr = list(trainable.values()), options.lr_at(round)
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, weight_decay=options.weight_decay)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=options.weight_decay, fused=device.type == "cuda")
+
+
+def _average_over_processes(trainable: Mapping[str, nn.Parameter]) -> None:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trainable.values()]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for p, part in zip(trainable.values(), flat.split([g.numel() for g in grads]), strict=True):
+        p.grad = part.view_as(p)

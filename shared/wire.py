@@ -1,0 +1,186 @@
+"""Records <-> Flower messages. Tensors travel as raw little-endian bytes, so the round trip is bit-exact.
+
+What a site sends is built here from named fields only: there is no way to attach anything else to a reply.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from torch import Tensor
+
+from shared.errors import BudgetSpent, DataError, LacunaError, PlanRefused, RunFailed, UpdateRejected
+from shared.records import Inventory, RoundPlan, Update
+from shared.vocabulary import Weights
+
+RELEASED = ("loss", "samples", "seconds", "epsilon_spent", "feature_std")  # the metrics a site may send, all of them
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64, "bool": torch.bool}
+_STYPE = "lacuna.raw"
+_REFUSALS: Mapping[str, type[LacunaError]] = {
+    error.__name__: error for error in (PlanRefused, BudgetSpent, DataError, RunFailed)
+}
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+# --- server -> site
+
+
+def pack_plan(plan: RoundPlan) -> RecordDict:
+    head = {"run": plan.run, "phase": plan.phase, "round": plan.round, "config": plan.config, "schema": plan.schema}
+    return RecordDict({"plan": ConfigRecord(head), "weights": _pack(plan.weights)})
+
+
+def unpack_plan(content: RecordDict) -> RoundPlan:
+    head = content.config_records["plan"]
+    return RoundPlan(
+        run=str(head["run"]),
+        phase=str(head["phase"]),
+        round=int(head["round"]),  # type: ignore[arg-type]
+        config=str(head["config"]),
+        schema=str(head["schema"]),
+        weights=_unpack(content.array_records["weights"], free=False),
+    )
+
+
+def pack_query(config: str, schema: str) -> RecordDict:
+    return RecordDict({"query": ConfigRecord({"config": config, "schema": schema})})
+
+
+def unpack_query(content: RecordDict) -> tuple[str, str]:
+    head = content.config_records["query"]
+    return str(head["config"]), str(head["schema"])
+
+
+# --- site -> server
+
+
+def pack_update(update: Update) -> RecordDict:
+    """Names are listed, not filtered: metrics outside RELEASED have no way out."""
+    head = {
+        "site": update.site,
+        "run": update.run,
+        "phase": update.phase,
+        "round": update.round,
+        "schema": update.schema,
+        "counts": json.dumps(dict(update.counts), sort_keys=True),
+        "metrics": json.dumps({k: update.metrics[k] for k in RELEASED if k in update.metrics}, sort_keys=True),
+    }
+    return RecordDict({"update": ConfigRecord(head), "delta": _pack(update.delta)})
+
+
+def unpack_update(message: Message, sender: str) -> Update:
+    """The update of a reply, which is emptied on the way; malformed ones are UpdateRejected by the sender's name."""
+    try:
+        head = message.content.config_records["update"]
+        counts = json.loads(str(head["counts"]))
+        metrics = json.loads(str(head["metrics"]))
+        if not all(isinstance(k, str) and type(n) is int for k, n in counts.items()):
+            raise ValueError("counts must be whole numbers by owner")
+        if not all(k in RELEASED and type(v) in (int, float) and math.isfinite(v) for k, v in metrics.items()):
+            raise ValueError(f"metrics must be finite numbers among {', '.join(RELEASED)}")
+        if head["site"] != sender:
+            raise ValueError(f"it calls itself {str(head['site'])[:64]!r}")
+        return Update(
+            site=sender,
+            run=str(head["run"]),
+            phase=str(head["phase"]),
+            round=int(head["round"]),  # type: ignore[arg-type]
+            schema=str(head["schema"]),
+            delta=_unpack(message.content.array_records["delta"], free=True),
+            counts=counts,
+            metrics={k: float(v) for k, v in metrics.items()},
+        )
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UpdateRejected(f"{sender}: malformed update: {type(error).__name__}: {str(error)[:200]}") from None
+
+
+def pack_inventory(inventory: Inventory) -> RecordDict:
+    text = {
+        "site": inventory.site,
+        "schema": inventory.schema,
+        "subjects": inventory.subjects,
+        "patterns": json.dumps([[list(pattern), n] for pattern, n in sorted(inventory.patterns.items())]),
+        "refused": json.dumps(dict(inventory.refused), sort_keys=True),
+    }
+    return RecordDict({"inventory": ConfigRecord(text)})
+
+
+def unpack_inventory(content: RecordDict) -> Inventory:
+    try:
+        head = content.config_records["inventory"]
+        site = str(head["site"])
+        if not SITE_NAME.fullmatch(site):
+            raise ValueError(f"site name {site[:64]!r} must match {SITE_NAME.pattern}")
+        return Inventory(
+            site=site,
+            schema=str(head["schema"]),
+            subjects=int(head["subjects"]),  # type: ignore[arg-type]
+            patterns={tuple(map(str, pattern)): int(n) for pattern, n in json.loads(str(head["patterns"]))},
+            refused={str(k): str(v)[:500] for k, v in json.loads(str(head["refused"])).items()},
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UpdateRejected(f"malformed inventory: {type(error).__name__}: {str(error)[:200]}") from None
+
+
+def pack_refusal(site: str, error: LacunaError) -> RecordDict:
+    """A site's named no; only the error's kind and its message, which never names a subject."""
+    return RecordDict({"refusal": ConfigRecord({"site": site, "kind": type(error).__name__, "why": str(error)})})
+
+
+def refusal_in(content: RecordDict) -> LacunaError | None:
+    if "refusal" not in content.config_records:
+        return None
+    head = content.config_records["refusal"]
+    return _REFUSALS.get(str(head.get("kind")), RunFailed)(str(head.get("why"))[:500])
+
+
+def size(content: RecordDict) -> int:
+    """Bytes of payload in a message."""
+    arrays = sum(len(a.data) for record in content.array_records.values() for a in record.values())
+    texts = sum(len(str(v)) for record in content.config_records.values() for v in record.values())
+    return arrays + texts
+
+
+# --- tensors
+
+
+def _pack(tensors: Weights) -> ArrayRecord:
+    record = ArrayRecord()
+    for name, tensor in tensors.items():
+        array: np.ndarray[Any, Any] = tensor.detach().cpu().contiguous().numpy()
+        record[name] = Array(str(array.dtype), tuple(array.shape), _STYPE, array.tobytes())
+    return record
+
+
+def _unpack(record: ArrayRecord, *, free: bool) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name in list(record.keys()):
+        array = record.pop(name) if free else record[name]
+        if array.stype != _STYPE or array.dtype not in _DTYPES:
+            raise ValueError(f"{name}: {array.stype}/{array.dtype} is not one of ours")
+        dtype = _DTYPES[array.dtype]
+        if len(array.data) != math.prod(array.shape) * dtype.itemsize or min(array.shape, default=0) < 0:
+            raise ValueError(f"{name}: {len(array.data)} bytes for shape {tuple(array.shape)} of {array.dtype}")
+        tensor = torch.empty(array.shape, dtype=dtype)
+        flat: np.ndarray[Any, Any] = np.frombuffer(array.data, dtype=np.dtype(array.dtype))
+        tensor.numpy().reshape(-1)[:] = flat
+        tensors[name] = tensor
+    return tensors
+
+
+def describe(content: RecordDict) -> dict[str, Any]:
+    """A release as the site's ledger keeps it: every field that is no tensor in full, the tensors by size and hash."""
+    digest = hashlib.sha256()
+    tensors = 0
+    for record in content.array_records.values():
+        for name in sorted(record.keys()):
+            digest.update(name.encode() + b"\0" + record[name].data)
+            tensors += 1
+    texts = {f"{key}.{k}": v for key, record in content.config_records.items() for k, v in record.items()}
+    return {"fields": texts, "tensors": tensors, "bytes": size(content), "sha256": digest.hexdigest()}
