@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from shared import options
 from shared.errors import ConfigError, DataError
@@ -44,6 +44,8 @@ class SiteFacts:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", words(self.reason))
+        object.__setattr__(self, "loss", _finite(self.loss))
+        object.__setattr__(self, "epsilon_spent", _finite(self.epsilon_spent))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,10 @@ class RoundFacts:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "refusals", tuple(words(refusal) for refusal in self.refusals))
+        object.__setattr__(self, "loss", _finite(self.loss))
+        object.__setattr__(self, "watch", {name: _finite(value) for name, value in self.watch.items()})
+        if self.validation is not None:
+            object.__setattr__(self, "validation", {name: _finite(value) for name, value in self.validation.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +146,7 @@ def subjects(pair: Pair) -> str:
 
 def append(path: Path, facts: RoundFacts) -> None:
     """One line, on the disk when this returns; a line that a killed server left half written is cut off first."""
-    line = json.dumps(_strict(options.plain(facts)), allow_nan=False, separators=(",", ":")) + "\n"
+    line = json.dumps(options.plain(facts), allow_nan=False, separators=(",", ":")) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         file.seek(0)
@@ -179,12 +185,6 @@ def load_coverage(path: Path) -> Coverage:
         raise DataError(f"{path.name}: {error}; it must be a coverage as JSON") from None
 
 
-def _strict(value: Any) -> Any:
-    """JSON knows no nan: a number that isn't one becomes null, and is read back as None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _strict(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_strict(entry) for entry in value]
-    return value
+def _finite(value: float | None) -> float | None:
+    """JSON knows no nan and a curve no infinity: both are None, in memory as on the disk."""
+    return None if value is None or not math.isfinite(value) else value

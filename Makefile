@@ -1,0 +1,35 @@
+# `make demo` and `make test` do their own set-up on a fresh machine (Python 3.11 and a C library are all they need).
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DEMO   := demo
+
+.PHONY: help install demo check test clean
+
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+install: $(READY) ## set up .venv with the pinned versions
+
+$(READY): constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0  # first and exact: a range would fetch gigabytes
+	$(BIN)/pip install --quiet --constraint constraints.txt hatchling editables
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[ray,dev]'
+	touch $@
+
+demo: install ## three hospitals train AMM-Diff together; ends with a report page
+	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo.sh $(DEMO)
+
+check: install ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: install ## the whole test suite on two cores
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+clean: ## remove the demo's output and caches, not the environment
+	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
