@@ -1,0 +1,309 @@
+"""NIfTI files to arrays and back, and the fixed in-plane grid that every subject is brought onto.
+
+A volume is held as D H W of a RAS array (vocabulary.py), whatever the order and direction of its axes on disk.
+A `Placement` is the exact geometry between one subject's volumes and the grid, in both directions.
+Messages name the fault and never the file: the caller knows whether its report may name a subject.
+"""
+
+import contextlib
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import LoggingOutputSuppressor
+from numpy.typing import DTypeLike, NDArray
+
+from shared.errors import DataError
+from shared.options import require
+
+Array = NDArray[np.float32]
+Affine = NDArray[np.float64]
+nib: Any = nibabel  # half of it is untyped
+
+MAX_VOXELS = 2**28  # 645 cubed; a header that asks for more is damaged or hostile
+MAX_OBLIQUE = 40.0  # degrees; beyond it an axial slice means nothing
+SPACING_LIMITS = (0.05, 20.0)  # mm
+MAX_SHRINK = 1.25  # how much coarser than asked a subject's spacing may get for a large brain to fit
+_SLACK = 2**20  # bytes that may follow the voxels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    data_DHW: Array
+    affine: Affine  # of the RAS array: voxel (x, y, z) to mm
+
+
+def read(path: Path) -> Volume:
+    """A whole NIfTI volume, put to RAS by its affine. DataError with one line for anything that can't be used."""
+    with _faults():
+        image = _open(path)
+        _check_header(image)
+        image = type(image).from_bytes(_all_bytes(path, image))
+        with np.errstate(all="ignore"):  # a float64 beyond float32 becomes inf, and is refused below
+            data_XYZ = image.get_fdata(dtype=np.float32, caching="unchanged")
+    data_XYZ = data_XYZ.reshape(data_XYZ.shape[:3])
+    broken = data_XYZ.size - int(np.isfinite(data_XYZ).sum())
+    if broken:
+        raise DataError(f"{broken} of {data_XYZ.size} voxels are NaN or infinite")
+    orientation = nib.io_orientation(image.affine)
+    affine = image.affine @ nib.orientations.inv_ornt_aff(orientation, data_XYZ.shape)
+    data_XYZ = nib.apply_orientation(data_XYZ, orientation)
+    return Volume(data_DHW=np.ascontiguousarray(data_XYZ.transpose(2, 1, 0), dtype=np.float32), affine=affine)
+
+
+def shape_and_affine(path: Path) -> tuple[tuple[int, int, int], Affine]:
+    """Shape (D, H, W) and RAS affine as `read` would give them, from the header alone."""
+    with _faults():
+        image = _open(path)
+        _check_header(image)
+    orientation = nib.io_orientation(image.affine)
+    shape_XYZ = image.shape[:3]
+    affine = image.affine @ nib.orientations.inv_ornt_aff(orientation, shape_XYZ)
+    x, y, z = (shape_XYZ[int(np.flatnonzero(orientation[:, 0] == axis)[0])] for axis in range(3))
+    return (z, y, x), affine
+
+
+def write(path: Path, data_DHW: NDArray[Any], affine: Affine, *, dtype: DTypeLike = np.float32) -> None:
+    """A .nii or .nii.gz in RAS order; equal data give equal bytes, and no half-written file is ever seen."""
+    _write(path, data_DHW.transpose(2, 1, 0), affine, dtype)
+
+
+def write_like(path: Path, data_DHW: NDArray[Any], like: Path, *, dtype: DTypeLike = np.float32) -> None:
+    """As `write`, but in the axis order, directions and affine of the file `like`, which data_DHW was made from."""
+    with _faults():
+        image = _open(like)
+        _check_header(image)
+    ras = nib.orientations.axcodes2ornt(("R", "A", "S"))
+    back = nib.orientations.ornt_transform(ras, nib.io_orientation(image.affine))
+    data_XYZ = nib.apply_orientation(data_DHW.transpose(2, 1, 0), back)
+    if data_XYZ.shape != image.shape[:3]:
+        raise DataError(f"shape {data_XYZ.shape} differs from the input's {image.shape[:3]}")
+    _write(path, data_XYZ, image.affine, dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """The in-plane grid of a run. Slices keep their own distance: only the plane is resampled, and only if asked."""
+
+    spacing_mm: float | None = None  # None: each subject's own
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        require(self.height >= 1, "height", self.height, "1 or more")
+        require(self.width >= 1, "width", self.width, "1 or more")
+        if self.spacing_mm is not None:
+            require(SPACING_LIMITS[0] <= self.spacing_mm <= SPACING_LIMITS[1], "spacing_mm", self.spacing_mm,
+                    f"null or {SPACING_LIMITS[0]} to {SPACING_LIMITS[1]} mm")  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        spacing = "native" if self.spacing_mm is None else f"{self.spacing_mm:g}mm"
+        return f"{spacing}-{self.height}x{self.width}"
+
+    def place(self, brain_DHW: NDArray[np.bool_], affine: Affine) -> "Placement":
+        """Centre the brain's box in the plane, and keep the slices that the brain reaches."""
+        z, y, x = (_extent(brain_DHW, axis) for axis in range(3))
+        dx, dy = np.linalg.norm(affine[:3, :2], axis=0).tolist()
+        steps = self._steps(y[1] - y[0], x[1] - x[0], dy, dx)
+        starts = (_start(y, self.height, steps[0]), _start(x, self.width, steps[1]))
+        depth, height, width = brain_DHW.shape
+        return Placement(
+            shape_DHW=(depth, height, width), z=z, start_yx=starts, step_yx=steps, grid_HW=(self.height, self.width)
+        )
+
+    def _steps(self, height: int, width: int, dy: float, dx: float) -> tuple[float, float]:
+        """Voxels from one grid row, and column, to the next."""
+        if self.spacing_mm is None:
+            if height > self.height or width > self.width:
+                raise DataError(
+                    f"the brain needs {height} x {width} voxels: more than grid {self.name}; "
+                    "take a larger grid, or set grid.spacing_mm"
+                )
+            return 1.0, 1.0
+        needed = max(height * dy / self.height, width * dx / self.width)
+        if needed > MAX_SHRINK * self.spacing_mm:
+            raise DataError(
+                f"the brain is {height * dy:.0f} x {width * dx:.0f} mm: far more than grid {self.name}; "
+                f"take a larger grid, or a grid.spacing_mm of {math.ceil(100 * needed) / 100:g} or more"
+            )
+        spacing = max(self.spacing_mm, needed)
+        return spacing / dy, spacing / dx
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a subject's volume lies on the grid: row i of the grid is voxel row start + i * step."""
+
+    shape_DHW: tuple[int, int, int]  # of the subject's whole volume
+    z: tuple[int, int]  # its slices on the grid, from and up to
+    start_yx: tuple[float, float]
+    step_yx: tuple[float, float]
+    grid_HW: tuple[int, int]
+
+    def to_grid(self, data_DHW: NDArray[Any]) -> Array:
+        """Volume to grid: exact for native spacing, else bilinear with antialiasing; beyond the image is 0."""
+        rows, columns = self._weights_to()
+        return cast(Array, rows @ data_DHW[..., slice(*self.z), :, :].astype(np.float32) @ columns.T)
+
+    def labels_to_grid(self, labels_DHW: NDArray[Any]) -> NDArray[np.uint8]:
+        """As `to_grid` for a map of small whole numbers: each pixel takes the label that covers most of it."""
+        values = np.union1d(np.zeros(1, labels_DHW.dtype), np.unique(labels_DHW))
+        covered = np.stack([self.to_grid(labels_DHW == value) for value in values])
+        covered[values == 0] = 1 - covered[values != 0].sum(axis=0)  # beyond the image is 0 too
+        return cast(NDArray[np.uint8], values.astype(np.uint8)[covered.argmax(axis=0)])
+
+    def from_grid(self, stack_DHW: NDArray[Any]) -> Array:
+        """Grid to the subject's whole volume, 0 where the grid does not reach."""
+        rows, columns = self._weights_from()
+        data_DHW = np.zeros((*stack_DHW.shape[:-3], *self.shape_DHW), np.float32)
+        data_DHW[..., slice(*self.z), :, :] = rows @ stack_DHW.astype(np.float32) @ columns.T
+        return data_DHW
+
+    def _weights_to(self) -> tuple[Array, Array]:
+        _, height, width = self.shape_DHW
+        return (
+            _weights(self.start_yx[0] + self.step_yx[0] * np.arange(self.grid_HW[0]), height, self.step_yx[0]),
+            _weights(self.start_yx[1] + self.step_yx[1] * np.arange(self.grid_HW[1]), width, self.step_yx[1]),
+        )
+
+    def _weights_from(self) -> tuple[Array, Array]:
+        _, height, width = self.shape_DHW
+        return (
+            _weights((np.arange(height) - self.start_yx[0]) / self.step_yx[0], self.grid_HW[0], 1 / self.step_yx[0]),
+            _weights((np.arange(width) - self.start_yx[1]) / self.step_yx[1], self.grid_HW[1], 1 / self.step_yx[1]),
+        )
+
+
+def _weights(at_N: NDArray[np.floating[Any]], size: int, step: float) -> Array:
+    """Rows that resample a line of `size` values at the positions `at_N`: a triangle, widened when it must average."""
+    reach = max(1.0, step)
+    near_NK = np.floor(at_N)[:, None] + np.arange(-math.ceil(reach), math.ceil(reach) + 2)
+    weight_NK = np.clip(1 - np.abs(near_NK - at_N[:, None]) / reach, 0, None)
+    weight_NK /= weight_NK.sum(axis=1, keepdims=True)  # before the cut below: what lies outside counts as 0
+    row_NK, inside_NK = np.indices(near_NK.shape)[0], (near_NK >= 0) & (near_NK < size)
+    matrix = np.zeros((len(at_N), size), np.float32)
+    matrix[row_NK[inside_NK], near_NK[inside_NK].astype(int)] = weight_NK[inside_NK]
+    return matrix
+
+
+def _extent(mask_DHW: NDArray[np.bool_], axis: int) -> tuple[int, int]:
+    reached = np.flatnonzero(mask_DHW.any(axis=tuple(a for a in range(3) if a != axis)))
+    if not len(reached):
+        raise DataError("no voxel of the brain")
+    return int(reached[0]), int(reached[-1]) + 1
+
+
+def _start(extent: tuple[int, int], size: int, step: float) -> float:
+    """Voxel at grid index 0 that centres the extent; a whole voxel for native spacing, so that nothing is blurred."""
+    start = (extent[0] + extent[1] - 1) / 2 - step * (size - 1) / 2
+    return float(math.ceil(start)) if step == 1.0 else start
+
+
+def _open(path: Path) -> Any:
+    """Header only; the voxels stay on disk."""
+    if path.stat().st_size == 0:
+        raise DataError("empty file")
+    with LoggingOutputSuppressor():
+        image = nib.load(path)
+    if not isinstance(image, nib.Nifti1Image):
+        raise DataError(f"not a NIfTI file (it is {type(image).__name__})")
+    return image
+
+
+def _check_header(image: Any) -> None:
+    shape = tuple(int(n) for n in image.shape)
+    if len(shape) > 3 and all(n == 1 for n in shape[3:]):
+        shape = shape[:3]
+    if len(shape) != 3:
+        raise DataError(f"{len(shape)}D with shape {shape}: one 3D volume is needed")
+    if min(shape) < 1:
+        raise DataError(f"shape {shape} holds no voxel")
+    if math.prod(shape) > MAX_VOXELS:
+        raise DataError(f"shape {shape} is over the limit of {MAX_VOXELS} voxels")
+    if image.get_data_dtype().kind not in "iuf":
+        raise DataError(f"voxels of type {image.get_data_dtype()}: must be one real number each")
+    if image.header["qform_code"] == 0 and image.header["sform_code"] == 0:
+        raise DataError("its orientation is unknown: qform_code and sform_code are both 0")
+    affine = np.asarray(image.affine, np.float64)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-3 * math.prod(spacing):
+        raise DataError("its affine has no inverse")
+    if spacing.min() < SPACING_LIMITS[0] or spacing.max() > SPACING_LIMITS[1]:
+        raise DataError(
+            f"voxels of {' x '.join(f'{s:.3g}' for s in spacing)} mm: "
+            f"must be {SPACING_LIMITS[0]} to {SPACING_LIMITS[1]} mm"
+        )
+    angle = math.degrees(float(nib.affines.obliquity(affine).max()))
+    if angle > MAX_OBLIQUE:
+        raise DataError(f"its axes are {angle:.0f} degrees oblique; the limit is {MAX_OBLIQUE:.0f}")
+
+
+def _all_bytes(path: Path, image: Any) -> bytes:
+    """The file up to its end, so that gzip's checksum is verified, but never more than its header promised."""
+    expected = int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
+    unpack = gzip.open if path.name.endswith(".gz") else open
+    with cast(IO[bytes], unpack(path, "rb")) as stream:
+        content = stream.read(expected)
+        if len(content) < expected:
+            raise DataError(f"truncated: {len(content)} of {expected} bytes")
+        if len(stream.read(_SLACK)) == _SLACK:
+            raise DataError(f"holds far more than the {expected} bytes that its header promises")
+    return content
+
+
+@contextlib.contextmanager
+def _faults() -> Iterator[None]:
+    """Every way that a foreign file can fail, as one line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except EOFError:
+        raise DataError("truncated: the compressed data end early") from None
+    except (gzip.BadGzipFile, zlib.error):
+        raise DataError("corrupt: its compressed data can't be unpacked") from None
+    except ImageFileError:
+        raise DataError("not a NIfTI file") from None
+    except FileNotFoundError:
+        raise DataError("no such file") from None
+    except OSError as error:
+        raise DataError(f"can't be read: {error.strerror or type(error).__name__}") from None
+    except Exception as error:  # a damaged header can lead nibabel anywhere
+        raise DataError(f"damaged header ({type(error).__name__})") from error
+
+
+def _write(path: Path, data_XYZ: NDArray[Any], affine: Affine, dtype: DTypeLike) -> None:
+    wanted = np.dtype(dtype)
+    if wanted.kind in "iu":
+        data_XYZ = np.rint(data_XYZ)
+        limits = np.iinfo(wanted)
+        if data_XYZ.min() < limits.min or data_XYZ.max() > limits.max:
+            raise DataError(f"values {data_XYZ.min():g} to {data_XYZ.max():g} do not fit {wanted}")
+    image = nib.Nifti1Image(data_XYZ.astype(wanted), affine)
+    image.header.set_slope_inter(1, 0)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    if not np.allclose(image.get_qform(), affine, atol=1e-3):
+        image.set_qform(affine, code=0)  # a sheared affine has no quaternion; the sform says it all
+    content = image.to_bytes()
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            if path.name.endswith(".gz"):
+                with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as packed:
+                    packed.write(content)
+            else:
+                file.write(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
