@@ -1,7 +1,7 @@
 """The site's own settings: name, paths, device, policy. They are read here and never leave.
 
-A deployed site gives them as Flower's node config (`site`, `cohort`, `state`, `device`); in a Ray simulation
-Flower only numbers its nodes, so the file named by LACUNA_SITES lists the sites in that order.
+A deployed site gives them as Flower's node config: `site`, `cohort` (one or more folders, joined by a colon), `state`,
+`device`. In a Ray simulation Flower only numbers its nodes, so the file named by LACUNA_SITES lists them in that order.
 """
 
 import json
@@ -19,7 +19,7 @@ SITES_VARIABLE = "LACUNA_SITES"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     name: str
-    cohort: Path  # BIDS folder, prepared with `lacuna-site prepare`
+    cohorts: tuple[Path, ...]  # BIDS folders, prepared with `lacuna-site prepare`
     state: Path  # the site's own disk: ledger, personal layers
     device: str = "auto"
     min_subjects: int = 1  # policy: with fewer the site does not train
@@ -37,7 +37,7 @@ def find_site(node_config: Mapping[str, Any]) -> Site:
             raise ConfigError(f"{key}: missing in the node config of site {values['site']}")
     return Site(
         name=str(values["site"]),
-        cohort=Path(str(values["cohort"])),
+        cohorts=tuple(Path(folder) for folder in str(values["cohort"]).split(os.pathsep)),
         state=Path(str(values["state"])),
         device=str(values.get("device", "auto")),
         min_subjects=int(values.get("min-subjects", 1)),

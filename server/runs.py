@@ -55,10 +55,10 @@ def read_config(folder: Path) -> Config:
         raise DataError(f"{folder}: no run there, config.json is missing") from None
 
 
-def serve(grid: Grid, folder: Path) -> Path:
+def serve(grid: Grid, folder: Path, *, quiet: bool = False) -> Path:
     """Carry out the run in `folder` over the grid; gives the released model's folder."""
     config = read_config(folder)
-    with progress.live(f"{folder.name}: {config.method.name}, {config.size}") as view:
+    with progress.live(f"{folder.name}: {config.method.name}, {config.size}", quiet=quiet) as view:
         tracker = tracking.open(
             config.tracking.uri,
             experiment=config.tracking.experiment,
@@ -68,7 +68,7 @@ def serve(grid: Grid, folder: Path) -> Path:
             note=view.note,
         )
         with _told(tracker):
-            validator = Validator.find(config, folder)
+            validator = None if quiet else Validator.find(config, folder)
             rounds = Rounds(grid, config, folder=folder, view=view, tracker=tracker, validator=validator)
             return rounds.run()
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
 
 from server import progress, runs
 from server.app import FOLDER_VARIABLE
@@ -63,6 +64,13 @@ def _extra(config: Config) -> dict[str, Path]:
     return {"the coordinator's cohort": coordinator} if coordinator.is_dir() else {}
 
 
+def client_app() -> ClientApp:
+    """Loaded by name, as Flower does: server and client never import each other."""
+    module, name = CLIENT_APP.split(":")
+    app: ClientApp = getattr(importlib.import_module(module), name)
+    return app
+
+
 def _node_configs(config: Config, folder: Path, cohorts: Mapping[str, Path]) -> dict[str, dict[str, str]]:
     """What each site's SuperNode would be started with; a simulated site's disk is a folder in the run."""
     return {
@@ -80,8 +88,7 @@ def _run(config: Config, folder: Path, node_configs: Mapping[str, Mapping[str, s
     if config.federation.engine == "ray":
         _run_ray(folder, node_configs)
     else:
-        module, name = CLIENT_APP.split(":")
-        grid = LocalGrid(getattr(importlib.import_module(module), name), node_configs)
+        grid = LocalGrid(client_app(), node_configs)
         context = Context(
             run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={"folder": str(folder.resolve())}
         )
@@ -97,10 +104,9 @@ def _run_ray(folder: Path, node_configs: Mapping[str, Mapping[str, str]]) -> Non
     write_text(listing, json.dumps(list(node_configs.values())))
     os.environ[SITES_VARIABLE] = str(listing.resolve())
     os.environ[FOLDER_VARIABLE] = str(folder.resolve())
-    module, name = CLIENT_APP.split(":")
     run_simulation(
         server_app=server_app,
-        client_app=getattr(importlib.import_module(module), name),
+        client_app=client_app(),
         num_supernodes=len(node_configs),
         backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
     )

@@ -1,6 +1,6 @@
 """The local loop: batches in, delta out. A site's round and central pretraining are the same code.
 
-Under torchrun every process draws its own batches and gradients are averaged over processes.
+Under torchrun every process draws its own part of each batch, and gradients and counts are pooled over processes.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from shared.errors import RunFailed
+from shared.errors import ConfigError, RunFailed
 from shared.methods import Method
 from shared.options import require
 from shared.owners import named, take
@@ -83,6 +83,8 @@ def train(
 ) -> Trained:
     """Train `net` in place for one round, from the weights it has."""
     started = time.monotonic()
+    if options.batch % processes():
+        raise ConfigError(f"training.{phase}.batch={options.batch}: must be a multiple of the {processes()} processes")
     parameters = dict(net.named_parameters())
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in owners)
@@ -94,12 +96,13 @@ def train(
     losses: list[float] = []
     watch: dict[str, float] = {}
     net.train()
+    share = options.batch // processes()
     for step in range(options.steps):
         if deadline is not None and time.time() > deadline:
             break
         # each step has its own streams, so nothing depends on how many draws an earlier step made
         keys = (*seed, phase, round, step, *([dist.get_rank()] if dist.is_initialized() else []))
-        batch = draw(options.batch, generator("cpu", *keys, "draw")).to(device)
+        batch = draw(share, generator("cpu", *keys, "draw")).to(device)
         result = method.loss(net, batch, phase, generator(device, *keys, "noise"))
         loss = result.loss_B.mean()
         if not torch.isfinite(loss):
@@ -121,6 +124,7 @@ def train(
         watch = dict(result.watch)
         if on_step is not None:
             on_step(step, losses[-1])
+    counts = _pooled(counts, device)
     counts.pop(LOCAL, None)
     return Trained(
         delta=_delta(trainable, before, owners, counts),
@@ -141,6 +145,10 @@ def pool(method: Method, net: nn.Module, batches: list[Batch], phase: str) -> di
             for name, value in method.sums(net, batch, phase).items():
                 totals[name] = totals[name] + value if name in totals else value
     return totals
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def find_device(wanted: str) -> torch.device:
@@ -178,11 +186,19 @@ def _optimizer(
 
 
 def _average_over_processes(trainable: Mapping[str, nn.Parameter]) -> None:
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if processes() == 1:
         return
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trainable.values()]
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat)
-    flat /= dist.get_world_size()
+    flat /= processes()
     for p, part in zip(trainable.values(), flat.split([g.numel() for g in grads]), strict=True):
         p.grad = part.view_as(p)
+
+
+def _pooled(counts: dict[Owner, int], device: torch.device) -> dict[Owner, int]:
+    if processes() == 1:
+        return counts
+    totals = torch.tensor(list(counts.values()), device=device)
+    dist.all_reduce(totals)
+    return dict(zip(counts, totals.tolist(), strict=True))

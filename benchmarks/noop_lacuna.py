@@ -1,0 +1,96 @@
+"""Our side of benchmarks/simulation.py: the real rounds, wire, admission and checkpoints around a trainer of nothing."""
+
+import json
+import sys
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from server import runs
+from server.local_grid import LocalGrid
+from server.simulation import client_app
+from shared import methods
+from shared.config import Choice, Config, Federation, Tracking, Validation
+from shared.data.cohort import prepare
+from shared.data.modalities import bids_path
+from shared.data.volumes import Grid, write
+from shared.diffusion.samplers import Sampler
+from shared.records import Batch, Losses, Owners, Phase
+from shared.training import PhaseTraining
+from shared.vocabulary import SHARED, Modality
+
+GRID = Grid(height=8, width=8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noop:
+    """N tensors of 1 MB that a step leaves as they are."""
+
+    modalities: tuple[Modality, ...] = ("T1", "T2")
+    tensors: int = 100
+    phases: tuple[Phase, ...] = (Phase(name="nothing"),)
+
+    def build(self, seed: int) -> nn.Module:
+        return nn.ParameterDict({f"t{i:04d}": nn.Parameter(torch.zeros(512, 512)) for i in range(self.tensors)})
+
+    def owners(self, net: nn.Module, phase: str) -> Owners:
+        return {name: SHARED for name, _ in net.named_parameters()}
+
+    def loss(self, net: nn.Module, batch: Batch, phase: str, generator: torch.Generator) -> Losses:
+        first = next(net.parameters())
+        return Losses(loss_B=first[:1, 0] * 0, gave={SHARED: torch.ones(1, dtype=torch.bool)})
+
+    def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
+        return {}
+
+    def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
+        return
+
+    def synthesize(
+        self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: torch.Generator
+    ) -> Tensor:
+        return images_BMHW
+
+
+def main(tensors: int, rounds: int, sites: int) -> None:
+    cast(MutableMapping[str, Any], methods.METHODS)["noop"] = Noop
+    bids = Path("cohort")
+    for modality in ("T1", "T2"):
+        data = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32) + 1
+        write(bids / bids_path("001", modality), data, np.eye(4))
+    (bids / "participants.tsv").write_text("participant_id\nsub-001\n")
+    prepare(bids, GRID, modalities=("T1", "T2"), out=None, workers=1, progress=None)
+    config = Config(
+        run=None,
+        resume=None,
+        runs="runs",
+        world=None,
+        seed=0,
+        device="cpu",
+        size="tiny",
+        method=Choice(name="noop", options={"tensors": tensors}),
+        training={"nothing": PhaseTraining(rounds=rounds, steps=1, batch=1, lr=1.0, optimizer="sgd", clip=0, ema=0)},
+        grid=GRID,
+        federation=Federation(),
+        strategy=Choice(name="fedavg"),
+        sampler=Sampler(),
+        validation=Validation(every=0),
+        tracking=Tracking(uri="none"),
+    )
+    folder = Path("run")
+    folder.mkdir()
+    (folder / "config.json").write_text(config.text())
+    nodes = {
+        f"site-{i:03d}": {"site": f"site-{i:03d}", "cohort": str(bids.resolve()), "state": str(folder / f"s{i}")}
+        for i in range(sites)
+    }
+    runs.serve(LocalGrid(client_app(), nodes), folder, quiet=True)
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))

@@ -1,0 +1,30 @@
+"""Fixtures that several parts share."""
+
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from support.probe import Probe
+from support.worlds import write_world
+
+from shared import methods
+
+SITES = {
+    "north": [("T1", "T2")] * 5 + [("T1",)],
+    "east": [("T1", "FLAIR")] * 5,
+    "south": [("T1", "T2", "FLAIR")] * 5,
+}
+
+
+@pytest.fixture
+def probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A row more in the table of methods, for this test."""
+    monkeypatch.setitem(cast(MutableMapping[str, Any], methods.METHODS), "probe", Probe)
+    yield
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three sites with different missing modalities, 16^3."""
+    return write_world(tmp_path_factory.mktemp("world"), SITES)
