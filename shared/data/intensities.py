@@ -1,0 +1,132 @@
+"""Values to [0, 1] and back: a fixed rule per modality, so that no site exchanges an intensity (seed_systems.md §7.4).
+
+Input is expected brain-only with background 0. MR has no unit: robust percentiles of the volume's own brain. CT and
+PET have: fixed windows in Hounsfield units and in uptake ratio (SUVR), the same at every site.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from shared.data.modalities import MODALITIES
+from shared.errors import DataError
+from shared.options import plain
+from shared.vocabulary import Modality
+
+Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+MR_UNITS = 1000.0  # what 1.0 becomes when a synthesised MR volume, which has no unit, is written
+AIR_HU = -200.0  # CT at or below this is outside the head, as is exactly 0 in a brain-only CT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Percentiles:
+    """Of a volume's own voxels in the brain."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Fixed physical values."""
+
+    low: float
+    high: float
+    unit: str
+
+
+_MR = Percentiles(low=0.5, high=99.5)
+_SUVR = Window(low=0.0, high=3.0, unit="SUVR")
+RULES: Mapping[Modality, Percentiles | Window] = {
+    "T1": _MR,
+    "T1CE": _MR,
+    "T2": _MR,
+    "FLAIR": _MR,
+    "T2S": _MR,
+    "CT": Window(low=-20.0, high=100.0, unit="HU"),  # brain window; noise in CSF below, calcification at the top
+    "FDG": _SUVR,
+    "AV45": _SUVR,
+    "TOF": Percentiles(low=0.5, high=99.9),  # vessels are few and bright (seed_systems.md §5.1)
+}
+RULES_VERSION = hashlib.sha256(json.dumps(plain(RULES), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """The line between a volume's own values and [0, 1]."""
+
+    low: float
+    high: float
+
+    def apply(self, data_DHW: NDArray[Any], brain_DHW: Mask) -> Array:
+        """To [0, 1]; outside the brain exactly 0."""
+        unit_DHW = np.clip((data_DHW.astype(np.float32) - self.low) / (self.high - self.low), 0, 1)
+        return cast(Array, np.where(brain_DHW, unit_DHW, 0).astype(np.float32))
+
+    def invert(self, unit_DHW: NDArray[Any], brain_DHW: Mask) -> Array:
+        """Back to the volume's own values; outside the brain exactly 0."""
+        data_DHW = self.low + unit_DHW.astype(np.float32) * (self.high - self.low)
+        return cast(Array, np.where(brain_DHW, data_DHW, 0).astype(np.float32))
+
+
+def usual_scaling(modality: Modality) -> Scaling:
+    """For a synthesised volume, which has no values of its own: the fixed window, or 0 to 1000 for MR."""
+    rule = RULES[modality]
+    if isinstance(rule, Window):
+        return Scaling(low=rule.low, high=rule.high)
+    return Scaling(low=0.0, high=MR_UNITS)
+
+
+def find_scaling(modality: Modality, data_DHW: NDArray[Any], brain_DHW: Mask) -> Scaling:
+    """The volume's own scaling. DataError when it is flat, or plainly not in the unit of its window."""
+    values = data_DHW[brain_DHW & foreground(modality, data_DHW)]
+    if not values.size:
+        raise DataError("blank: no voxel of the brain differs from the background")
+    rule = RULES[modality]
+    if isinstance(rule, Window):
+        median = float(np.median(values))
+        if not rule.low <= median <= rule.high:
+            raise DataError(
+                f"its median in the brain is {median:.4g}, outside {rule.low:g} to {rule.high:g} {rule.unit}: "
+                f"must be in {rule.unit}"
+            )
+        return Scaling(low=rule.low, high=rule.high)
+    low, high = (float(p) for p in np.percentile(values, (rule.low, rule.high)))
+    if not high > low:
+        raise DataError(f"flat: its values in the brain are all {low:.4g}")
+    return Scaling(low=low, high=high)
+
+
+def foreground(modality: Modality, data_DHW: NDArray[Any]) -> Mask:
+    """What is not background. In CT the background is 0 or air, while CSF and fat lie on both sides of 0."""
+    if MODALITIES[modality].kind == "ct":
+        return cast(Mask, (data_DHW != 0) & (data_DHW > AIR_HU))
+    return data_DHW > 0
+
+
+def find_brain(volumes: Mapping[Modality, NDArray[Any]]) -> Mask:
+    """The largest connected part of what any present modality shows, without holes."""
+    shown = np.logical_or.reduce([foreground(modality, data) for modality, data in volumes.items()])
+    parts, n = ndimage.label(shown)
+    if not n:
+        raise DataError("blank: no voxel differs from the background")
+    sizes = np.bincount(parts.ravel())[1:]
+    return _fill(parts == 1 + int(sizes.argmax()))
+
+
+def _fill(mask: Mask) -> Mask:
+    """Close what the outside can't reach."""
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    around = np.pad(~mask[box], 1, constant_values=True)
+    outside, _ = ndimage.label(around)
+    filled = mask.copy()
+    filled[box] = (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    return filled

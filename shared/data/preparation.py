@@ -1,0 +1,231 @@
+"""One subject's files to its part of the cache, in any process: equal files give equal bytes.
+
+A file that can't be used costs its modality, with a remark; a subject without any usable volume is excluded.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.data.bids import Remark, Sources
+from shared.data.intensities import RULES_VERSION, Scaling, find_brain, find_scaling, foreground
+from shared.data.volumes import Grid, Placement, Volume, read
+from shared.errors import DataError
+from shared.options import build, plain
+from shared.vocabulary import Modality
+
+PIPELINE = "1"  # raise it when the same files would give other bytes
+BRAIN_SLICE = 1 / 6  # of the largest slice's brain area; 5 % of BraTS's 240 x 240 field (seed_systems.md §2.1) is that
+MISPLACED = 0.25  # of a voxel: how far the corners of two volumes of a subject may lie apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    subject: str
+    entry: Mapping[str, Any] | None  # for cohort.json; None: excluded
+    remarks: tuple[Remark, ...]
+    renewed: bool
+
+
+def prepare_subject(sources: Sources, *, grid: Grid, folder: Path, root: Path) -> Result:
+    """All of one subject, in any process: equal files give equal bytes."""
+    remarks = list(sources.remarks)
+
+    def leave(path: Path, why: str) -> None:
+        file = path.relative_to(root).as_posix()
+        remarks.append(Remark(subject=sources.subject, file=file, done="skipped modality", why=why))
+
+    def result(entry: Mapping[str, Any] | None, *, renewed: bool) -> Result:
+        return Result(subject=sources.subject, entry=entry, remarks=tuple(remarks), renewed=renewed)
+
+    if any(remark.done == "excluded" for remark in remarks):
+        return result(None, renewed=False)
+    hashes = {path.name: hash_file(path) for path in _files(sources)}
+    key = hash_json([PIPELINE, RULES_VERSION, plain(grid), hashes, [plain(r) for r in remarks]])
+    target = folder / sources.subject
+    stored = _stored(target, key)
+    if stored is not None:
+        remarks[:] = [build(Remark, remark, "remark") for remark in stored["remarks"]]
+        return result(_entry(stored, target), renewed=False)
+
+    try:
+        volumes, affine = _read_volumes(sources, leave)
+        brain = find_brain({m: v.data_DHW for m, v in volumes.items()})
+        scalings = {}
+        for modality, volume in volumes.items():
+            try:
+                scalings[modality] = find_scaling(modality, volume.data_DHW, brain)
+            except DataError as error:
+                leave(sources.files[modality], str(error))
+        if not scalings:
+            raise DataError("no usable volume")
+        placement = grid.place(brain, affine)
+        lesion = _read_lesion(sources.lesion, volumes, placement, leave)
+    except (DataError, MemoryError) as error:
+        why = str(error) or "not enough memory"
+        remarks.append(Remark(subject=sources.subject, file="", done="excluded", why=why))
+        return result(None, renewed=False)
+
+    arrays = _arrays(volumes, scalings, brain, placement)
+    if lesion is not None:
+        arrays["lesion.npy"] = lesion
+    area = arrays["brain.npy"].sum(axis=(1, 2), dtype=np.int64)
+    meta = {
+        "pipeline": PIPELINE,
+        "key": key,
+        "name": sources.subject,
+        "modalities": list(scalings),
+        "shape": list(arrays["vol.npy"].shape),
+        "brain_slices": np.flatnonzero(area >= BRAIN_SLICE * area.max()).tolist(),
+        "placement": plain(placement),
+        "affine": affine.tolist(),
+        "scalings": plain(scalings),
+        "read": hashes,
+        "remarks": [plain(remark) for remark in remarks],
+    }
+    _write_subject(target, arrays, meta)
+    return result(_entry(meta, target), renewed=True)
+
+
+def _read_volumes(
+    sources: Sources, leave: Callable[[Path, str], None]
+) -> tuple[dict[Modality, Volume], NDArray[np.float64]]:
+    """The volumes that share the geometry most volumes of this subject have, and that geometry."""
+    volumes: dict[Modality, Volume] = {}
+    for modality, path in sources.files.items():
+        try:
+            volume = read(path)
+            if not foreground(modality, volume.data_DHW).any():
+                raise DataError("blank: no voxel differs from the background")
+            volumes[modality] = volume
+        except (DataError, MemoryError) as error:
+            leave(path, str(error) or "not enough memory")
+    if not volumes:
+        raise DataError("no usable volume")
+    agreeing = {m: sum(_why_apart(v, w) is None for w in volumes.values()) for m, v in volumes.items()}
+    reference = max(volumes, key=lambda m: agreeing[m])  # the first of the canonical order among equals
+    for modality in [m for m in volumes if m != reference]:
+        why = _why_apart(volumes[modality], volumes[reference])
+        if why is not None:
+            leave(sources.files[modality], f"{why} than {reference}: must be registered to one grid")
+            del volumes[modality]
+    return volumes, volumes[reference].affine
+
+
+def _why_apart(one: Volume, other: Volume) -> str | None:
+    """Why two volumes do not lie on one grid, or None."""
+    if one.data_DHW.shape != other.data_DHW.shape:
+        return f"another shape {one.data_DHW.shape}, not {other.data_DHW.shape},"
+    corners_XYZ1 = np.array([[*np.multiply(c, one.data_DHW.shape[::-1]), 1] for c in np.ndindex(2, 2, 2)])
+    apart = float(np.linalg.norm((corners_XYZ1 @ (one.affine - other.affine).T)[:, :3], axis=1).max())
+    voxel = float(np.linalg.norm(other.affine[:3, :3], axis=0).min())
+    return f"lies up to {apart:.3g} mm elsewhere" if apart > MISPLACED * voxel else None
+
+
+def _read_lesion(
+    path: Path | None, volumes: Mapping[Modality, Volume], placement: Placement, leave: Callable[[Path, str], None]
+) -> NDArray[np.uint8] | None:
+    if path is None:
+        return None
+    try:
+        labels = read(path)
+        why = _why_apart(labels, next(iter(volumes.values())))
+        if why is not None:
+            raise DataError(f"{why} than the volumes")
+        values = np.unique(labels.data_DHW)
+        if values.min() < 0 or values.max() > 255 or (values != np.rint(values)).any():
+            raise DataError(f"no label map: its values are {values[:4].tolist()} ...")
+        return placement.labels_to_grid(labels.data_DHW)
+    except DataError as error:
+        leave(path, f"lesion map: {error}")
+        return None
+
+
+def _arrays(
+    volumes: Mapping[Modality, Volume],
+    scalings: Mapping[Modality, Scaling],
+    brain: NDArray[np.bool_],
+    placement: Placement,
+) -> dict[str, NDArray[Any]]:
+    inside = placement.to_grid(brain) >= 0.5
+    images = [
+        np.where(inside, placement.to_grid(scaling.apply(volumes[modality].data_DHW, brain)), 0)
+        for modality, scaling in scalings.items()
+    ]
+    return {"vol.npy": np.stack(images, axis=1).astype(np.float16), "brain.npy": inside.astype(np.uint8)}
+
+
+def _write_subject(target: Path, arrays: Mapping[str, NDArray[Any]], meta: dict[str, Any]) -> None:
+    """The whole folder appears at once; of a killed process only a hidden folder stays, swept by the next run."""
+    partial_folder = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    partial_folder.mkdir()
+    for name, array in arrays.items():
+        np.save(partial_folder / name, np.ascontiguousarray(array))
+    meta["written"] = {
+        name: {"sha256": hash_file(partial_folder / name), "bytes": (partial_folder / name).stat().st_size}
+        for name in arrays
+    }
+    (partial_folder / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True), encoding="utf-8")
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():
+        target.rename(old)
+    partial_folder.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _stored(target: Path, key: str) -> dict[str, Any] | None:
+    """The subject's meta.json, when it was made from the same files in the same way and all is there."""
+    try:
+        meta: dict[str, Any] = json.loads((target / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(meta, dict) and meta.get("key") == key and has_sizes(target, meta)
+    return meta if whole else None
+
+
+def _entry(meta: Mapping[str, Any], target: Path) -> dict[str, Any]:
+    """A subject's part of cohort.json; split and clinical come from participants.tsv."""
+    return {
+        "name": meta["name"],
+        "modalities": meta["modalities"],
+        "depth": meta["shape"][0],
+        "brain_slices": meta["brain_slices"],
+        "lesion": "lesion.npy" in meta["written"],
+        "bytes": sum(file["bytes"] for file in meta["written"].values()),
+        "meta": hash_file(target / "meta.json"),
+    }
+
+
+def has_sizes(target: Path, meta: Mapping[str, Any]) -> bool:
+    try:
+        return all((target / name).stat().st_size == file["bytes"] for name, file in meta["written"].items())
+    except (OSError, KeyError):
+        return False
+
+
+def _files(sources: Sources) -> Iterator[Path]:
+    yield from sources.files.values()
+    if sources.lesion is not None:
+        yield sources.lesion
+
+
+def hash_file(path: Path) -> str:
+    """Empty when it can't be read: the reason comes when its content is wanted."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def hash_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,164 @@
+"""A prepared cohort to batches of slices and to whole subjects. Files stay memory-mapped: the page cache is the cache.
+
+What a cohort holds beyond the asked modalities is not read; what it lacks is zeros with `exists` False.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.data.bids import Clinical
+from shared.data.cohort import Cohort, Geometry, Subject
+from shared.errors import DataError
+from shared.records import Batch
+from shared.vocabulary import Modality
+
+OPEN_FILES = 128  # memory maps held at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """One whole subject on the grid."""
+
+    images_MDHW: Tensor
+    exists_M: Tensor
+    brain_DHW: Tensor  # bool
+    lesion_DHW: Tensor | None  # uint8 labels
+    geometry: Geometry  # back to the subject's own volumes
+    clinical: Clinical
+    subject: str  # never leaves
+
+
+class Slices:
+    """The brain slices of a split, in the order of `modalities`, of all subjects that have any of them."""
+
+    def __init__(self, cohort: Cohort, modalities: Sequence[Modality], *, split: str | None) -> None:
+        self.cohort = cohort
+        self.modalities = tuple(modalities)
+        self.subjects: tuple[Subject, ...] = tuple(
+            subject
+            for subject in cohort.subjects
+            if (split is None or subject.split == split) and set(subject.modalities) & set(modalities)
+        )
+        numbers = {subject.name: number for number, subject in enumerate(cohort.subjects)}
+        self._numbers = tuple(numbers[subject.name] for subject in self.subjects)  # in the whole cohort
+        self._ends = np.cumsum([len(subject.brain_slices) for subject in self.subjects], dtype=np.int64)
+        self._maps: OrderedDict[str, NDArray[np.float16]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self.subjects else 0
+
+    def batch(self, indices: Iterable[int]) -> Batch:
+        """Slices by their index in [0, len): subject after subject, from the neck up."""
+        return self._read([self._locate(index) for index in indices])
+
+    def draw(self, size: int, generator: torch.Generator) -> Batch:
+        """Every subject is as likely as any other, then every brain slice of it."""
+        if not self.subjects:
+            raise DataError(f"no subject of this split has any of {', '.join(self.modalities)}")
+        subjects = torch.randint(len(self.subjects), (size,), generator=generator).tolist()
+        places = torch.randint(2**62, (size,), generator=generator).tolist()  # cut to the subject's own number below
+        pairs = zip(subjects, places, strict=True)
+        return self._read([(i, place % len(self.subjects[i].brain_slices)) for i, place in pairs])
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """Every slice once."""
+        for start in range(0, len(self), size):
+            yield self.batch(range(start, min(start + size, len(self))))
+
+    def volume(self, index: int) -> Stack:
+        """The index-th of `subjects`, whole: all slices of the cache, not only those that count as brain."""
+        subject = self.subjects[index]
+        folder = self.cohort.folder / subject.name
+        to, of = self._columns(subject)
+        held_DMHW = self._open(subject)
+        images_MDHW = torch.zeros(len(self.modalities), subject.depth, *held_DMHW.shape[2:])
+        images_MDHW[to] = torch.from_numpy(held_DMHW[:, of].astype(np.float32)).transpose(0, 1)
+        exists_M = torch.zeros(len(self.modalities), dtype=torch.bool)
+        exists_M[to] = True
+        return Stack(
+            images_MDHW=images_MDHW,
+            exists_M=exists_M,
+            brain_DHW=torch.from_numpy(np.load(folder / "brain.npy")).bool(),
+            lesion_DHW=torch.from_numpy(np.load(folder / "lesion.npy")) if subject.lesion else None,
+            geometry=self.cohort.geometry(subject),
+            clinical=subject.clinical,
+            subject=subject.name,
+        )
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Slice index -> (subject, place among its brain slices)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"slice {index} of {len(self)}")
+        i = int(np.searchsorted(self._ends, index, side="right"))
+        return i, index - int(self._ends[i - 1] if i else 0)
+
+    def _read(self, places: Sequence[tuple[int, int]]) -> Batch:
+        grid = self.cohort.grid
+        images_BMHW = torch.zeros(len(places), len(self.modalities), grid.height, grid.width)
+        exists_BM = torch.zeros(len(places), len(self.modalities), dtype=torch.bool)
+        for b, (i, place) in enumerate(places):
+            subject = self.subjects[i]
+            to, of = self._columns(subject)
+            slice_MHW = self._open(subject)[subject.brain_slices[place]][of]
+            images_BMHW[b, to] = torch.from_numpy(slice_MHW.astype(np.float32))
+            exists_BM[b, to] = True
+        return Batch(
+            images_BMHW=images_BMHW,
+            exists_BM=exists_BM,
+            shown_BM=exists_BM.clone(),
+            subject_B=torch.tensor([self._numbers[i] for i, _ in places], dtype=torch.int64),
+            clinical=tuple(self.subjects[i].clinical for i, _ in places),
+        )
+
+    def _columns(self, subject: Subject) -> tuple[list[int], list[int]]:
+        """Where the asked modalities that the subject has go to in a batch, and where they stand in its file."""
+        held = [m for m in self.modalities if m in subject.modalities]
+        return [self.modalities.index(m) for m in held], [subject.modalities.index(m) for m in held]
+
+    def _open(self, subject: Subject) -> NDArray[np.float16]:
+        if subject.name not in self._maps:
+            if len(self._maps) >= OPEN_FILES:
+                self._maps.popitem(last=False)
+            self._maps[subject.name] = np.load(self.cohort.folder / subject.name / "vol.npy", mmap_mode="r")
+        self._maps.move_to_end(subject.name)
+        return self._maps[subject.name]
+
+
+def prefetch(batches: Iterable[Batch], device: torch.device | str, *, ahead: int = 2) -> Iterator[Batch]:
+    """The same batches in the same order, on the device; for CUDA the next ones are read and moved meanwhile."""
+    if torch.device(device).type != "cuda":
+        for batch in batches:
+            yield batch.to(device)
+        return
+    source = iter(batches)
+
+    def pinned() -> Batch | None:
+        batch = next(source, None)
+        return None if batch is None else _over_tensors(batch, torch.Tensor.pin_memory)
+
+    with ThreadPoolExecutor(1) as reader:  # one thread: the order of reading is the order of the batches
+        waiting: deque[Future[Batch | None]] = deque(reader.submit(pinned) for _ in range(ahead))
+        try:
+            while (moved := waiting.popleft().result()) is not None:
+                waiting.append(reader.submit(pinned))
+                yield _over_tensors(moved, lambda tensor: tensor.to(device, non_blocking=True))
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _over_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    return replace(
+        batch,
+        images_BMHW=change(batch.images_BMHW),
+        exists_BM=change(batch.exists_BM),
+        shown_BM=change(batch.shown_BM),
+        subject_B=change(batch.subject_B),
+    )
