@@ -1,0 +1,1 @@
+"""Noise schedules, conversions and samplers of Gaussian diffusion; they know nothing of networks or images."""

@@ -1,0 +1,338 @@
+"""AMM-Diff: any shown modalities in, all modalities out (Kebaili et al.; seed_systems.md §2, federated as in §7).
+
+Phase `pretext` teaches the encoder (IFFN) to see the complete subject in a patch-masked one; phase `translate` trains
+encoder and diffusion U-Net end to end, reconstructing every existing modality from a random shown subset. With
+`anchor=ridge` a phase `anchor` comes first: the linear prediction of the hidden modalities, solved from sums that the
+sites pool exactly; the network then sees it and predicts around it.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.diffusion.gaussian import SCHEDULES, Schedule
+from shared.diffusion.samplers import Guess, Sampler, draw
+from shared.errors import ConfigError, DataError
+from shared.methods.baselines.ridge import PatchRidge
+from shared.nets.iffn import IFFN, IffnShape, PlainEncoder, Predictor
+from shared.nets.spectral import brain, spectral
+from shared.nets.unet import UNet, UNetShape
+from shared.options import require
+from shared.records import Batch, Cut, Losses, Owners, Phase
+from shared.vocabulary import SHARED, Modality, Owner, source, target
+
+SIZES: Mapping[str, tuple[IffnShape, UNetShape]] = {
+    "tiny": (
+        IffnShape(width=8, out=8, depth=(1, 1, 1, 1)),
+        UNetShape(base=16, mult=(1, 2), blocks=1, attention=1, patch=2),
+    ),
+    "small": (
+        IffnShape(width=24, out=16, depth=(1, 2, 1, 1)),
+        UNetShape(base=48, mult=(1, 2, 2), blocks=1, attention=1, patch=2),
+    ),
+    "paper": (IffnShape(width=64, out=32), UNetShape(base=128, mult=(1, 1, 2, 3, 4), blocks=2, attention=2)),
+}
+ENCODERS: Mapping[str, type[IFFN] | type[PlainEncoder]] = {"iffn": IFFN, "unet": PlainEncoder}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AmmDiff:
+    modalities: tuple[Modality, ...]
+    size: Literal["tiny", "small", "paper"] = "small"
+    encoder: Literal["iffn", "unet"] = "iffn"
+    pretext: bool = True
+    anchor: Literal["none", "ridge"] = "none"
+    parameterisation: Literal["eps", "v"] = "v"  # eps is the paper's
+    schedule: Literal["linear", "cosine"] = "linear"
+    times: int = 1000
+    noisiest: float = 0.0  # share of samples at the last time, which the sampler `mean` reads; the others are uniform
+    outside: float = 1.0  # weight of pixels outside the brain
+    hide_target: float = 0.0  # chance that an existing modality is treated as if it had no ground truth
+    mask_patch: int = 16  # pretext: side of the masked patches, in pixels
+    mask_ratio: float = 0.6  # pretext: part of the patches that are masked, in each modality for itself
+    drop: float = 0.3  # pretext: chance to lose whole modalities besides
+    ridge_patch: int = 5
+    ridge_strength: float = 1e-3
+    ridge_error: float = 0.2  # the linear prediction's usual error, on the scale of [-1, 1]
+    checkpoint: bool = False  # less memory, more time
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def __post_init__(self) -> None:
+        require(len(self.modalities) >= 2, "modalities", self.modalities, "at least two")
+        require(len(set(self.modalities)) == len(self.modalities), "modalities", self.modalities, "named once each")
+        require(self.times >= 2, "times", self.times, "2 or more")
+        for key in ("noisiest", "outside", "hide_target", "mask_ratio", "drop"):
+            require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
+        require(self.mask_patch >= 1, "mask_patch", self.mask_patch, "1 or more")
+        require(self.ridge_patch % 2 == 1, "ridge_patch", self.ridge_patch, "odd")
+        require(self.ridge_strength > 0, "ridge_strength", self.ridge_strength, "above 0")
+        require(self.ridge_error > 0, "ridge_error", self.ridge_error, "above 0")
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        anchor = [Phase(name="anchor", kind="sums")] if self.anchor == "ridge" else []
+        pretext = [Phase(name="pretext", collapse=("feature_std", 0.1))] if self.pretext else []
+        return (*anchor, *pretext, Phase(name="translate"))
+
+    def build(self, seed: int) -> "AmmDiffNet":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return AmmDiffNet(self)
+
+    # --- who owns what -------------------------------------------------------------------------------------------
+
+    def owners(self, net: nn.Module, phase: str) -> Owners:
+        """Input slices belong to what they see, output rows and the inputs about a target to the target."""
+        assert isinstance(net, AmmDiffNet)
+        trained = {"anchor": (), "pretext": ("encoder.", "predictor."), "translate": ("encoder.", "unet.")}[phase]
+        owners: dict[str, Owner | Cut] = {
+            name: SHARED for name, _ in net.named_parameters() if name.startswith(tuple(trained))
+        }
+        if phase == "anchor":
+            return owners
+        for name, seen in net.encoder.sources(self.modalities).items():
+            owners[f"encoder.{name}"] = Cut(dim=1, owners=tuple(map(source, seen)))
+        if phase == "translate":
+            area = net.unet.shape.patch**2  # space to depth keeps a channel's pixels together
+            targets = [target(m) for m in self.modalities]
+            others = [SHARED] * (net.condition_channels)  # the map and the anchor: there for every sample
+            stem = [owner for owner in (*targets, *others, *targets) for _ in range(area)]
+            rows = tuple(owner for owner in targets for _ in range(area))
+            owners["unet.stem.weight"] = Cut(dim=1, owners=tuple(stem))
+            owners["unet.out.weight"] = Cut(dim=0, owners=rows)
+            owners["unet.out.bias"] = Cut(dim=0, owners=rows)
+        return owners
+
+    # --- training ------------------------------------------------------------------------------------------------
+
+    def loss(self, net: nn.Module, batch: Batch, phase: str, generator: torch.Generator) -> Losses:
+        assert isinstance(net, AmmDiffNet)
+        _check_size(batch.images_BMHW, net)
+        if phase == "pretext":
+            return self._pretext(net, batch, generator)
+        return self._translate(net, batch, generator)
+
+    def _pretext(self, net: "AmmDiffNet", batch: Batch, generator: torch.Generator) -> Losses:
+        """1 - cos(predictor(map of the masked), map of the complete), position by position; the second is fixed."""
+        assert net.predictor is not None
+        complete_BM = batch.shown_BM
+        images_BMHW = _shown(batch.images_BMHW, complete_BM)
+        edges_BMHW = spectral(images_BMHW, complete_BM)  # masked below, not made anew: a patch's border is no edge
+        kept_BM = torch.where(
+            (_uniform((len(complete_BM), 1), complete_BM.device, generator) < self.drop),
+            random_subset(complete_BM, generator, proper=True),
+            complete_BM,
+        )
+        open_BMHW = kept_BM[:, :, None, None] & self._open_patches(images_BMHW, generator)
+        with self._autocast(images_BMHW.device):
+            seen = [torch.where(open_BMHW, x, 0.0) for x in (images_BMHW, edges_BMHW)]
+            guess_BCHW = net.predictor(net.encoder(*seen, kept_BM)).float()
+            with torch.no_grad():
+                fixed_BCHW = net.encoder(images_BMHW, edges_BMHW, complete_BM).float()
+        spread = fixed_BCHW.std(dim=(0, 2, 3)).mean()  # goes to 0 when all maps become one: the trivial solution
+        return Losses(
+            loss_B=1 - F.cosine_similarity(guess_BCHW, fixed_BCHW, dim=1).mean(dim=(1, 2)),
+            gave=self._gave(complete_BM.any(1), kept_BM, torch.zeros_like(kept_BM)),
+            watch={"feature_std": spread.item()},
+        )
+
+    def _open_patches(self, images_BMHW: Tensor, generator: torch.Generator) -> Tensor:
+        """True where a patch is not masked; the same number of patches in every image."""
+        B, M, H, W = images_BMHW.shape
+        rows, columns = -(-H // self.mask_patch), -(-W // self.mask_patch)
+        noise = _uniform((B, M, rows * columns), images_BMHW.device, generator)
+        open_ = noise.argsort(-1).argsort(-1) >= round(self.mask_ratio * rows * columns)
+        grid = open_.reshape(B, M, rows, columns)
+        for axis in (2, 3):
+            grid = grid.repeat_interleave(self.mask_patch, dim=axis)
+        return grid[:, :, :H, :W]
+
+    def _translate(self, net: "AmmDiffNet", batch: Batch, generator: torch.Generator) -> Losses:
+        """Mean over the existing modalities and pixels of the network's squared error, for every sample alone."""
+        device = batch.images_BMHW.device
+        shown_BM = random_subset(batch.shown_BM, generator)
+        spared = _uniform(batch.exists_BM.shape, device, generator) >= self.hide_target
+        wanted_BM = batch.exists_BM & (spared | shown_BM)
+        x0 = 2 * _shown(batch.images_BMHW, wanted_BM) - 1
+        t_B = self._times(len(x0), device, generator)
+        eps = torch.randn(x0.shape, generator=generator, device=device)
+        x_t = self._schedule.noised(x0, t_B, eps)
+        with self._autocast(device):
+            condition = net.condition(batch.images_BMHW, shown_BM)
+            raw = self._raw(net, x_t, t_B, condition, wanted_BM)
+        wanted = self._wanted(x_t, t_B, x0, eps, condition.anchor)
+        error = torch.where(wanted_BM[:, :, None, None], (raw - wanted).square(), 0.0)
+
+        inside = brain(batch.images_BMHW, batch.exists_BM)
+        weight = torch.where(inside, 1.0, self.outside)
+        total_B = weight.sum(dim=(1, 2, 3)) * wanted_BM.sum(1)
+        return Losses(
+            loss_B=(error * weight).sum(dim=(1, 2, 3)) / total_B.clamp(min=1e-6),
+            gave=self._gave(wanted_BM.any(1), shown_BM, wanted_BM),
+        )
+
+    def _times(self, n: int, device: torch.device, generator: torch.Generator) -> Tensor:
+        t_B = torch.randint(self.times, (n,), generator=generator, device=device)
+        last = _uniform((n,), device, generator) < self.noisiest
+        return torch.where(last, self.times - 1, t_B)
+
+    def _gave(self, any_B: Tensor, shown_BM: Tensor, wanted_BM: Tensor) -> dict[Owner, Tensor]:
+        return {
+            SHARED: any_B,
+            **{source(m): shown_BM[:, i] for i, m in enumerate(self.modalities)},
+            **{target(m): wanted_BM[:, i] for i, m in enumerate(self.modalities)},
+        }
+
+    # --- what the network's output means -------------------------------------------------------------------------
+
+    @property
+    def _schedule(self) -> Schedule:
+        return SCHEDULES[self.schedule](self.times)
+
+    def _prior(self, x_t: Tensor, t_B: Tensor, anchor: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and sd of x0 given x_t before the network has looked: x0 ~ N(0, 1), or N(anchor, ridge_error^2)."""
+        if anchor is None:
+            return self._schedule.given(x_t, t_B, 0.0, 1.0)
+        return self._schedule.given(x_t, t_B, anchor, self.ridge_error)
+
+    def _raw(self, net: "AmmDiffNet", x_t: Tensor, t_B: Tensor, condition: "Condition", exists_BM: Tensor) -> Tensor:
+        """`eps` hears x_t itself; `v` hears the prior's mean, in which noise fades as it stops telling anything."""
+        heard = x_t if self.parameterisation == "eps" else self._prior(x_t, t_B, condition.anchor)[0]
+        out: Tensor = net(heard, t_B, condition.maps, exists_BM)
+        return out.float()
+
+    def _wanted(self, x_t: Tensor, t_B: Tensor, x0: Tensor, eps: Tensor, anchor: Tensor | None) -> Tensor:
+        """eps; or what is left of x0, in the prior's sd. With x0 ~ N(0, 1) that is v: (alpha x_t - x0) / sigma."""
+        if self.parameterisation == "eps":
+            return eps
+        mean, sd = self._prior(x_t, t_B, anchor)
+        return (mean - x0) / sd
+
+    def _guess(self, x_t: Tensor, t_B: Tensor, raw: Tensor, anchor: Tensor | None) -> Guess:
+        if self.parameterisation == "eps":
+            return Guess(self._schedule.x0_from_eps(x_t, t_B, raw), raw)
+        mean, sd = self._prior(x_t, t_B, anchor)
+        x0 = mean - sd * raw
+        return Guess(x0, self._schedule.eps_from_x0(x_t, t_B, x0))
+
+    # --- sums and synthesis --------------------------------------------------------------------------------------
+
+    def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
+        assert isinstance(net, AmmDiffNet)
+        assert net.anchor is not None
+        return net.anchor.sums(batch)
+
+    def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
+        assert isinstance(net, AmmDiffNet)
+        assert net.anchor is not None
+        net.anchor.settle(sums)
+
+    @torch.no_grad()
+    def synthesize(
+        self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: torch.Generator
+    ) -> Tensor:
+        """Raw reconstructions of all modalities, the shown ones too; nothing shown is ever pasted in."""
+        assert isinstance(net, AmmDiffNet)
+        _check_size(images_BMHW, net)
+        if not bool(shown_BM.any(1).all()):
+            raise DataError("nothing to synthesize from: an image with no shown modality")
+        everything_BM = torch.ones_like(shown_BM)
+        with self._autocast(images_BMHW.device):
+            condition = net.condition(images_BMHW, shown_BM)
+
+        def denoise(x_t: Tensor, t: int) -> Guess:
+            t_B = torch.full((len(x_t),), t, device=x_t.device)
+            with self._autocast(x_t.device):
+                raw = self._raw(net, x_t, t_B, condition, everything_BM)
+            return self._guess(x_t, t_B, raw, condition.anchor)
+
+        noise = torch.randn(images_BMHW.shape, generator=generator, device=images_BMHW.device)
+        return (draw(denoise, self._schedule, noise, sampler, generator).clamp(-1, 1) + 1) / 2
+
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        """bf16 on CUDA, and on a CPU that multiplies in bf16 (three times faster there)."""
+        fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+        wanted = self.precision == "bf16" or (self.precision == "auto" and fast)
+        return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """All that the denoiser is told about the shown images; made once per image."""
+
+    maps: Tensor  # the unified map, then the anchor in [0, 1]
+    anchor: Tensor | None  # in [-1, 1]
+
+
+class AmmDiffNet(nn.Module):
+    def __init__(self, options: AmmDiff) -> None:
+        super().__init__()
+        M = len(options.modalities)
+        iffn, shape = SIZES[options.size]
+        shape = dataclasses.replace(shape, checkpoint=options.checkpoint)
+        self.encoder: IFFN | PlainEncoder = ENCODERS[options.encoder](M, iffn)
+        self.predictor = Predictor(iffn.out) if options.pretext else None
+        self.anchor = (
+            PatchRidge(M, patch=options.ridge_patch, strength=options.ridge_strength)
+            if options.anchor == "ridge"
+            else None
+        )
+        self.condition_channels = iffn.out + (M if self.anchor is not None else 0)
+        self.unet = UNet(M + self.condition_channels + M, M, shape)
+        self.multiple = max(self.encoder.multiple, shape.multiple)  # of the images' height and width
+
+    def condition(self, images_BMHW: Tensor, shown_BM: Tensor) -> Condition:
+        images_BMHW = _shown(images_BMHW, shown_BM)
+        map_BCHW = self.encoder(images_BMHW, spectral(images_BMHW, shown_BM), shown_BM)
+        if self.anchor is None:
+            return Condition(maps=map_BCHW, anchor=None)
+        linear_BMHW = self.anchor(images_BMHW, shown_BM)
+        return Condition(maps=torch.cat([map_BCHW, linear_BMHW.to(map_BCHW.dtype)], dim=1), anchor=2 * linear_BMHW - 1)
+
+    def forward(self, x_BMHW: Tensor, t_B: Tensor, maps_BCHW: Tensor, exists_BM: Tensor) -> Tensor:
+        """The denoiser: what is exported. A modality without ground truth is blank at its input."""
+        exists_BM11 = exists_BM[:, :, None, None]
+        x_BMHW = torch.where(exists_BM11, x_BMHW, 0.0)
+        code_BMHW = exists_BM11.to(x_BMHW.dtype).expand_as(x_BMHW)
+        out: Tensor = self.unet(torch.cat([x_BMHW, maps_BCHW.to(x_BMHW.dtype), code_BMHW], dim=1), t_B)
+        return out
+
+    def example(self, batch: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Inputs that `forward` takes, for exporters."""
+        M = self.unet.out.out_channels // self.unet.shape.patch**2
+        return (
+            torch.zeros(batch, M, height, width),
+            torch.zeros(batch, dtype=torch.long),
+            torch.zeros(batch, self.condition_channels, height, width),
+            torch.ones(batch, M, dtype=torch.bool),
+        )
+
+
+def random_subset(have_BM: Tensor, generator: torch.Generator, *, proper: bool = False) -> Tensor:
+    """Of what each sample has: k uniform in 1..n, then k at random. `proper` leaves at least one out, where n > 1."""
+    n_B = have_BM.sum(1)
+    most_B = (n_B - 1).clamp(min=1) if proper else n_B
+    k_B = 1 + (_uniform(n_B.shape, have_BM.device, generator) * most_B).floor()
+    noise_BM = torch.where(have_BM, _uniform(have_BM.shape, have_BM.device, generator), 2.0)
+    rank_BM = noise_BM.argsort(1).argsort(1)
+    return have_BM & (rank_BM < k_B[:, None])
+
+
+def _shown(images_BMHW: Tensor, shown_BM: Tensor) -> Tensor:
+    return torch.where(shown_BM[:, :, None, None], images_BMHW.float(), 0.0)
+
+
+def _uniform(shape: tuple[int, ...] | torch.Size, device: torch.device, generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, device=device)
+
+
+def _check_size(images_BMHW: Tensor, net: AmmDiffNet) -> None:
+    height, width = images_BMHW.shape[-2:]
+    if height % net.multiple or width % net.multiple:
+        raise ConfigError(f"grid={height}x{width}: this network needs multiples of {net.multiple}")
