@@ -119,7 +119,9 @@ class Prepared:
     bytes: int
 
     def count(self, done: Done) -> int:
-        return sum(remark.done == done for remark in self.remarks if (remark.file == "") == (done in _OF_SUBJECTS))
+        """Subjects, or for "skipped modality" files."""
+        of_files = done == "skipped modality"
+        return sum(remark.done == done and bool(remark.file) == of_files for remark in self.remarks)
 
     @property
     def summary(self) -> tuple[tuple[str, str], ...]:
@@ -135,9 +137,6 @@ class Prepared:
             ("size", f"{self.bytes / 1e6:.1f} MB"),
             ("digest", self.cohort.digest[:12]),
         )
-
-
-_OF_SUBJECTS: tuple[Done, ...] = ("used", "incomplete", "excluded")
 
 
 def cache_folder(bids: Path, grid: Grid) -> Path:
@@ -235,6 +234,7 @@ def _conclude(
         present = result.entry["modalities"]
         lacking = [m for m in wanted if m not in present]
         why = ", ".join(present) + (f"; lacks {', '.join(lacking)}" if lacking else "")
+        why += "; no row in participants.tsv" if participants and result.subject not in participants else ""
         remarks.append(Remark(subject=result.subject, file="", done="incomplete" if lacking else "used", why=why))
         entries.append({**result.entry, "split": participant.split, "clinical": dict(participant.clinical)})
     for subject in sorted(participants.keys() - {result.subject for result in done}):

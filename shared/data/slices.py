@@ -131,6 +131,40 @@ class Slices:
         return self._maps[subject.name]
 
 
+class Pool:
+    """Several cohorts as one: every subject is as likely as any other."""
+
+    def __init__(self, parts: Sequence[Slices]) -> None:
+        self.parts = tuple(part for part in parts if part.subjects)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def draw(self, size: int, generator: torch.Generator) -> Batch:
+        if len(self.parts) == 1:
+            return self.parts[0].draw(size, generator)
+        if not self.parts:
+            raise DataError("no subject of any cohort has any of the asked modalities")
+        shares = torch.tensor([float(len(part.subjects)) for part in self.parts])
+        chosen = torch.multinomial(shares, size, replacement=True, generator=generator).bincount(minlength=len(shares))
+        return _join([part.draw(n, generator) for part, n in zip(self.parts, chosen.tolist(), strict=True) if n])
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        for part in self.parts:
+            yield from part.in_order(size)
+
+
+def _join(batches: Sequence[Batch]) -> Batch:
+    """One batch; subjects keep their numbers within their own cohorts."""
+    return Batch(
+        images_BMHW=torch.cat([batch.images_BMHW for batch in batches]),
+        exists_BM=torch.cat([batch.exists_BM for batch in batches]),
+        shown_BM=torch.cat([batch.shown_BM for batch in batches]),
+        subject_B=torch.cat([batch.subject_B for batch in batches]),
+        clinical=tuple(record for batch in batches for record in batch.clinical),
+    )
+
+
 def prefetch(batches: Iterable[Batch], device: torch.device | str, *, ahead: int = 2) -> Iterator[Batch]:
     """The same batches in the same order, on the device; for CUDA the next ones are read and moved meanwhile."""
     if torch.device(device).type != "cuda":

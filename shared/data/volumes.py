@@ -32,6 +32,7 @@ MAX_VOXELS = 2**28  # 645 cubed; a header that asks for more is damaged or hosti
 MAX_OBLIQUE = 40.0  # degrees; beyond it an axial slice means nothing
 SPACING_LIMITS = (0.05, 20.0)  # mm
 MAX_SHRINK = 1.25  # how much coarser than asked a subject's spacing may get for a large brain to fit
+MAX_OFFSET = 2**26  # bytes of header extensions before the voxels
 _SLACK = 2**20  # bytes that may follow the voxels
 
 
@@ -212,8 +213,7 @@ def _open(path: Path) -> Any:
     """Header only; the voxels stay on disk."""
     if path.stat().st_size == 0:
         raise DataError("empty file")
-    with LoggingOutputSuppressor():
-        image = nib.load(path)
+    image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):
         raise DataError(f"not a NIfTI file (it is {type(image).__name__})")
     return image
@@ -229,6 +229,8 @@ def _check_header(image: Any) -> None:
         raise DataError(f"shape {shape} holds no voxel")
     if math.prod(shape) > MAX_VOXELS:
         raise DataError(f"shape {shape} is over the limit of {MAX_VOXELS} voxels")
+    if image.dataobj.offset > MAX_OFFSET:
+        raise DataError(f"its voxels begin at byte {image.dataobj.offset}: over the limit of {MAX_OFFSET}")
     if image.get_data_dtype().kind not in "iuf":
         raise DataError(f"voxels of type {image.get_data_dtype()}: must be one real number each")
     if image.header["qform_code"] == 0 and image.header["sform_code"] == 0:
@@ -264,7 +266,8 @@ def _all_bytes(path: Path, image: Any) -> bytes:
 def _faults() -> Iterator[None]:
     """Every way that a foreign file can fail, as one line."""
     try:
-        yield
+        with LoggingOutputSuppressor():  # nibabel's own lines name neither the file nor a remedy
+            yield
     except DataError:
         raise
     except EOFError:

@@ -1,0 +1,48 @@
+"""Random subsets and all subsets."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.data.missing import all_patterns, random_shown, suppress
+
+
+@given(rows=st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=8), seed=st.integers(0, 99),
+       keep=st.integers(1, 3))  # fmt: skip
+def test_shown_is_a_part_of_what_exists_and_never_empty(rows: list[list[bool]], seed: int, keep: int) -> None:
+    exists_BM = torch.tensor(rows)
+    shown_BM = random_shown(exists_BM, torch.Generator().manual_seed(seed), keep=keep)
+    assert not (shown_BM & ~exists_BM).any()
+    assert (shown_BM.sum(dim=1) >= exists_BM.sum(dim=1).clamp(max=keep)).all()
+
+
+def test_every_number_of_shown_is_as_likely_and_every_subset_of_that_number() -> None:
+    exists_BM = torch.tensor([[True, False, True, True]]).expand(30000, 4)
+    shown_BM = random_shown(exists_BM, torch.Generator().manual_seed(0))
+    counts = Counter(tuple(row) for row in shown_BM.int().tolist())
+    assert len(counts) == 7
+    for pattern, count in counts.items():
+        subsets = {1: 3, 2: 3, 3: 1}[sum(pattern)]
+        assert count / 30000 == pytest.approx(1 / 3 / subsets, abs=0.01)
+
+
+def test_the_same_generator_gives_the_same_draw() -> None:
+    exists_BM = torch.ones(64, 4, dtype=torch.bool)
+    one, other = (random_shown(exists_BM, torch.Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_all_patterns_are_the_non_empty_subsets_smallest_first() -> None:
+    patterns = all_patterns(("T1", "T2", "FLAIR"))
+    assert len(set(patterns)) == 7
+    assert patterns[0] == ("T1",)
+    assert patterns[-1] == ("T1", "T2", "FLAIR")
+
+
+def test_small_cells_say_only_that_they_are_small() -> None:
+    patterns = {("T1",): 1, ("T2",): 4, ("T1", "T2"): 5, ("CT",): 0}
+    assert suppress(patterns, 5) == {("T1",): -5, ("T2",): -5, ("T1", "T2"): 5}
+    assert suppress(patterns, 1) == {("T1",): 1, ("T2",): 4, ("T1", "T2"): 5}
