@@ -62,9 +62,11 @@ def main(tensors: int, rounds: int, sites: int) -> None:
     bids = Path("cohort")
     for modality in ("T1", "T2"):
         data = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32) + 1
-        write(bids / bids_path("001", modality), data, np.eye(4))
+        path = bids / bids_path("001", modality)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, data, np.eye(4))
     (bids / "participants.tsv").write_text("participant_id\nsub-001\n")
-    prepare(bids, GRID, modalities=("T1", "T2"), out=None, workers=1, progress=None)
+    prepare(bids, GRID, workers=0)
     config = Config(
         run=None,
         resume=None,

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,31 +14,29 @@ from client.site import Site
 from shared.config import RunSettings
 from shared.data.cohort import Cohort, cache_folder
 from shared.data.missing import suppress
-from shared.data.slices import Slices
+from shared.data.slices import Pool, Slices
 from shared.errors import PlanRefused
 from shared.methods import Method
 from shared.owners import keep_local
 from shared.records import Inventory, RoundPlan, Update
 from shared.training import find_device, pool, train
-from shared.vocabulary import LOCAL, Weights
+from shared.vocabulary import LOCAL, Modality, Weights
+
+SUM_BATCH = 64  # slices at a time in a phase of sums
 
 
 def take_inventory(site: Site, config: str, schema: str) -> Inventory:
     settings = RunSettings.parse(config)
     check_schema(site, settings, schema)
-    method, cohort = settings.build_method(), open_cohort(site, settings)
-    patterns = {
-        tuple(m for m in method.modalities if m in pattern): 0 for pattern in cohort.patterns("train")
-    }  # in the method's words and order
-    for pattern, n in cohort.patterns("train").items():
-        patterns[tuple(m for m in method.modalities if m in pattern)] += n
-    refused = {p.name: why for p in method.phases if (why := why_not(site, method, cohort, p.name)) is not None}
+    method = settings.build_method()
+    patterns = present(open_cohorts(site, settings), method.modalities)
+    why = why_not(site, patterns)
     return Inventory(
         site=site.name,
         schema=schema,
         subjects=sum(patterns.values()),
         patterns=suppress(patterns, settings.min_cell),
-        refused=refused,
+        refused={} if why is None else {phase.name: why for phase in method.phases},
     )
 
 
@@ -46,11 +45,11 @@ def do_round(site: Site, plan: RoundPlan) -> Update:
     check_schema(site, settings, plan.schema)
     device = find_device(site.device)
     method, net = build(plan.config, str(device))
-    cohort = open_cohort(site, settings)
-    why = why_not(site, method, cohort, plan.phase)
+    cohorts = open_cohorts(site, settings)
+    why = why_not(site, present(cohorts, method.modalities))
     if why is not None:
         raise PlanRefused(f"{site.name}: takes no part in {plan.phase}: {why}")
-    slices = Slices(cohort, method.modalities, split="train")
+    slices = Pool(tuple(Slices(cohort, method.modalities, split="train") for cohort in cohorts))
     phase = next(p for p in method.phases if p.name == plan.phase)
     net.load_state_dict(plan.weights)
     if phase.kind == "sums":
@@ -64,7 +63,7 @@ def _train(
     settings: RunSettings,
     method: Method,
     net: nn.Module,
-    slices: Slices,
+    slices: Pool,
     device: torch.device,
 ) -> Update:
     owners = keep_local(method.owners(net, plan.phase), settings.keep_local)
@@ -91,9 +90,9 @@ def _train(
     )
 
 
-def _sum(site: Site, plan: RoundPlan, method: Method, net: nn.Module, slices: Slices) -> Update:
+def _sum(site: Site, plan: RoundPlan, method: Method, net: nn.Module, slices: Pool) -> Update:
     started = time.monotonic()
-    sums = pool(method, net, slices.in_order(64), plan.phase)
+    sums = pool(method, net, slices.in_order(SUM_BATCH), plan.phase)
     seconds = time.monotonic() - started
     return _update(site, plan, delta=sums, counts={}, metrics={"samples": len(slices), "seconds": seconds})
 
@@ -113,8 +112,19 @@ def _update(
     )
 
 
-def open_cohort(site: Site, settings: RunSettings) -> Cohort:
-    return Cohort.open(cache_folder(site.cohort, settings.grid))
+def open_cohorts(site: Site, settings: RunSettings) -> list[Cohort]:
+    return [Cohort.open(cache_folder(folder, settings.grid)) for folder in site.cohorts]
+
+
+def present(cohorts: Sequence[Cohort], modalities: Sequence[Modality]) -> dict[tuple[Modality, ...], int]:
+    """The training subjects' patterns over all cohorts, in the method's words and order; subjects with none left out."""
+    patterns: dict[tuple[Modality, ...], int] = {}
+    for cohort in cohorts:
+        for held, n in cohort.patterns("train").items():
+            pattern = tuple(m for m in modalities if m in held)
+            if pattern:
+                patterns[pattern] = patterns.get(pattern, 0) + n
+    return patterns
 
 
 @functools.lru_cache(maxsize=1)

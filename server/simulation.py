@@ -54,9 +54,8 @@ def prepare_cohorts(config: Config, cohorts: Mapping[str, Path]) -> None:
     """What `lacuna-site prepare` does at each site; done again only where something changed."""
     for site, bids in {**cohorts, **_extra(config)}.items():
         if not (cache_folder(bids, config.grid) / "cohort.json").exists():
-            with progress.bar(f"preparing {site}", 1) as advance:
-                prepare(bids, config.grid, modalities=config.build_method().modalities, out=None, workers=0,
-                        progress=advance)  # fmt: skip
+            with progress.bar(f"preparing {site}", 0) as advance:
+                prepare(bids, config.grid, progress=advance)
 
 
 def _extra(config: Config) -> dict[str, Path]:

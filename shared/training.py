@@ -5,7 +5,7 @@ Under torchrun every process draws its own part of each batch, and gradients and
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -136,7 +136,7 @@ def train(
     )
 
 
-def pool(method: Method, net: nn.Module, batches: list[Batch], phase: str) -> dict[str, Tensor]:
+def pool(method: Method, net: nn.Module, batches: Iterable[Batch], phase: str) -> dict[str, Tensor]:
     """A phase of kind "sums": fp64 totals over all batches."""
     totals: dict[str, Tensor] = {}
     net.eval()

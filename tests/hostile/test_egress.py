@@ -10,7 +10,7 @@ import torch
 from flwr.app import Message
 from flwr.common.serde import message_to_proto
 from support.federation import config, write
-from support.worlds import SITES_MMSE, write_cohort
+from support.worlds import SITES_MMSE, prepare_here, write_cohort
 
 from client.ledger import Ledger
 from server import runs, simulation
@@ -66,8 +66,10 @@ def search(sent: list[tuple[str, bytes]], secrets: list[tuple[str, bytes]]) -> l
 @pytest.fixture(scope="module")
 def leaky_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("leaky")
-    for i, (site, pattern) in enumerate({"north": ("T1", "T2"), "east": ("T1", "FLAIR"), "south": ("T2", "FLAIR")}.items()):
-        write_cohort(root / "sites" / site, site, [pattern] * 3, seed=i, mmse=SITES_MMSE)
+    for i, (site, pattern) in enumerate(
+        {"north": ("T1", "T2"), "east": ("T1", "FLAIR"), "south": ("T2", "FLAIR")}.items()
+    ):
+        prepare_here(write_cohort(root / "sites" / site, site, [pattern] * 3, seed=i, mmse=SITES_MMSE))
     return root
 
 
@@ -147,7 +149,9 @@ def test_a_torn_line_is_cut_and_the_chain_goes_on(tmp_path: Path) -> None:
     assert [entry["bytes"] for entry in ledger.entries()] == [1, 2]
 
 
-def test_an_unknown_error_says_only_its_kind(leaky_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_error_says_only_its_kind(
+    leaky_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An exception's text may hold a subject's name; it stays at the site."""
     from client import work
 

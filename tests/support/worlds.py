@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from shared.data.cohort import prepare
 from shared.data.modalities import bids_path
-from shared.data.volumes import write
+from shared.data.volumes import Grid, write
 
 SITES_MMSE = 27.125  # a value that no weight has by chance, twice in a row
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -25,7 +26,13 @@ def subject_volumes(seed: int, modalities: Sequence[str], edge: int = 16) -> dic
 
 
 def write_cohort(
-    folder: Path, name: str, patterns: Sequence[Sequence[str]], *, seed: int = 0, edge: int = 16, mmse: float = SITES_MMSE
+    folder: Path,
+    name: str,
+    patterns: Sequence[Sequence[str]],
+    *,
+    seed: int = 0,
+    edge: int = 16,
+    mmse: float = SITES_MMSE,
 ) -> Path:
     """One subject per pattern; ids and clinical values are unusual on purpose."""
     folder.mkdir(parents=True)
@@ -35,12 +42,19 @@ def write_cohort(
         subject = f"{name}secret{i:03d}"
         rows.append(f"sub-{subject}\t{61.625 + i}\tF\t{mmse}")
         for modality, data in subject_volumes(seed * 1000 + i, pattern, edge).items():
-            write(folder / bids_path(subject, modality), data.astype(np.float32), AFFINE, dtype=np.float32)
+            path = folder / bids_path(subject, modality)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, data.astype(np.float32), AFFINE, dtype=np.float32)
     (folder / "participants.tsv").write_text("\n".join(rows) + "\n")
     return folder
 
 
+def prepare_here(bids: Path) -> None:
+    """In this process: for a few small subjects, new ones would take longer to start."""
+    prepare(bids, Grid(height=16, width=16), workers=0)
+
+
 def write_world(root: Path, sites: Mapping[str, Sequence[Sequence[str]]], *, edge: int = 16) -> Path:
     for i, (site, patterns) in enumerate(sites.items()):
-        write_cohort(root / "sites" / site, site, patterns, seed=i, edge=edge)
+        prepare_here(write_cohort(root / "sites" / site, site, patterns, seed=i, edge=edge))
     return root
