@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from shared import options
+from shared.checkpoint import write_text
 from shared.errors import ConfigError, DataError
 from shared.records import Inventory
 from shared.vocabulary import Modality, Owner, SiteName
@@ -172,10 +173,7 @@ def read(path: Path) -> list[RoundFacts]:
 
 
 def save_coverage(path: Path, found: Coverage) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(options.plain(found), indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(options.plain(found), indent=1) + "\n")
 
 
 def load_coverage(path: Path) -> Coverage:

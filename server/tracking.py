@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import subprocess
 import time
 import uuid
 import warnings
@@ -17,12 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from server import facts
 from server.facts import Coverage, RoundFacts
+from server.release import code_version
+from shared.checkpoint import write_text
 from shared.errors import ConfigError
 
 if TYPE_CHECKING:  # importing mlflow takes two seconds and 200 MB: only a run that is tracked pays
@@ -183,7 +183,7 @@ class MlflowTracker:
             self._experiment = client.create_experiment(self.experiment, artifact_location=place)
         else:
             self._experiment = found.experiment_id
-        run_id = self._run(client, _key(self.folder), self.folder.name, code_version())
+        run_id = self._run(client, _key(self.folder), self.folder.name, {"lacuna.code": code_version()})
         known = client.get_run(run_id).data.params
         _params(client, run_id, {name: value for name, value in flat(self.config).items() if name not in known})
         client.log_text(run_id, json.dumps(self.config, indent=1), "config.json")
@@ -302,16 +302,6 @@ def without_passwords(value: Any) -> Any:
     return value
 
 
-def code_version() -> dict[str, str]:
-    """Package version, and the commit where the code runs from a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--tags"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = "not a checkout"
-    return {"lacuna.version": metadata.version("lacuna"), "lacuna.commit": commit}
-
-
 def _name(text: str) -> str:
     """`text` as MLflow allows it in a key; two texts never become one."""
     if len(text) <= LONGEST_NAME and re.fullmatch(r"[\w:-]+([ ./][\w:-]+)*", text, flags=re.ASCII):
@@ -324,10 +314,7 @@ def _key(folder: Path) -> str:
     """What the run is found by in MLflow; kept in the folder, so that a folder made anew is a new run."""
     path = folder / "mlflow.json"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name("mlflow.json.part")
-        partial.write_text(json.dumps({"key": uuid.uuid4().hex}) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_text(path, json.dumps({"key": uuid.uuid4().hex}) + "\n")
     key: str = json.loads(path.read_text(encoding="utf-8"))["key"]
     return key
 
@@ -369,7 +356,7 @@ def _register(client: "MlflowClient", run_id: str, final: Path, model: str) -> N
     else:
         client.log_artifacts(run_id, str(final), "model")
         source = f"{client.get_run(run_id).info.artifact_uri}/model"
-        version = client.create_model_version(model, source=source, run_id=run_id, tags=code_version())
+        version = client.create_model_version(model, source=source, run_id=run_id, tags={"lacuna.code": code_version()})
     client.set_registered_model_alias(model, ALIAS, version.version)
 
 
