@@ -68,7 +68,7 @@ def find_subjects(bids: Path) -> list[Sources]:
     folders = sorted(path for path in bids.iterdir() if path.name.startswith("sub-"))
     if not folders:
         raise DataError(f"cohort {bids.name}: holds no sub-* folder, so it is not a BIDS folder")
-    return [_find_files(bids, folder) for folder in folders]
+    return [find_files(bids, folder) for folder in folders]
 
 
 def read_participants(bids: Path) -> dict[str, Participant]:
@@ -125,7 +125,7 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _find_files(bids: Path, folder: Path) -> Sources:
+def find_files(bids: Path, folder: Path) -> Sources:
     """One file per modality, all of one session: the one with most modalities, and of these the first."""
     subject = folder.name
     if not re.fullmatch(r"sub-[A-Za-z0-9]+", subject) or not folder.is_dir():

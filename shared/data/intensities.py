@@ -28,7 +28,7 @@ AIR_HU = -200.0  # CT at or below this is outside the head, as is exactly 0 in a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Percentiles:
-    """Of a volume's own voxels in the brain."""
+    """Of a volume's own voxels that are not background."""
 
     low: float
     high: float
@@ -85,23 +85,22 @@ def usual_scaling(modality: Modality) -> Scaling:
     return Scaling(low=0.0, high=MR_UNITS)
 
 
-def find_scaling(modality: Modality, data_DHW: NDArray[Any], brain_DHW: Mask) -> Scaling:
-    """The volume's own scaling. DataError when it is flat, or plainly not in the unit of its window."""
-    values = data_DHW[brain_DHW & foreground(modality, data_DHW)]
+def find_scaling(modality: Modality, data_DHW: NDArray[Any]) -> Scaling:
+    """The volume's own scaling. DataError when it is blank, flat, or plainly not in the unit of its window."""
+    values = data_DHW[foreground(modality, data_DHW)]
     if not values.size:
-        raise DataError("blank: no voxel of the brain differs from the background")
+        raise DataError("blank: no voxel differs from the background")
     rule = RULES[modality]
     if isinstance(rule, Window):
         median = float(np.median(values))
         if not rule.low <= median <= rule.high:
             raise DataError(
-                f"its median in the brain is {median:.4g}, outside {rule.low:g} to {rule.high:g} {rule.unit}: "
-                f"must be in {rule.unit}"
+                f"its median is {median:.4g}, outside {rule.low:g} to {rule.high:g} {rule.unit}: must be in {rule.unit}"
             )
         return Scaling(low=rule.low, high=rule.high)
     low, high = (float(p) for p in np.percentile(values, (rule.low, rule.high)))
     if not high > low:
-        raise DataError(f"flat: its values in the brain are all {low:.4g}")
+        raise DataError(f"flat: its values are all {low:.4g}")
     return Scaling(low=low, high=high)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.data.bids import Remark, Sources
-from shared.data.intensities import RULES_VERSION, Scaling, find_brain, find_scaling, foreground
+from shared.data.intensities import RULES_VERSION, Scaling, find_brain, find_scaling
 from shared.data.volumes import Grid, Placement, Volume, read
 from shared.errors import DataError
 from shared.options import build, plain
@@ -27,8 +27,48 @@ BRAIN_SLICE = 1 / 6  # of the largest slice's brain area; 5 % of BraTS's 240 x 2
 MISPLACED = 0.25  # of a voxel: how far the corners of two volumes of a subject may lie apart
 
 
+Leave = Callable[[Path, str], None]  # (file, why it is left aside)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """One subject on the grid, in [0, 1], with its way back."""
+
+    images_MDHW: NDArray[np.float32]
+    brain_DHW: NDArray[np.bool_]
+    lesion_DHW: NDArray[np.uint8] | None
+    scalings: Mapping[Modality, Scaling]  # of the modalities present, in the order of the images
+    placement: Placement
+    affine: NDArray[np.float64]  # of the subject's whole RAS volume
+    reference: Path  # the file whose geometry the others share
+
+
+def load(sources: Sources, grid: Grid, leave: Leave) -> Loaded:
+    """A subject's usable volumes on the grid; a file that can't be used is left aside, none at all is a DataError."""
+    volumes, scalings = _read_volumes(sources, leave)
+    reference = next(iter(volumes))
+    brain = find_brain({modality: volume.data_DHW for modality, volume in volumes.items()})
+    placement = grid.place(brain, volumes[reference].affine)
+    inside = placement.to_grid(brain) >= 0.5
+    images = [
+        np.where(inside, placement.to_grid(scalings[modality].apply(volume.data_DHW, brain)), 0)
+        for modality, volume in volumes.items()
+    ]
+    return Loaded(
+        images_MDHW=np.stack(images),
+        brain_DHW=inside,
+        lesion_DHW=_read_lesion(sources.lesion, volumes[reference], placement, leave),
+        scalings=scalings,
+        placement=placement,
+        affine=volumes[reference].affine,
+        reference=sources.files[reference],
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
+    """What became of one subject."""
+
     subject: str
     entry: Mapping[str, Any] | None  # for cohort.json; None: excluded
     remarks: tuple[Remark, ...]
@@ -36,7 +76,7 @@ class Result:
 
 
 def prepare_subject(sources: Sources, *, grid: Grid, folder: Path, root: Path) -> Result:
-    """All of one subject, in any process: equal files give equal bytes."""
+    """One subject's folder in the cache, made anew if its files changed; `root` is the cohort's folder."""
     remarks = list(sources.remarks)
 
     def leave(path: Path, why: str) -> None:
@@ -55,56 +95,31 @@ def prepare_subject(sources: Sources, *, grid: Grid, folder: Path, root: Path) -
     if stored is not None:
         remarks[:] = [build(Remark, remark, "remark") for remark in stored["remarks"]]
         return result(_entry(stored, target), renewed=False)
-
     try:
-        volumes, affine = _read_volumes(sources, leave)
-        brain = find_brain({m: v.data_DHW for m, v in volumes.items()})
-        scalings = {}
-        for modality, volume in volumes.items():
-            try:
-                scalings[modality] = find_scaling(modality, volume.data_DHW, brain)
-            except DataError as error:
-                leave(sources.files[modality], str(error))
-        if not scalings:
-            raise DataError("no usable volume")
-        placement = grid.place(brain, affine)
-        lesion = _read_lesion(sources.lesion, volumes, placement, leave)
+        loaded = load(sources, grid, leave)
     except (DataError, MemoryError) as error:
         why = str(error) or "not enough memory"
         remarks.append(Remark(subject=sources.subject, file="", done="excluded", why=why))
         return result(None, renewed=False)
-
-    arrays = _arrays(volumes, scalings, brain, placement)
-    if lesion is not None:
-        arrays["lesion.npy"] = lesion
-    area = arrays["brain.npy"].sum(axis=(1, 2), dtype=np.int64)
-    meta = {
-        "pipeline": PIPELINE,
-        "key": key,
-        "name": sources.subject,
-        "modalities": list(scalings),
-        "shape": list(arrays["vol.npy"].shape),
-        "brain_slices": np.flatnonzero(area >= BRAIN_SLICE * area.max()).tolist(),
-        "placement": plain(placement),
-        "affine": affine.tolist(),
-        "scalings": plain(scalings),
-        "read": hashes,
-        "remarks": [plain(remark) for remark in remarks],
-    }
-    _write_subject(target, arrays, meta)
+    made = {"pipeline": PIPELINE, "key": key, "name": sources.subject, "read": hashes}
+    meta = _write_subject(target, loaded, {**made, "remarks": [plain(remark) for remark in remarks]})
     return result(_entry(meta, target), renewed=True)
 
 
-def _read_volumes(
-    sources: Sources, leave: Callable[[Path, str], None]
-) -> tuple[dict[Modality, Volume], NDArray[np.float64]]:
-    """The volumes that share the geometry most volumes of this subject have, and that geometry."""
+def brain_slices(brain_DHW: NDArray[np.bool_]) -> list[int]:
+    """The slices that count as brain, from the neck up."""
+    area_D = brain_DHW.sum(axis=(1, 2))
+    return [int(z) for z in np.flatnonzero(area_D >= BRAIN_SLICE * area_D.max())]
+
+
+def _read_volumes(sources: Sources, leave: Leave) -> tuple[dict[Modality, Volume], dict[Modality, Scaling]]:
+    """The volumes that share the geometry most volumes of this subject have."""
     volumes: dict[Modality, Volume] = {}
+    scalings: dict[Modality, Scaling] = {}
     for modality, path in sources.files.items():
         try:
             volume = read(path)
-            if not foreground(modality, volume.data_DHW).any():
-                raise DataError("blank: no voxel differs from the background")
+            scalings[modality] = find_scaling(modality, volume.data_DHW)
             volumes[modality] = volume
         except (DataError, MemoryError) as error:
             leave(path, str(error) or "not enough memory")
@@ -116,8 +131,8 @@ def _read_volumes(
         why = _why_apart(volumes[modality], volumes[reference])
         if why is not None:
             leave(sources.files[modality], f"{why} than {reference}: must be registered to one grid")
-            del volumes[modality]
-    return volumes, volumes[reference].affine
+            del volumes[modality], scalings[modality]
+    return volumes, scalings
 
 
 def _why_apart(one: Volume, other: Volume) -> str | None:
@@ -130,14 +145,12 @@ def _why_apart(one: Volume, other: Volume) -> str | None:
     return f"lies up to {apart:.3g} mm elsewhere" if apart > MISPLACED * voxel else None
 
 
-def _read_lesion(
-    path: Path | None, volumes: Mapping[Modality, Volume], placement: Placement, leave: Callable[[Path, str], None]
-) -> NDArray[np.uint8] | None:
+def _read_lesion(path: Path | None, reference: Volume, placement: Placement, leave: Leave) -> NDArray[np.uint8] | None:
     if path is None:
         return None
     try:
         labels = read(path)
-        why = _why_apart(labels, next(iter(volumes.values())))
+        why = _why_apart(labels, reference)
         if why is not None:
             raise DataError(f"{why} than the volumes")
         values = np.unique(labels.data_DHW)
@@ -149,37 +162,36 @@ def _read_lesion(
         return None
 
 
-def _arrays(
-    volumes: Mapping[Modality, Volume],
-    scalings: Mapping[Modality, Scaling],
-    brain: NDArray[np.bool_],
-    placement: Placement,
-) -> dict[str, NDArray[Any]]:
-    inside = placement.to_grid(brain) >= 0.5
-    images = [
-        np.where(inside, placement.to_grid(scaling.apply(volumes[modality].data_DHW, brain)), 0)
-        for modality, scaling in scalings.items()
-    ]
-    return {"vol.npy": np.stack(images, axis=1).astype(np.float16), "brain.npy": inside.astype(np.uint8)}
-
-
-def _write_subject(target: Path, arrays: Mapping[str, NDArray[Any]], meta: dict[str, Any]) -> None:
+def _write_subject(target: Path, loaded: Loaded, made: Mapping[str, Any]) -> dict[str, Any]:
     """The whole folder appears at once; of a killed process only a hidden folder stays, swept by the next run."""
-    partial_folder = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    partial_folder.mkdir()
+    images_DMHW = loaded.images_MDHW.swapaxes(0, 1).astype(np.float16, order="C")
+    arrays: dict[str, NDArray[Any]] = {"vol.npy": images_DMHW, "brain.npy": loaded.brain_DHW.astype(np.uint8)}
+    if loaded.lesion_DHW is not None:
+        arrays["lesion.npy"] = loaded.lesion_DHW
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
     for name, array in arrays.items():
-        np.save(partial_folder / name, np.ascontiguousarray(array))
-    meta["written"] = {
-        name: {"sha256": hash_file(partial_folder / name), "bytes": (partial_folder / name).stat().st_size}
-        for name in arrays
+        np.save(partial / name, array)
+    meta = {
+        **made,
+        "modalities": list(loaded.scalings),
+        "shape": list(images_DMHW.shape),
+        "brain_slices": brain_slices(loaded.brain_DHW),
+        "placement": plain(loaded.placement),
+        "affine": loaded.affine.tolist(),
+        "scalings": plain(loaded.scalings),
+        "written": {
+            name: {"sha256": hash_file(partial / name), "bytes": (partial / name).stat().st_size} for name in arrays
+        },
     }
-    (partial_folder / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True), encoding="utf-8")
+    (partial / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True), encoding="utf-8")
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     if target.exists():
         target.rename(old)
-    partial_folder.rename(target)
+    partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+    return meta
 
 
 def _stored(target: Path, key: str) -> dict[str, Any] | None:

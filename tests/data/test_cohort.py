@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from support.cohorts import AFFINE, SHAPE, add_subject, brain_mask, cohort_of, volume
 
-from shared.data.bids import read_participants
+from shared.data.bids import find_files, read_participants
 from shared.data.cohort import Cohort, Prepared, cache_folder
 from shared.data.cohort import prepare as prepare_with
 from shared.data.modalities import bids_path, lesion_path
-from shared.data.volumes import Grid, read, write
+from shared.data.preparation import load
+from shared.data.volumes import Grid, read, write, write_like
 from shared.errors import ConfigError, DataError
 
 nib: Any = nibabel
@@ -226,7 +227,7 @@ BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "micrometres": ("T2", header(srow_x=[2e-3, 0, 0, 0], srow_y=[0, 2e-3, 0, 0], srow_z=[0, 0, 3e-3, 0]), "voxels of"),
     "blank": ("T2", values(lambda x: x * 0), "blank"),
     "negative": ("T2", values(lambda x: -x), "blank"),
-    "flat": ("T2", values(lambda x: (x > 0) * np.float32(3)), "flat"),
+    "flat": ("T2", values(lambda x: x * 0 + 3), "flat"),
     "another shape": ("T2", values(lambda x: x[:-1]), "another shape .* than T1: must be registered"),
     "shifted": ("T2", values(lambda x: x, AFFINE + np.eye(4, k=3) * 2), "lies up to 2 mm elsewhere than T1"),
     "rotated": ("T2", values(lambda x: x, turned(10)), "mm elsewhere than T1"),
@@ -396,6 +397,27 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     (whole.folder / ".sub-02.4711.partial" / "vol.npy").write_bytes(b"half")
     assert prepare(tmp_path).renewed == 2
     assert files(whole.folder) == before
+
+
+def test_one_subject_can_be_loaded_without_a_cache_and_written_back_in_its_own_storage(tmp_path: Path) -> None:
+    cohort_of(tmp_path, [("T1", "T2")])
+    path = tmp_path / bids_path("01", "T1")
+    turn = nib.orientations.axcodes2ornt(tuple("LPI"))
+    nib.save(nib.Nifti1Image.from_bytes(gzip.decompress(path.read_bytes())).as_reoriented(turn), path)
+    left: list[Path] = []
+    loaded = load(find_files(tmp_path, tmp_path / "sub-01"), GRID, lambda file, why: left.append(file))
+    assert (left, loaded.reference, list(loaded.scalings)) == ([], path, ["T1", "T2"])
+    cached = np.load(prepare(tmp_path).folder / "sub-01/vol.npy")
+    assert np.array_equal(loaded.images_MDHW.swapaxes(0, 1).astype(np.float16), cached)
+    brain = loaded.placement.from_grid(loaded.brain_DHW) > 0.5
+    full = loaded.scalings["T1"].invert(loaded.placement.from_grid(loaded.images_MDHW[0]), brain)
+    write_like(tmp_path / "out.nii.gz", full, loaded.reference)
+    out, original = nib.load(tmp_path / "out.nii.gz"), nib.load(path)
+    assert np.array_equal(out.affine, original.affine)
+    scaling = loaded.scalings["T1"]
+    assert np.allclose(
+        out.get_fdata(), original.get_fdata().clip(scaling.low, scaling.high) * (original.get_fdata() > 0), atol=1e-2
+    )
 
 
 def test_another_grid_has_its_own_cache(tmp_path: Path) -> None:
