@@ -11,6 +11,7 @@ from pathlib import Path
 
 STYLE = Path(__file__).with_name("page.css")
 SERIES = 8  # colours; more series than that are drawn thin and grey
+MOST_FAINT = 12
 WIDTH, HEIGHT = 560, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 34  # of a chart's frame
 
@@ -75,8 +76,12 @@ def picture(path: Path, caption: str) -> Html:
 
 
 def curves(series: Mapping[str, Points], *, across: str, up: str, faint: Mapping[str, Points] | None = None) -> Html:
-    """Lines over a common frame, a legend below; logarithmic where the values span more than a factor of 30."""
-    faint = faint or {}
+    """Lines over a common frame, a legend below; logarithmic where the values span more than a factor of 30.
+
+    `faint` lines are of the sites; of many, the lowest and the highest value are drawn.
+    """
+    each = faint or {}
+    faint = _edges(each) if len(each) > MOST_FAINT else each
     points = [point for line in (*series.values(), *faint.values()) for point in line]
     if not points:
         return el("p", "Nothing to draw yet.", class_="note")
@@ -107,9 +112,7 @@ def curves(series: Mapping[str, Points], *, across: str, up: str, faint: Mapping
     for index, (name, line) in enumerate(series.items()):
         parts.append(_line(name, [place(*point) for point in line], f"s{index}" if index < SERIES else "faint"))
     svg = el("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", class_="chart", role="img", aria_label=up)
-    return el(
-        "figure", el("figcaption", up + (" (logarithmic)" if log else "")), svg, _legend(list(series), bool(faint))
-    )
+    return el("figure", el("figcaption", up + (" (logarithmic)" if log else "")), svg, _legend(list(series), len(each)))
 
 
 def _line(name: str, places: Sequence[tuple[float, float]], style: str) -> Html:
@@ -119,12 +122,25 @@ def _line(name: str, places: Sequence[tuple[float, float]], style: str) -> Html:
     return el("polyline", el("title", name), points=" ".join(f"{x},{y}" for x, y in places), class_=f"line {style}")
 
 
-def _legend(names: Sequence[str], faint: bool) -> Html | None:
-    if len(names) < 2 and not faint:
+def _edges(lines: Mapping[str, Points]) -> dict[str, Points]:
+    columns: dict[float, list[float]] = {}
+    for line in lines.values():
+        for x, y in line:
+            columns.setdefault(x, []).append(y)
+    ordered = sorted(columns.items())
+    return {"lowest": [(x, min(ys)) for x, ys in ordered], "highest": [(x, max(ys)) for x, ys in ordered]}
+
+
+def _legend(names: Sequence[str], sites: int) -> Html | None:
+    if len(names) < 2 and not sites:
         return None
     entries = [el("span", el("i", class_=f"s{i}"), name) for i, name in enumerate(names[:SERIES])]
-    if faint or len(names) > SERIES:
-        entries.append(el("span", el("i", class_="faint"), "each site" if faint else "others"))
+    if sites:
+        entries.append(
+            el("span", el("i", class_="faint"), "each site" if sites <= MOST_FAINT else "lowest and highest site")
+        )
+    elif len(names) > SERIES:
+        entries.append(el("span", el("i", class_="faint"), "others"))
     return el("div", *entries, class_="legend")
 
 
@@ -151,20 +167,18 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 def cells(rows: Mapping[str, Mapping[int, tuple[str, str]]], *, count: int) -> Html:
     """One small square per row and column: `rows[name][column] = (style, tooltip)`."""
-    label, gap = 110, 2
-    side = min(16.0, max(3.0, (900 - label) / max(1, count)))
-    tall = 16 if len(rows) <= 40 else 7
+    label, side = 110, min(16.0, max(3.0, 790 / max(1, count)))
+    dense = len(rows) > 40
+    tall, gap, more = (6, 0.5, " dense") if dense else (16, 2, "")
     parts = []
     for index, (name, row) in enumerate(rows.items()):
-        if tall == 16:
+        if not dense:
             short = name if len(name) <= 16 else name[:15] + "…"
             parts.append(el("text", short, x=label - 8, y=index * tall + 11, text_anchor="end"))
         for column, (style, tip) in row.items():
-            x, y = round(label + column * side, 1), index * tall
+            box = {"x": round(label + column * side, 1), "y": index * tall, "height": tall - gap}
             wide = round(side - min(gap, side / 4), 1)
-            parts.append(
-                el("rect", el("title", tip), x=x, y=y, width=wide, height=tall - gap, rx=2, class_=f"cell {style}")
-            )
+            parts.append(el("rect", el("title", tip), **box, width=wide, rx=2, class_=f"cell {style}{more}"))
     wide, high = math.ceil(label + count * side), len(rows) * tall
     return el("svg", *parts, viewBox=f"0 0 {wide} {high}", style=f"max-width:{wide}px", class_="cells", role="img")
 

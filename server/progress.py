@@ -5,9 +5,11 @@ Everything goes to stderr; stdout belongs to results. Other machines' words are 
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
@@ -157,15 +159,15 @@ class Lines:
 
 @dataclass(kw_only=True)
 class Pace:
-    """How long a round takes, the latest counting most."""
+    """How long a round takes: the median of the latest five, since the first one also warms up."""
 
-    mean: float | None = None
+    latest: deque[float] = field(default_factory=lambda: deque(maxlen=5))
 
     def took(self, seconds: float) -> None:
-        self.mean = seconds if self.mean is None else 0.8 * self.mean + 0.2 * seconds
+        self.latest.append(seconds)
 
     def left(self, one: RoundFacts) -> float:
-        return (self.mean or 0.0) * (one.of - one.round - 1)
+        return median(self.latest) * (one.of - one.round - 1) if self.latest else 0.0
 
 
 @dataclass(kw_only=True)

@@ -176,7 +176,7 @@ def training_section(rounds: Sequence[RoundFacts]) -> Html | None:
             site: _points(done, [one.sites[site].loss if site in one.sites else None for one in done]) for site in sites
         }
         mean = {"all sites": _points(done, [one.loss for one in done])}
-        drawn = [curves(mean, faint=each, across="round", up="loss")]
+        drawn = [curves(mean, faint=each, across="round", up="loss")] if mean["all sites"] else []
         checks = [one.validation or {} for one in done]
         for group, names in _groups(name for check in checks for name in check).items():
             lines = {label: _points(done, [check.get(name) for check in checks]) for name, label in names.items()}
@@ -184,7 +184,8 @@ def training_section(rounds: Sequence[RoundFacts]) -> Html | None:
         for name in dict.fromkeys(name for one in done for name in one.watch):
             watched = {name: _points(done, [one.watch.get(name) for one in done])}
             drawn.append(curves(watched, across="round", up=f"{name} (watched)"))
-        parts += [el("h3", f"Phase {phase}"), el("div", *drawn, class_="pair")]
+        nothing = _note("Sums over all sites' data, added up once: there is no loss to follow.")
+        parts += [el("h3", f"Phase {phase}"), el("div", *drawn, class_="pair") if drawn else nothing]
     return many(parts)
 
 
