@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shared.diffusion.gaussian import Grid, Schedule, Variance, evenly, evenly_in_log_snr, posterior
 from shared.options import require
+from shared.randomness import Noise, normal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +46,7 @@ class Guess(NamedTuple):
 Denoiser: TypeAlias = Callable[[Tensor, int], Guess]  # (x_t, original index t)
 
 
-def draw(
-    denoise: Denoiser, schedule: Schedule, x: Tensor, options: Sampler, generator: torch.Generator | None
-) -> Tensor:
+def draw(denoise: Denoiser, schedule: Schedule, x: Tensor, options: Sampler, generator: Noise | None) -> Tensor:
     """One sample from pure noise `x`."""
     spacing = evenly_in_log_snr if options.kind == "multistep" else evenly
     grid = schedule.grid(spacing(schedule, options.steps))
@@ -56,28 +55,28 @@ def draw(
     return SAMPLERS[options.kind](denoise, x, grid, options, generator)
 
 
-def ancestral(denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, generator: torch.Generator | None) -> Tensor:
+def ancestral(denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, generator: Noise | None) -> Tensor:
     """Ho et al. 2020, algorithm 2, on any respacing; no noise after the last step."""
     for t, abar, abar_next in grid:
         step = posterior(abar, abar_next, options.variance)
         x = step.on_x0 * denoise(x, t).x0 + step.on_x * x
         if abar_next < 1:
-            x = x + math.sqrt(step.variance) * _noise(x, generator)
+            x = x + math.sqrt(step.variance) * normal(x, generator)
     return x
 
 
-def ddim(denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, generator: torch.Generator | None) -> Tensor:
+def ddim(denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, generator: Noise | None) -> Tensor:
     """Song et al. 2021, eq. 12."""
     for t, abar, abar_next in grid:
         guess = denoise(x, t)
         spread = options.eta * math.sqrt((1 - abar_next) / (1 - abar) * (1 - abar / abar_next))
         x = math.sqrt(abar_next) * guess.x0 + math.sqrt(1 - abar_next - spread**2) * guess.eps
         if spread > 0:
-            x = x + spread * _noise(x, generator)
+            x = x + spread * normal(x, generator)
     return x
 
 
-def multistep(denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, generator: torch.Generator | None) -> Tensor:
+def multistep(denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, generator: Noise | None) -> Tensor:
     """Lu et al. 2022, DPM-Solver++(2M): x_0 is extrapolated linearly in log-SNR from the last two evaluations."""
     last: tuple[Tensor, float] | None = None  # x0 and the step in log-SNR that led here
     for t, abar, abar_next in grid:
@@ -95,12 +94,12 @@ def multistep(denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, genera
     return x
 
 
-def mean(denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, generator: torch.Generator | None) -> Tensor:
+def mean(denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, generator: Noise | None) -> Tensor:
     """The conditional mean, in one evaluation: x_T tells nothing of x_0, so 0 stands for it and no noise is drawn."""
     return denoise(torch.zeros_like(x), grid.times[0]).x0
 
 
-Algorithm: TypeAlias = Callable[[Denoiser, Tensor, Grid, Sampler, torch.Generator | None], Tensor]
+Algorithm: TypeAlias = Callable[[Denoiser, Tensor, Grid, Sampler, Noise | None], Tensor]
 SAMPLERS: Mapping[str, Algorithm] = {
     "ancestral": ancestral,
     "ddim": ddim,
@@ -121,7 +120,3 @@ def clipped(denoise: Denoiser, schedule: Schedule) -> Denoiser:
 
 def _log_snr(abar: float) -> float:
     return 0.5 * math.log(abar / (1 - abar))
-
-
-def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from shared.diffusion.samplers import Sampler
 from shared.methods.amm_diff import AmmDiff
+from shared.randomness import Noise
 from shared.records import Batch, Losses, Owners, Phase
 from shared.vocabulary import Modality
 
@@ -38,9 +39,12 @@ class Method(Protocol):
         """Turn the pooled sums into the network's agreed constants (buffers)."""
 
     def synthesize(
-        self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: torch.Generator
+        self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: Noise
     ) -> Tensor:
-        """All modalities in [0, 1] (BMHW) from any non-empty shown subset; one Monte-Carlo sample."""
+        """All modalities in [0, 1] (BMHW) from any non-empty shown subset; one Monte-Carlo sample.
+
+        With a generator per sample of the batch, the same bits of noise whatever batch it comes in.
+        """
 
 
 METHODS: Mapping[str, type[Method]] = {

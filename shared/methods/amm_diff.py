@@ -24,6 +24,7 @@ from shared.nets.iffn import IFFN, IffnShape, PlainEncoder, Predictor
 from shared.nets.spectral import brain, spectral
 from shared.nets.unet import UNet, UNetShape
 from shared.options import require
+from shared.randomness import Noise, normal
 from shared.records import Batch, Cut, Losses, Owners, Phase
 from shared.vocabulary import SHARED, Modality, Owner, source, target
 
@@ -235,7 +236,7 @@ class AmmDiff:
 
     @torch.no_grad()
     def synthesize(
-        self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: torch.Generator
+        self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: Noise
     ) -> Tensor:
         """Raw reconstructions of all modalities, the shown ones too; nothing shown is ever pasted in."""
         assert isinstance(net, AmmDiffNet)
@@ -252,7 +253,7 @@ class AmmDiff:
                 raw = self._raw(net, x_t, t_B, condition, everything_BM)
             return self._guess(x_t, t_B, raw, condition.anchor)
 
-        noise = torch.randn(images_BMHW.shape, generator=generator, device=images_BMHW.device)
+        noise = normal(images_BMHW.float(), generator)
         return (draw(denoise, self._schedule, noise, sampler, generator).clamp(-1, 1) + 1) / 2
 
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
