@@ -1,4 +1,4 @@
-"""The table of methods, and what every method is: one file each, readable top to bottom as the paper's method section."""
+"""The table of methods, and what every method is: one file each, to be read as the paper's method section."""
 
 from collections.abc import Mapping
 from typing import Protocol
