@@ -58,8 +58,8 @@ class AmmDiff:
     mask_patch: int = 16  # pretext: side of the masked patches, in pixels
     mask_ratio: float = 0.6  # pretext: part of the patches that are masked, in each modality for itself
     drop: float = 0.3  # pretext: chance to lose whole modalities besides
-    ridge_patch: int = 5
-    ridge_strength: float = 1e-3
+    ridge_patch: int = 3
+    ridge_strength: float = 0.1
     ridge_error: float = 0.2  # the linear prediction's usual error, on the scale of [-1, 1]
     checkpoint: bool = False  # less memory, more time
     precision: Literal["auto", "fp32", "bf16"] = "auto"
