@@ -1,0 +1,157 @@
+"""A trained model in use: any shown modalities of a whole subject in, all modalities out, slice by slice.
+
+The noise of slice z and sample k comes from (keys, z, k) alone: however many slices fit into memory at once, the
+result is the same.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from shared.data.volumes import Grid
+from shared.diffusion.samplers import Sampler
+from shared.errors import ConfigError, DataError
+from shared.methods import METHODS, Method
+from shared.options import build
+from shared.randomness import generator
+from shared.vocabulary import Modality, Weights
+
+AT_ONCE: Mapping[str, int] = {"cpu": 8, "cuda": 64}  # slices; halved as often as memory asks
+KEYS = ("method", "options", "modalities", "grid", "sampler", "provenance")  # of model.json
+
+Progress = Callable[[int, int], None]  # (steps done, steps in all)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    name: str  # of its method
+    method: Method
+    net: nn.Module
+    grid: Grid
+    sampler: Sampler  # what it was validated with
+    record: Mapping[str, Any]  # model.json
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        return self.method.modalities
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filled:
+    """All modalities of a subject on the grid, in [0, 1], 0 in the slices that were not asked for."""
+
+    mean_MDHW: Tensor
+    sd_MDHW: Tensor | None  # over the Monte-Carlo samples of each voxel; None for a single sample
+
+
+def read_model(folder: Path) -> Model:
+    """A released model: weights.safetensors and model.json, as in runs/RUN/final."""
+    try:
+        record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        weights = load_file(folder / "weights.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"model {folder}: can't be read: {error}") from None
+    missing = [key for key in KEYS if key not in record]
+    if missing:
+        raise DataError(f"model {folder}: model.json has no {missing[0]}")
+    return rebuild(record, weights, f"model {folder}")
+
+
+def rebuild(record: Mapping[str, Any], weights: Weights, where: str) -> Model:
+    """The method by its name and options, then its weights: what is read is numbers and words, never code."""
+    name = record["method"]
+    if name not in METHODS:
+        raise DataError(f"{where}: method={name!r}: this version knows {', '.join(METHODS)}")
+    try:
+        method: Method = build(METHODS[name], record["options"], "options")
+        grid, sampler = build(Grid, record["grid"], "grid"), build(Sampler, record["sampler"], "sampler")
+    except ConfigError as error:
+        raise DataError(f"{where}: {error}") from None
+    if list(method.modalities) != list(record["modalities"]):
+        raise DataError(f"{where}: modalities={record['modalities']}: its method says {list(method.modalities)}")
+    net = method.build(0)
+    try:
+        net.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
+        raise DataError(f"{where}: the weights are not those of {name} with these options: {first[:200]}") from None
+    net.eval().requires_grad_(False)
+    return Model(
+        name=name,
+        method=method,
+        net=net,
+        grid=grid,
+        sampler=sampler,
+        record=record,
+    )
+
+
+def fill(
+    model: Model,
+    images_MDHW: Tensor,
+    shown_M: Tensor,
+    *,
+    slices: Sequence[int],
+    sampler: Sampler,
+    keys: tuple[str | int, ...],
+    device: torch.device,
+    at_once: int | None = None,
+    progress: Progress | None = None,
+) -> Filled:
+    """Monte-Carlo mean and spread of every modality, the shown ones too (raw reconstructions)."""
+    net = model.net.to(device)
+    shown_MDHW = torch.where(shown_M[:, None, None, None], images_MDHW, 0.0)
+    mean_MDHW = torch.zeros(images_MDHW.shape, dtype=torch.float32)
+    sd_MDHW = torch.zeros_like(mean_MDHW) if sampler.samples > 1 else None
+    size, done = at_once or AT_ONCE.get(device.type, 8), 0
+    while done < len(slices):
+        chosen = list(slices[done : done + size])
+        try:
+            mean_BMHW, sd_BMHW = _sampled(model, net, shown_MDHW[:, chosen].transpose(0, 1), shown_M, chosen,
+                                          sampler, keys, device)  # fmt: skip
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise DataError(f"grid {model.grid.name}: one slice does not fit into the memory of {device}") from None
+            size = max(1, size // 2)
+            continue
+        mean_MDHW[:, chosen] = mean_BMHW.transpose(0, 1)
+        if sd_MDHW is not None:
+            sd_MDHW[:, chosen] = sd_BMHW.transpose(0, 1)
+        done += len(chosen)
+        if progress is not None:
+            progress(done, len(slices))
+    return Filled(mean_MDHW=mean_MDHW, sd_MDHW=sd_MDHW)
+
+
+def _sampled(
+    model: Model,
+    net: nn.Module,
+    images_BMHW: Tensor,
+    shown_M: Tensor,
+    slices: Sequence[int],
+    sampler: Sampler,
+    keys: tuple[str | int, ...],
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Mean and sd over samples, by Welford's recurrence: memory does not grow with their number."""
+    images_BMHW = images_BMHW.to(device)
+    shown_BM = shown_M.to(device).expand(len(slices), -1)
+    mean = torch.zeros(images_BMHW.shape, dtype=torch.float64, device=device)
+    squares = torch.zeros_like(mean)
+    for k in range(sampler.samples):
+        noise = [generator(device, *keys, z, k) for z in slices]
+        with torch.no_grad():
+            made_BMHW = model.method.synthesize(net, images_BMHW, shown_BM, sampler, noise).double()
+        from_mean = made_BMHW - mean
+        mean += from_mean / (k + 1)
+        squares += from_mean * (made_BMHW - mean)
+    spread = squares.clamp(min=0).sqrt() / math.sqrt(max(1, sampler.samples - 1))
+    return mean.float().cpu(), spread.float().cpu()
