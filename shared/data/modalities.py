@@ -44,6 +44,7 @@ MODALITIES: Mapping[Modality, Form] = {  # the canonical order
     "TOF": Form(kind="mr", folder="anat", ending="acq-tof_angio", aliases=("tofmra", "mratof", "tofangio", "mra")),
 }
 
+SYNTHETIC = ("synthetic", "uncertainty")  # desc-<one of these> marks what Lacuna made: never an input again
 LESION_ENDINGS = ("label-lesion_mask", "label-tumour_dseg", "label-tumor_dseg")  # lesion 1, or tumour parts 1 to 4
 LESION_LABELS: Mapping[int, str] = {1: "necrosis", 2: "oedema", 3: "non-enhancing", 4: "enhancing"}
 _CONTRAST = ("ce", "gd", "postgd", "post", "postcontrast", "contrast")  # acq-<one of these>_T1w is T1CE too
@@ -87,12 +88,14 @@ def lesion_path(subject: str, *, tumour: bool = False) -> str:
 
 
 def modality_of(path: PurePath | str) -> Modality | None:
-    """What a BIDS file holds, by its name: None for masks, phase images and all that Lacuna does not know."""
+    """What a BIDS file holds, by its name: None for masks, phase images, synthetic and unknown ones."""
     words = _words(path)
     if words is None:
         return None
     entities, suffix = words
     if "label" in entities or entities.get("part", "mag") != "mag":
+        return None
+    if entities.get("desc") in SYNTHETIC:
         return None
     if suffix == "pet":
         tracer = _NAMES.get(_plain(entities.get("trc", "")))
