@@ -1,8 +1,9 @@
 """What a site does when it is asked: take its inventory, or one round of a phase."""
 
+import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -34,10 +35,15 @@ def take_inventory(site: Site, config: str, schema: str) -> Inventory:
     return Inventory(
         site=site.name,
         schema=schema,
-        subjects=sum(patterns.values()),
+        subjects=at_least(patterns, settings.min_cell),
         patterns=suppress(patterns, settings.min_cell),
         refused={} if why is None else {phase.name: why for phase in method.phases},
     )
+
+
+def at_least(patterns: Mapping[tuple[Modality, ...], int], min_cell: int) -> int:
+    """The subjects of the cells that are told, and one for each that is not: a sum must not give away what is hidden."""
+    return sum(n if n >= min_cell else 1 for n in patterns.values())
 
 
 def do_round(site: Site, plan: RoundPlan) -> Update:
@@ -52,6 +58,7 @@ def do_round(site: Site, plan: RoundPlan) -> Update:
     slices = Pool(tuple(Slices(cohort, method.modalities, split="train") for cohort in cohorts))
     phase = next(p for p in method.phases if p.name == plan.phase)
     net.load_state_dict(plan.weights)
+    plan = dataclasses.replace(plan, weights={})  # the network has them: not held twice
     if phase.kind == "sums":
         return _sum(site, plan, method, net, slices)
     return _train(site, plan, settings, method, net, slices, device)

@@ -49,10 +49,11 @@ def admit(update: Update, *, run: str, phase: str, round: int, schema: str, weig
             raise UpdateRejected(f"{site}: {name} has shape {tuple(tensor.shape)}, expected {expected[name]}")
         if tensor.numel() == 0:
             continue
-        largest = tensor.abs().max().item()
+        lowest, highest = (end.item() for end in torch.aminmax(tensor))
+        largest = max(-lowest, highest)
         if not largest <= limits.entry:  # also catches nan
             raise UpdateRejected(f"{site}: {name} has an entry of {largest:.3g}, over the limit {limits.entry:.3g}")
-        square += tensor.double().square().sum().item()
+        square += torch.linalg.vector_norm(tensor, dtype=torch.float64).item() ** 2
     norm = math.sqrt(square)
     if not norm <= limits.norm:
         raise UpdateRejected(f"{site}: delta norm {norm:.3g} is over the limit {limits.norm:.3g}")

@@ -57,7 +57,7 @@ class Fold:
             if name not in self._sums:
                 self._sums[name] = torch.zeros(self._shapes[name], dtype=torch.int64)
             owner = self._owners[name]
-            fixed = (sent.double() * 2.0**self._bits).round_().long()
+            fixed = sent.double().mul_(2.0**self._bits).round_().long()
             if not isinstance(owner, Cut):
                 self._sums[name] += fixed.mul_(self._weight(update, owner))
                 continue
@@ -80,9 +80,9 @@ class Fold:
                     continue
                 n = self._counts[SHARED if self._estimator == "delta" else owner]
                 if index is None or dim is None:
-                    delta[name] = (total.double() / (n * 2.0**self._bits)).float()
+                    delta[name] = total.double().div_(n * 2.0**self._bits).float()
                 else:
-                    value = (total.index_select(dim, index).double() / (n * 2.0**self._bits)).float()
+                    value = total.index_select(dim, index).double().div_(n * 2.0**self._bits).float()
                     delta[name].index_copy_(dim, index, value)
         return Mean(delta=delta, trained=trained, holders=dict(self._holders), counts=dict(self._counts))
 

@@ -4,6 +4,7 @@ A round without quorum changes nothing. Everything random is derived from (run s
 checkpoint is written after every round, so a killed run resumes to the same bits as an uninterrupted one.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -81,8 +82,15 @@ class Rounds:
         self.method = config.build_method()
         self.settings = config.for_sites()
         self.strategy: Strategy = build_strategy(config)
-        self.net: nn.Module = self.method.build(config.seed)
         self.run_name = config.run or folder.name
+        net = self.method.build(config.seed)  # for its names and first values; the network itself is not kept
+        self.initial = state_of(net)
+        self.owners = {
+            phase.name: {}
+            if phase.kind == "sums"
+            else keep_local(self.method.owners(net, phase.name), self.settings.keep_local)
+            for phase in self.method.phases
+        }
 
     def run(self) -> Path:
         """All phases, from the last checkpoint on; gives the released folder."""
@@ -97,7 +105,7 @@ class Rounds:
                 continue
             of = self._rounds_in(phase)
             self.view.phase_started(phase.name, of=of, first=place.round)
-            owners = self._owners(place.weights, phase)
+            owners = self.owners[phase.name]
             if place.round == 0:
                 self._begin(place, owners)
             while place.round < of:
@@ -118,17 +126,11 @@ class Rounds:
 
     def _end(self, place: Place, index: int, owners: Owners) -> None:
         """What no later phase trains goes on as its average."""
-        later = set().union(*(self._owners(place.weights, p) for p in self.method.phases[index + 1 :]))
+        later = set().union(*(self.owners[phase.name] for phase in self.method.phases[index + 1 :]))
         settled = {name: place.ema[name] for name in owners if name not in later}
         place.weights = {**place.weights, **settled}
         place.phase, place.round, place.state = index + 1, 0, {}
         self._save(place)
-
-    def _owners(self, weights: Weights, phase: Phase) -> Owners:
-        if phase.kind == "sums":
-            return {}
-        self.net.load_state_dict(dict(weights))
-        return keep_local(self.method.owners(self.net, phase.name), self.settings.keep_local)
 
     def _rounds_in(self, phase: Phase) -> int:
         return 1 if phase.kind == "sums" else self.config.training[phase.name].rounds
@@ -146,15 +148,14 @@ class Rounds:
         else:
             bits = scale_bits(max_abs=federation.limits.entry, max_count=samples * len(drawn))
             fold = Fold(owners, place.weights, bits=bits, estimator=federation.estimator)
-        plan = self._plan(place, phase)
 
         def take(update: Update) -> None:
             admitted = admit(
                 update,
-                run=plan.run,
-                phase=plan.phase,
-                round=plan.round,
-                schema=plan.schema,
+                run=self.run_name,
+                phase=phase.name,
+                round=place.round,
+                schema=self.settings.schema,
                 weights=place.weights,
                 owners=owners,
                 limits=federation.limits,
@@ -162,9 +163,10 @@ class Rounds:
             )
             fold.add(admitted)
 
-        answers = self._collect(Ask(plan=plan, sites=tuple(drawn), take=take), roster)
+        answers = self._collect(Ask(plan=self._plan(place, phase), sites=tuple(drawn), take=take), roster)
         mean = self._mean(fold)
         self._step(place, owners, mean, options)
+        mean = dataclasses.replace(mean, delta={})  # a model's size of memory, not needed any more
         watch = self._watch(place, phase, answers)
         last = place.round + 1 == of and phase == self.method.phases[-1]
         validation = self._validate(place, force=last) if phase == self.method.phases[-1] else None
@@ -175,21 +177,23 @@ class Rounds:
         """Sums are small: kept by site and added in the order of names, so the total is the same bits each time."""
         started = time.monotonic()
         kept: dict[SiteName, Weights] = {}
-        plan = self._plan(place, phase)
 
         def take(update: Update) -> None:
-            admitted = admit_sums(update, run=plan.run, phase=plan.phase, round=plan.round, schema=plan.schema)
+            admitted = admit_sums(
+                update, run=self.run_name, phase=phase.name, round=place.round, schema=self.settings.schema
+            )
             kept[update.site] = admitted.delta
 
         sites = tuple(roster.willing(phase.name))
-        answers = self._collect(Ask(plan=plan, sites=sites, take=take), roster)
+        answers = self._collect(Ask(plan=self._plan(place, phase), sites=sites, take=take), roster)
         totals: dict[str, Tensor] = {}
         for site in sorted(kept):
             for name, value in kept[site].items():
                 totals[name] = totals[name] + value if name in totals else value
-        self.net.load_state_dict(dict(place.weights))
-        self.method.settle(self.net, phase.name, totals)
-        settled = {n: v for n, v in _state(self.net).items() if not torch.equal(v, place.weights[n])}
+        net = self.method.build(self.config.seed)
+        net.load_state_dict(dict(place.weights))
+        self.method.settle(net, phase.name, totals)
+        settled = {n: v for n, v in state_of(net).items() if not torch.equal(v, place.weights[n])}
         place.weights, place.ema = {**place.weights, **settled}, {**place.ema, **settled}
         self._finish_round(place, phase, answers, started, of=1)
 
@@ -390,8 +394,7 @@ class Rounds:
     def _restore(self) -> Place:
         found = checkpoint.load_latest(self.folder / "checkpoints")
         if found is None:
-            weights = _state(self.net)
-            return Place(phase=0, round=0, done=0, weights=weights, ema=dict(weights), state={})
+            return Place(phase=0, round=0, done=0, weights=self.initial, ema=self.initial, state={})
         tensors, record = found
         if record["schema"] != self.settings.schema:
             raise ConfigError(f"resume={self.run_name}: its checkpoint is of another method, grid or version of lacuna")
@@ -437,8 +440,8 @@ def build_strategy(config: Config) -> Strategy:
     return strategy
 
 
-def _state(net: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
+def state_of(net: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in net.state_dict().items()}
 
 
 def _weighted_loss(answers: Answers) -> float | None:

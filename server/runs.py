@@ -21,7 +21,8 @@ from server.rounds import Rounds
 from server.validation import Validator
 from shared.checkpoint import write_text
 from shared.config import Config, load, same_run
-from shared.errors import ConfigError, DataError, RunFailed
+from shared.errors import ConfigError, DataError
+from shared.training import threads
 
 
 def create(overrides: Sequence[str]) -> tuple[Config, Path]:
@@ -62,12 +63,12 @@ def serve(grid: Grid, folder: Path, *, quiet: bool = False) -> Path:
         tracker = tracking.open(
             config.tracking.uri,
             experiment=config.tracking.experiment,
-            model=config.method.name,
+            model=f"lacuna-{config.method.name}",
             folder=folder,
             config=json.loads(config.text()),
             note=view.note,
         )
-        with _told(tracker):
+        with _told(tracker), threads(1):
             validator = None if quiet else Validator.find(config, folder)
             rounds = Rounds(grid, config, folder=folder, view=view, tracker=tracker, validator=validator)
             return rounds.run()

@@ -16,7 +16,7 @@ from server.app import app as server_app
 from server.local_grid import LocalGrid
 from shared.checkpoint import write_text
 from shared.config import Config
-from shared.data.cohort import cache_folder, prepare
+from shared.data.cohort import prepare
 from shared.errors import ConfigError, RunFailed
 
 CLIENT_APP = "client.app:app"  # the same reference that Flower loads
@@ -53,9 +53,8 @@ def find_cohorts(config: Config) -> dict[str, Path]:
 def prepare_cohorts(config: Config, cohorts: Mapping[str, Path]) -> None:
     """What `lacuna-site prepare` does at each site; done again only where something changed."""
     for site, bids in {**cohorts, **_extra(config)}.items():
-        if not (cache_folder(bids, config.grid) / "cohort.json").exists():
-            with progress.bar(f"preparing {site}", 0) as advance:
-                prepare(bids, config.grid, progress=advance)
+        with progress.bar(f"preparing {site}", 0) as advance:
+            prepare(bids, config.grid, progress=advance)
 
 
 def _extra(config: Config) -> dict[str, Path]:

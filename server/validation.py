@@ -14,7 +14,7 @@ from shared.data.slices import Slices
 from shared.diffusion.samplers import Sampler
 from shared.methods import Method
 from shared.records import Batch
-from shared.training import find_device
+from shared.training import ALL_THREADS, find_device, threads
 from shared.vocabulary import Modality, Weights
 
 BATCH = 16
@@ -46,7 +46,8 @@ class Validator:
         """`psnr/<target>` in the brain, each target from all the others; writes mosaics/<step>.png."""
         self._net.load_state_dict(dict(weights))
         self._net.eval()
-        filled = {m: self._fill(i) for i, m in enumerate(self._method.modalities)}
+        with threads(ALL_THREADS):
+            filled = {m: self._fill(i) for i, m in enumerate(self._method.modalities)}
         self._draw(filled, step)
         return {f"psnr/{m}": self._psnr(filled[m], i) for i, m in enumerate(self._method.modalities)}
 

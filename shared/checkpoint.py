@@ -78,7 +78,7 @@ def write_text(path: Path, text: str) -> None:
     """A small file, replaced atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8")
     _sync(beside)
     os.replace(beside, path)
 

@@ -53,7 +53,7 @@ class Inventory:
 
     site: SiteName
     schema: str
-    subjects: int
+    subjects: int  # at least so many: a hidden cell counts as one
     patterns: Mapping[tuple[Modality, ...], int]  # present modalities -> subjects; -k means "1 to k-1"
     refused: Mapping[str, str] = field(default_factory=dict)  # phase -> why the site takes no part in it
 

@@ -5,7 +5,8 @@ Under torchrun every process draws its own part of each batch, and gradients and
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +21,8 @@ from shared.owners import named, take
 from shared.randomness import generator
 from shared.records import Batch, Owners
 from shared.vocabulary import LOCAL, Owner
+
+ALL_THREADS = torch.get_num_threads()
 
 Draw = Callable[[int, torch.Generator], Batch]  # (batch size, generator on the CPU) -> batch
 
@@ -96,34 +99,21 @@ def train(
     losses: list[float] = []
     watch: dict[str, float] = {}
     net.train()
-    share = options.batch // processes()
-    for step in range(options.steps):
-        if deadline is not None and time.time() > deadline:
-            break
-        # each step has its own streams, so nothing depends on how many draws an earlier step made
-        keys = (*seed, phase, round, step, *([dist.get_rank()] if dist.is_initialized() else []))
-        batch = draw(share, generator("cpu", *keys, "draw")).to(device)
-        result = method.loss(net, batch, phase, generator(device, *keys, "noise"))
-        loss = result.loss_B.mean()
-        if not torch.isfinite(loss):
-            raise RunFailed(f"phase {phase}, round {round}, step {step}: the loss is {loss.item()}; lower lr?")
-        if options.prox:
-            distance = sum(((p - anchor[name]) ** 2).sum() for name, p in trainable.items())
-            (loss + options.prox / 2 * distance).backward()  # type: ignore[no-untyped-call]
-        else:
-            loss.backward()  # type: ignore[no-untyped-call]
-        _average_over_processes(trainable)
-        if options.clip:
-            nn.utils.clip_grad_norm_(list(trainable.values()), options.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        for owner, gave_B in result.gave.items():
-            if owner in counts:
-                counts[owner] += int(gave_B.sum())
-        watch = dict(result.watch)
-        if on_step is not None:
-            on_step(step, losses[-1])
+    with threads(ALL_THREADS):
+        for step in range(options.steps):
+            if deadline is not None and time.time() > deadline:
+                break
+            # each step has its own streams, so nothing depends on how many draws an earlier step made
+            keys = (*seed, phase, round, step, *([dist.get_rank()] if dist.is_initialized() else []))
+            batch = draw(options.batch // processes(), generator("cpu", *keys, "draw")).to(device)
+            result = method.loss(net, batch, phase, generator(device, *keys, "noise"))
+            losses.append(_step(result.loss_B.mean(), trainable, anchor, optimizer, options, f"{phase} {round}.{step}"))
+            for owner, gave_B in result.gave.items():
+                if owner in counts:
+                    counts[owner] += int(gave_B.sum())
+            watch = dict(result.watch)
+            if on_step is not None:
+                on_step(step, losses[-1])
     counts = _pooled(counts, device)
     counts.pop(LOCAL, None)
     return Trained(
@@ -136,15 +126,49 @@ def train(
     )
 
 
+def _step(
+    loss: Tensor,
+    trainable: Mapping[str, nn.Parameter],
+    anchor: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    options: PhaseTraining,
+    where: str,
+) -> float:
+    """One step downhill; gives the loss without its proximal term."""
+    if not torch.isfinite(loss):
+        raise RunFailed(f"step {where}: the loss is {loss.item()}; a lower lr may help")
+    objective = loss
+    for name, value in anchor.items():
+        objective = objective + options.prox / 2 * (trainable[name] - value).square().sum()
+    objective.backward()  # type: ignore[no-untyped-call]
+    _average_over_processes(trainable)
+    if options.clip:
+        nn.utils.clip_grad_norm_(list(trainable.values()), options.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
 def pool(method: Method, net: nn.Module, batches: Iterable[Batch], phase: str) -> dict[str, Tensor]:
     """A phase of kind "sums": fp64 totals over all batches."""
     totals: dict[str, Tensor] = {}
     net.eval()
-    with torch.no_grad():
+    with torch.no_grad(), threads(ALL_THREADS):
         for batch in batches:
             for name, value in method.sums(net, batch, phase).items():
                 totals[name] = totals[name] + value if name in totals else value
     return totals
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Networks want all cores; sums over weights are bound by memory, where a second thread only burns time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def processes() -> int:
@@ -168,8 +192,8 @@ def _delta(
     held = [owner for owner, n in counts.items() if n > 0]
     delta: dict[str, Tensor] = {}
     for name, parameter in trainable.items():
-        difference = before[name].neg_().add_(parameter.detach().cpu())  # before is not needed again
-        part = take(difference, owners[name], held)
+        old = before[name]
+        part = take(torch.sub(parameter.detach().cpu(), old, out=old), owners[name], held)  # in the memory of the old
         if part is not None:
             delta[name] = part
     return delta

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from support.probe import Probe
-from support.worlds import write_world
+import torch
 
-from shared import methods
+torch.set_num_threads(1)  # two test processes share two cores
+
+from support.probe import Probe  # noqa: E402
+from support.worlds import write_world  # noqa: E402
+
+from shared import methods  # noqa: E402
 
 SITES = {
     "north": [("T1", "T2")] * 5 + [("T1",)],
