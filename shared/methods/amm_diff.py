@@ -139,7 +139,7 @@ class AmmDiff:
         spread = fixed_BCHW.std(dim=(0, 2, 3)).mean()  # goes to 0 when all maps become one: the trivial solution
         return Losses(
             loss_B=1 - F.cosine_similarity(guess_BCHW, fixed_BCHW, dim=1).mean(dim=(1, 2)),
-            gave=self._gave(complete_BM.any(1), kept_BM, torch.zeros_like(kept_BM)),
+            gave=self._gave(complete_BM.any(1), kept_BM),
             watch={"feature_std": spread.item()},
         )
 
@@ -148,7 +148,8 @@ class AmmDiff:
         B, M, H, W = images_BMHW.shape
         rows, columns = -(-H // self.mask_patch), -(-W // self.mask_patch)
         noise = _uniform((B, M, rows * columns), images_BMHW.device, generator)
-        open_ = noise.argsort(-1).argsort(-1) >= round(self.mask_ratio * rows * columns)
+        masked = min(round(self.mask_ratio * rows * columns), rows * columns - 1)  # one patch at least is left
+        open_ = noise.argsort(-1).argsort(-1) >= masked
         grid = open_.reshape(B, M, rows, columns)
         for axis in (2, 3):
             grid = grid.repeat_interleave(self.mask_patch, dim=axis)
@@ -175,7 +176,10 @@ class AmmDiff:
         total_B = weight.sum(dim=(1, 2, 3)) * wanted_BM.sum(1)
         return Losses(
             loss_B=(error * weight).sum(dim=(1, 2, 3)) / total_B.clamp(min=1e-6),
-            gave=self._gave(wanted_BM.any(1), shown_BM, wanted_BM),
+            gave={
+                **self._gave(wanted_BM.any(1), shown_BM),
+                **{target(m): wanted_BM[:, i] for i, m in enumerate(self.modalities)},
+            },
         )
 
     def _times(self, n: int, device: torch.device, generator: torch.Generator) -> Tensor:
@@ -183,12 +187,8 @@ class AmmDiff:
         last = _uniform((n,), device, generator) < self.noisiest
         return torch.where(last, self.times - 1, t_B)
 
-    def _gave(self, any_B: Tensor, shown_BM: Tensor, wanted_BM: Tensor) -> dict[Owner, Tensor]:
-        return {
-            SHARED: any_B,
-            **{source(m): shown_BM[:, i] for i, m in enumerate(self.modalities)},
-            **{target(m): wanted_BM[:, i] for i, m in enumerate(self.modalities)},
-        }
+    def _gave(self, any_B: Tensor, shown_BM: Tensor) -> dict[Owner, Tensor]:
+        return {SHARED: any_B, **{source(m): shown_BM[:, i] for i, m in enumerate(self.modalities)}}
 
     # --- what the network's output means -------------------------------------------------------------------------
 

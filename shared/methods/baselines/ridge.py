@@ -90,8 +90,8 @@ def solve(sums: Mapping[str, Tensor], shown: list[int], target: int, strength: f
 
     Blocks that come from different hospitals need not fit together: the joint covariance is brought to the nearest
     positive one first, which changes nothing when one cohort gave all blocks; and lambda must be strong, for what no
-    block pins down (at 0.001 a phantom federation lost 7 dB on T2; at 0.1 it lost nothing). A target that never existed beside any
-    shown modality is predicted blank.
+    block pins down (at 0.001 a phantom federation lost 7 dB on T2; at 0.1 it lost nothing). A target that never
+    existed beside any shown modality is predicted blank.
     """
     pixels, total = sums["pixels"], sums["total"]
     M, _, K = total.shape

@@ -1,0 +1,209 @@
+"""The laws every method keeps: each row of the table is tested the moment it is listed (seed_systems.md §10.5)."""
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shared.diffusion.samplers import Sampler
+from shared.errors import DataError
+from shared.methods import METHODS, Method
+from shared.options import build, plain
+from shared.owners import named, parts
+from shared.records import Batch
+
+MODALITIES = ("T1", "T1CE", "T2", "FLAIR")
+M, SIDE = len(MODALITIES), 16
+
+
+def make(name: str, **options: object) -> Method:
+    return build(METHODS[name], {"modalities": list(MODALITIES), "size": "tiny", **options}, "method")
+
+
+def awake(net: nn.Module) -> nn.Module:
+    """Zero-initialised layers randomised: a gradient that is zero must be so for the right reason."""
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in net.parameters():
+            if not p.any():
+                p.copy_(0.1 * torch.randn(p.shape, generator=g))
+    return net
+
+
+def batch_of(exists: list[list[int]], seed: int = 0) -> Batch:
+    exists_BM = torch.tensor(exists).bool()
+    g = torch.Generator().manual_seed(seed)
+    images = 0.05 + 0.9 * torch.rand(len(exists), M, SIDE, SIDE, generator=g)
+    images[:, :, :2] = 0
+    images[~exists_BM] = float("nan")  # what does not exist means nothing
+    return Batch(images_BMHW=images, exists_BM=exists_BM, shown_BM=exists_BM, subject_B=torch.arange(len(exists)))
+
+
+def prepared(method: Method, seed: int = 0) -> nn.Module:
+    net = awake(method.build(seed))
+    for phase in method.phases:
+        if phase.kind == "sums":
+            method.settle(net, phase.name, method.sums(net, batch_of([[1, 1, 1, 1]] * 4, seed=9), phase.name))
+    return net
+
+
+def trained(method: Method) -> list[str]:
+    return [phase.name for phase in method.phases if phase.kind == "train"]
+
+
+def gradients(net: nn.Module) -> Mapping[str, Tensor]:
+    return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method:
+    return make(request.param)
+
+
+def test_options_survive_the_wire(method: Method) -> None:
+    assert build(type(method), plain(method), "method") == method
+
+
+def test_equal_seeds_build_equal_networks_and_leave_the_world_alone(method: Method) -> None:
+    before = torch.get_rng_state()
+    one, two, other = (method.build(seed).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_every_phase_names_its_trainable_tensors_with_a_fitting_owner(method: Method) -> None:
+    net = method.build(0)
+    shapes = {name: p.shape for name, p in net.named_parameters()}
+    for phase in method.phases:
+        owners = method.owners(net, phase.name)
+        assert bool(owners) == (phase.kind == "train")
+        for name, owner in owners.items():
+            for _, dim, index in parts(owner):
+                assert dim is None or index is None or int(index.max()) < shapes[name][dim]
+    assert set().union(*(method.owners(net, phase) for phase in trained(method))) == set(shapes)
+
+
+def test_owners_that_gave_are_those_that_got_gradient_and_no_others(method: Method) -> None:
+    """Sample by sample, over patterns and draws: exact zero where nothing was given."""
+    net = prepared(method)
+    for phase in trained(method):
+        owners = method.owners(net, phase)
+        for seed, pattern in enumerate([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 1]]):
+            net.zero_grad(set_to_none=True)
+            losses = method.loss(net, batch_of([pattern], seed), phase, torch.Generator().manual_seed(seed))
+            losses.loss_B.sum().backward()
+            assert named(owners) == set(losses.gave)
+            grads, parameters = gradients(net), dict(net.named_parameters())
+            for name, owner in owners.items():
+                for who, dim, index in parts(owner):
+                    grad = grads.get(name, torch.zeros_like(parameters[name]))
+                    part = grad if dim is None or index is None else grad.index_select(dim, index)
+                    assert bool(part.isfinite().all()), name
+                    if not losses.gave[who].item():
+                        assert not part.any(), (phase, pattern, name, who)
+                    elif dim is not None:
+                        assert part.any(), (phase, pattern, name, who)
+            assert not set(grads) - set(owners), "what is frozen gets no gradient"
+
+
+def test_one_sample_does_not_touch_anothers_loss(method: Method) -> None:
+    net = prepared(method)
+    for phase in trained(method):
+        results = []
+        for other in (1, 2):
+            batch = batch_of([[1, 1, 0, 1], [1, 0, 1, 1]], seed=0)
+            changed = batch.images_BMHW.clone()
+            changed[1] = batch_of([[1, 0, 1, 1]], seed=other).images_BMHW[0]
+            batch = Batch(
+                images_BMHW=changed, exists_BM=batch.exists_BM, shown_BM=batch.shown_BM, subject_B=batch.subject_B
+            )
+            net.zero_grad(set_to_none=True)
+            loss_B = method.loss(net, batch, phase, torch.Generator().manual_seed(5)).loss_B
+            assert loss_B.shape == (2,)
+            loss_B[0].backward()
+            results.append((loss_B.detach(), {name: grad.clone() for name, grad in gradients(net).items()}))
+        (one_B, one), (two_B, two) = results
+        assert one_B[0] == two_B[0]
+        assert one_B[1] != two_B[1]
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_equal_seeds_give_equal_losses(method: Method) -> None:
+    net = prepared(method)
+    batch = batch_of([[1, 1, 1, 1], [1, 0, 1, 1]])
+    for phase in trained(method):
+        one, two, other = (
+            method.loss(net, batch, phase, torch.Generator().manual_seed(seed)).loss_B for seed in (1, 1, 2)
+        )
+        assert torch.equal(one, two)
+        assert not torch.equal(one, other)
+
+
+def test_hidden_modalities_leave_every_bit_in_every_pattern(method: Method) -> None:
+    net = prepared(method).eval()
+    images = batch_of([[1] * M]).images_BMHW
+    sampler = Sampler(kind="ddim", steps=2)
+    for pattern in itertools.product([False, True], repeat=M):
+        if not any(pattern):
+            continue
+        shown = torch.tensor([pattern])
+        outs = [
+            method.synthesize(
+                net,
+                torch.where(shown[:, :, None, None], images, garbage),
+                shown,
+                sampler,
+                torch.Generator().manual_seed(1),
+            )
+            for garbage in (0.0, 0.5, math.nan, 1e9, -math.inf)
+        ]
+        assert outs[0].shape == images.shape
+        assert bool(outs[0].isfinite().all())
+        assert outs[0].min() >= 0
+        assert outs[0].max() <= 1
+        assert all(torch.equal(outs[0], out) for out in outs[1:]), pattern
+
+
+def test_what_is_shown_is_seen(method: Method) -> None:
+    net = prepared(method).eval()
+    images = batch_of([[1] * M]).images_BMHW
+    sampler = Sampler(kind="ddim", steps=2)
+    outs = [
+        method.synthesize(net, images, shown, sampler, torch.Generator().manual_seed(1))
+        for shown in (torch.tensor([[True, True, False, False]]), torch.tensor([[True, True, True, False]]))
+    ]
+    assert not torch.equal(*outs)
+
+
+def test_nothing_shown_is_refused(method: Method) -> None:
+    net = prepared(method)
+    with pytest.raises(DataError):
+        method.synthesize(
+            net, torch.zeros(1, M, SIDE, SIDE), torch.zeros(1, M).bool(), Sampler(), torch.Generator().manual_seed(0)
+        )
+
+
+def test_sums_over_two_sites_are_the_sums_over_both(method: Method) -> None:
+    net = method.build(0)
+    exists = [[1, 1, 1, 1], [1, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 1]]
+    whole = batch_of(exists)
+
+    def part(rows: slice) -> Batch:
+        return Batch(
+            images_BMHW=whole.images_BMHW[rows],
+            exists_BM=whole.exists_BM[rows],
+            shown_BM=whole.shown_BM[rows],
+            subject_B=whole.subject_B[rows],
+        )
+
+    for phase in method.phases:
+        if phase.kind == "sums":
+            together = method.sums(net, whole, phase.name)
+            first, second = (method.sums(net, part(rows), phase.name) for rows in (slice(0, 2), slice(2, 4)))
+            for name, value in together.items():
+                assert value.dtype == torch.float64
+                torch.testing.assert_close(first[name] + second[name], value)
