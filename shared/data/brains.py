@@ -26,6 +26,7 @@ from shared.data.lesions import (
 )
 from shared.data.tissues import TISSUES, Fractions
 from shared.data.vessels import BASE_Z, grow_vessels
+from shared.errors import DataError
 from shared.randomness import seed_of
 
 Array = NDArray[np.float32]
@@ -126,7 +127,8 @@ def grow(family: Family, seed: int, anatomy: Anatomy, cube: Cube) -> SubjectPhan
         lesion = tumour_labels(fractions)
 
     brain = _brain_mask(fractions, (lesion > 0) | (ventricles > 0.5), cube)
-    vessels = grow_vessels(fractions["csf"], brain, half_mm, cube, rng("vessels"))
+    sulci = np.where(ventricles > 0.1, 0, fractions["csf"])
+    vessels = grow_vessels(sulci, brain, half_mm, cube, rng("vessels"))
     if family == "vessels":  # the base of the brain is kept, with the circle of Willis
         base = cube.axes()[0] < BASE_Z * cube.fov_mm
         brain |= ndimage.binary_dilation(vessels > 0.25) & (_distance(brain, cube) < 8) & base
@@ -158,7 +160,7 @@ def _shape(
 
     The anatomy is looked up on a finer cube at moved points, its levels are cut there, and the cuts are averaged.
     """
-    finer = 2 if cube.size <= 96 else 1
+    finer = 2 if cube.size <= 80 else 1
     fine = Cube(size=cube.size * finer, fov_mm=cube.fov_mm)
     atrophy = float(np.clip((person.age - 55) / 60, -0.1, 0.5)) + 0.8 * person.severity
     at = [points + np.float32((EDGE - 1) / 2) for points in _sources(anatomy, fine, atrophy, scale, tumour, rng)]
@@ -175,23 +177,24 @@ def _shape(
     white = _cut(white_level, 0.52 + 0.05 * atrophy + levels[1])
     folia_white = _cut(white_level, 0.40)
 
-    shares = {
-        "cerebrum": {"csf": fluid, "white": (1 - fluid) * white, "cortex": (1 - fluid) * (1 - white)},
-        "cerebellum": {
-            "csf": fluid,
-            "cerebellar white": (1 - fluid) * folia_white,
-            "cerebellar cortex": (1 - fluid) * (1 - folia_white),
-        },
-        "ventricle": {"csf": np.ones_like(fluid)},
+    def within(name: str) -> Array:
+        return (region == REGIONS.index(name)).astype(np.float32)
+
+    solid, cerebrum, cerebellum, ventricle = 1 - fluid, within("cerebrum"), within("cerebellum"), within("ventricle")
+    parts = {
+        "csf": ventricle + fluid * ((region > 0) - ventricle),
+        "white": cerebrum * solid * white,
+        "cortex": cerebrum * solid * (1 - white),
+        "cerebellar white": cerebellum * solid * folia_white,
+        "cerebellar cortex": cerebellum * solid * (1 - folia_white),
+        **{name: within(name) * solid for name in REGIONS if name in TISSUES},
     }
     fractions = Fractions(cube.shape)
-    for number, name in enumerate(REGIONS[1:], start=1):
-        inside = (region == number).astype(np.float32)
-        for tissue, share in shares.get(name, {"csf": fluid, name: 1 - fluid}).items():
-            fractions[tissue] += _average(inside * share, finer)
+    for tissue, part in parts.items():
+        fractions[tissue] = _average(part, finer)
     shrunk = 0.45 * person.severity
     fractions.turn("csf", np.full(cube.shape, shrunk, np.float32), within=("hippocampus",))
-    return fractions, _average((region == REGIONS.index("ventricle")).astype(np.float32), finer)
+    return fractions, _average(ventricle, finer)
 
 
 def _sources(
@@ -209,7 +212,7 @@ def _sources(
     strength = (9 * atrophy + rng("ventricles").normal(0, 1.3)) * lean
     pulls = anatomy.pull_3DHW.astype(np.float32)
     for _ in range(PULLS):
-        grid = [(points + EDGE / 2) / PULL_STEP - 0.5 for points in at]
+        grid = [(points + (EDGE - 1) / 2) / PULL_STEP for points in at]
         steps = [ndimage.map_coordinates(pull, grid, order=1, mode="nearest") for pull in pulls]
         at = [points + strength / PULLS * step for points, step in zip(at, steps, strict=True)]
     return [refine(points.astype(np.float32), cube) for points in at]
@@ -223,10 +226,8 @@ def _rotation(around_z: float, around_y: float, around_x: float) -> NDArray[np.f
 
 def _folds(region: NDArray[np.uint8], cube: Cube, rng: Rng) -> Array:
     """Sulci of this person's own: the zero lines of a random field, fading with depth; 1 at the bottom of a sulcus."""
-    coarse = region[::2, ::2, ::2] > 0
-    depth_mm = np.repeat(
-        np.repeat(np.repeat(_distance(~coarse, Cube(size=cube.size // 2, fov_mm=cube.fov_mm)), 2, 0), 2, 1), 2, 2
-    )
+    outside = region[::2, ::2, ::2] == 0
+    depth_mm = refine(_distance(outside, Cube(size=cube.size // 2, fov_mm=cube.fov_mm)), cube)
     line = np.exp(-((field(rng, cube, 9.0) / 0.2) ** 2) - (depth_mm / 11) ** 2)
     return cast(Array, line * (region == REGIONS.index("cerebrum")))
 
@@ -247,10 +248,12 @@ def _average(part: Array, factor: int) -> Array:
 def _tumour_sites(anatomy: Anatomy) -> NDArray[np.float32]:
     """Deep white matter of the upper cerebrum, away from the midline: z y x in mm."""
     step = 5
-    z, y, x = (np.argwhere(anatomy.white_DHW[::step, ::step, ::step] > 200) * step - EDGE / 2).T
+    z, y, x = (np.argwhere(anatomy.white_DHW[::step, ::step, ::step] > 200) * step - (EDGE - 1) / 2).T
     half = anatomy.half_mm
     allowed = (np.abs(x) > 15) & (np.abs(x) < 0.6 * half[2]) & (z > -0.1 * half[0]) & (z < 0.5 * half[0])
     allowed &= np.abs(y) < 0.6 * half[1]
+    if not allowed.any():
+        raise DataError(f"anatomy {anatomy.name}: has no deep white matter, where a tumour could grow")
     return np.stack([z, y, x], axis=1)[allowed].astype(np.float32)
 
 

@@ -36,6 +36,8 @@ from shared.errors import DataError
 from shared.options import build, plain
 from shared.vocabulary import Modality
 
+LITTLE = 100e6  # bytes of new files that one process prepares in seconds
+
 Progress = Callable[[int, int], None]  # (subjects done, subjects in all)
 
 
@@ -154,7 +156,7 @@ def prepare(
 ) -> Prepared:
     """BIDS cohort -> cache. Done again, it only renews the subjects whose files changed, and forgets those that left.
 
-    `modalities` None: all that are found. `workers` None: one process per core; 0: this process.
+    `modalities` None: all that are found. `workers` None: one process per core where that pays; 0: this process.
     """
     folder = cache_folder(bids, grid) if out is None else out
     participants = read_participants(bids)
@@ -164,7 +166,8 @@ def prepare(
         folder.mkdir(parents=True, exist_ok=True)
         _check_disk(sources, grid, folder)
         done = []
-        for result in _in_order(partial(prepare_subject, grid=grid, folder=folder, root=bids), sources, workers):
+        count = _processes(sources, folder) if workers is None else workers
+        for result in _in_order(partial(prepare_subject, grid=grid, folder=folder, root=bids), sources, count):
             done.append(result)
             if progress is not None:
                 progress(len(done), len(sources))
@@ -173,8 +176,15 @@ def prepare(
         raise DataError(f"cohort {bids.name}: its cache can't be written: {error.strerror or error}") from error
 
 
-def _in_order(work: Callable[[Sources], Result], sources: Sequence[Sources], workers: int | None) -> Iterator[Result]:
-    count = min(os.cpu_count() or 1 if workers is None else workers, len(sources))
+def _processes(sources: Sequence[Sources], folder: Path) -> int:
+    """One per core, unless there is so little to do that starting them would take longer."""
+    unseen = [subject for subject in sources if not (folder / subject.subject / "meta.json").exists()]
+    new = sum(path.stat().st_size for subject in unseen for path in subject.files.values() if path.exists())
+    return (os.cpu_count() or 1) if new > LITTLE else 0
+
+
+def _in_order(work: Callable[[Sources], Result], sources: Sequence[Sources], workers: int) -> Iterator[Result]:
+    count = min(workers, len(sources))
     if count <= 1:
         yield from map(work, sources)
         return

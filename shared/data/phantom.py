@@ -49,6 +49,7 @@ USUALLY_MISSING: Mapping[str, tuple[tuple[Modality, ...], ...]] = {  # by site, 
     "vessels": (("FLAIR",), ("T2",), ("TOF",)),
 }
 LEVEL = 800  # MR as whole numbers: healthy tissue is near this on a scanner of gain 1
+VESSEL_SHARE = 0.1  # of a voxel, from which on it counts as artery in the truth
 SHEET_ROWS = 9
 Progress = Callable[[int, int], None]  # (subjects done, subjects in all)
 
@@ -272,7 +273,7 @@ def _draw(task: _Task) -> None:
         _write(aside / bids_path(task.subject, modality), data, task.cube, dtype)
     if task.family == "vessels":
         truth = f"derivatives/truth/sub-{task.subject}/anat/sub-{task.subject}_label-vessel_mask.nii.gz"
-        _write(task.cohort / truth, phantom.vessels_DHW > 0.2, task.cube, np.uint8)
+        _write(task.cohort / truth, phantom.vessels_DHW > VESSEL_SHARE, task.cube, np.uint8)
     else:
         lesion = lesion_path(task.subject, tumour=task.family == "glioma")
         _write(aside / lesion, phantom.lesion_DHW, task.cube, np.uint8)

@@ -55,8 +55,8 @@ def draw_scanner(*keys: str | int) -> Scanner:
     between = rng.uniform
     return Scanner(
         seed=seed,
-        t1_tr=between(14, 26),
-        t1_flip=between(22, 32),
+        t1_tr=between(12, 21),
+        t1_flip=between(24, 33),
         t2_tr=between(3500, 6500),
         t2_te=between(80, 112),
         flair_tr=between(8000, 10500),
