@@ -20,7 +20,7 @@ from shared.errors import DataError
 PSNR_CAP = 60.0  # dB; identical images would be infinite and poison every mean
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # SSIM, Wang et al. 2004
 NMI_BINS = 32  # over [0, 1]; few pixels in many bins look alike by chance
-PATCH, PROJECTIONS, MOST_PATCHES = 5, 128, 4096  # sliced Wasserstein
+PATCH, PROJECTIONS, MOST_PATCHES = 5, 64, 4096  # sliced Wasserstein
 FINE, BANDS = 0.25, 8  # spectrum ratio: bands from FINE to 0.5 cycles per pixel
 _SLACK = 1e-3  # how far float16 or a resampling may leave [0, 1]
 
@@ -181,15 +181,15 @@ def _distance(p_DHW: Tensor, y_DHW: Tensor, mask_DHW: Tensor) -> float:
     sorted_ = []
     for x_DHW in (p_DHW, y_DHW):
         windows = x_DHW.unfold(1, PATCH, 1).unfold(2, PATCH, 1)  # a view: D, H - 4, W - 4, PATCH, PATCH
-        patches_NF = windows[tuple(at_N3.unbind(1))].flatten(1).double()
+        patches_NF = windows[tuple(at_N3.unbind(1))].flatten(1)
         sorted_.append((patches_NF @ _directions().to(patches_NF.device)).sort(dim=0).values)
-    return (sorted_[0] - sorted_[1]).square().mean().sqrt().item()
+    return (sorted_[0] - sorted_[1]).double().square().mean().sqrt().item()
 
 
 @functools.cache
 def _directions() -> Tensor:
     """The same at every call; scaled so that their mean square response to a constant is 1."""
-    drawn_FK = torch.randn(PATCH**2, PROJECTIONS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn_FK = torch.randn(PATCH**2, PROJECTIONS, generator=torch.Generator().manual_seed(0))
     unit_FK = drawn_FK / drawn_FK.norm(dim=0)
     scaled_FK: Tensor = unit_FK / unit_FK.sum(dim=0).square().mean().sqrt()
     return scaled_FK
