@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from typing import Any
 
 os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -33,7 +34,7 @@ def main(tensors: int, rounds: int, sites: int) -> None:
         result = strategy.start(grid=grid, initial_arrays=arrays, num_rounds=rounds)
         assert len(result.arrays) == tensors
 
-    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2}}
+    resources: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2}}
     run_simulation(server_app=server, client_app=client, num_supernodes=sites, backend_config=resources)
 
 

@@ -1,4 +1,4 @@
-"""Our side of benchmarks/simulation.py: the real rounds, wire, admission and checkpoints around a trainer of nothing."""
+"""Our side of benchmarks/simulation.py: real rounds, wire, admission and checkpoints around a trainer of nothing."""
 
 import json
 import sys

@@ -1,7 +1,7 @@
 """NVIDIA FLARE's simulator in benchmarks/simulation.py: its NumPy FedAvg recipe, a client that sends back what it got.
 
-Its NumPy recipe carries one array, so the same megabytes travel as one tensor. Run both as the job (with its JSON) and, by
-FLARE, as the client script (without).
+Its NumPy recipe carries one array, so the same megabytes travel as one tensor. Run both as the job (with its JSON)
+and, by FLARE, as the client script (without).
 """
 
 import json
@@ -15,7 +15,9 @@ def client() -> None:
     flare.init()
     while flare.is_running():
         model = flare.receive()
-        flare.send(flare.FLModel(params=model.params, params_type=model.params_type, meta={"NUM_STEPS_CURRENT_ROUND": 1}))
+        flare.send(
+            flare.FLModel(params=model.params, params_type=model.params_type, meta={"NUM_STEPS_CURRENT_ROUND": 1})
+        )
 
 
 def main(tensors: int, rounds: int, sites: int) -> None:

@@ -4,10 +4,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
 
 from shared.errors import DataError
 
@@ -41,6 +40,18 @@ class Ledger:
                 raise DataError(f"{self._path} line {number}: the chain is broken, something before it was changed")
             before = _hash(line)
             yield entry
+
+
+def lines(entries: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """For a person: when, what, how much, which hash, and every field that is no tensor."""
+    count = total = 0
+    for entry in entries:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["time"]))
+        yield f"{when}  {entry['bytes']:>10} bytes  {entry['tensors']:>4} tensors  sha256 {entry['sha256'][:16]}"
+        for name, value in sorted(entry["fields"].items()):
+            yield f"{'':21}{name} = {value}"
+        count, total = count + 1, total + int(entry["bytes"])
+    yield f"{count} replies, {total / 1e6:.2f} MB in all; the chain is whole"
 
 
 def _hash(line: bytes) -> str:

@@ -42,7 +42,7 @@ def take_inventory(site: Site, config: str, schema: str) -> Inventory:
 
 
 def at_least(patterns: Mapping[tuple[Modality, ...], int], min_cell: int) -> int:
-    """The subjects of the cells that are told, and one for each that is not: a sum must not give away what is hidden."""
+    """Subjects of the cells that are told, and one for each that is not: a sum must not tell what is hidden."""
     return sum(n if n >= min_cell else 1 for n in patterns.values())
 
 
@@ -124,7 +124,7 @@ def open_cohorts(site: Site, settings: RunSettings) -> list[Cohort]:
 
 
 def present(cohorts: Sequence[Cohort], modalities: Sequence[Modality]) -> dict[tuple[Modality, ...], int]:
-    """The training subjects' patterns over all cohorts, in the method's words and order; subjects with none left out."""
+    """Training subjects' patterns over all cohorts, in the method's words and order; subjects with none left out."""
     patterns: dict[tuple[Modality, ...], int] = {}
     for cohort in cohorts:
         for held, n in cohort.patterns("train").items():

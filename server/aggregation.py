@@ -56,15 +56,15 @@ class Fold:
         for name, sent in update.delta.items():
             if name not in self._sums:
                 self._sums[name] = torch.zeros(self._shapes[name], dtype=torch.int64)
-            owner = self._owners[name]
+            owned = self._owners[name]
             fixed = sent.double().mul_(2.0**self._bits).round_().long()
-            if not isinstance(owner, Cut):
-                self._sums[name] += fixed.mul_(self._weight(update, owner))
+            if not isinstance(owned, Cut):
+                self._sums[name] += fixed.mul_(self._weight(update, owned))
                 continue
-            index = held_index(owner, held)
-            weight = torch.tensor([self._weight(update, owner.owners[i]) for i in index.tolist()])
-            shape = [-1 if d == owner.dim else 1 for d in range(fixed.dim())]
-            self._sums[name].index_add_(owner.dim, index, fixed.mul_(weight.reshape(shape)))
+            index = held_index(owned, held)
+            weight = torch.tensor([self._weight(update, owned.owners[i]) for i in index.tolist()])
+            shape = [-1 if d == owned.dim else 1 for d in range(fixed.dim())]
+            self._sums[name].index_add_(owned.dim, index, fixed.mul_(weight.reshape(shape)))
 
     def mean(self, *, min_holders: int) -> Mean:
         """Divide each slice by its own count. Slices with fewer holders than the policy asks for stay zero."""

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from server import runs
-from server.simulation import client_app, find_cohorts, prepare_cohorts
 from server.local_grid import LocalGrid
+from server.simulation import client_app, find_cohorts, prepare_cohorts
 from shared.checkpoint import write_text
 from shared.config import Config
 

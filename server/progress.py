@@ -402,3 +402,13 @@ def _console() -> Console:
 
 def _say(console: Console, text: str) -> None:
     console.print(Text("".join(c if c.isprintable() else " " for c in text)), soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A result for a person, on stdout."""
+    drawn = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        drawn.add_column(Text(column), justify="left" if i < 2 else "right")
+    for row in rows:
+        drawn.add_row(*map(Text, row))
+    Console().print(drawn)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from flwr.app import Message, MessageType
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from server.facts import Coverage, coverage
@@ -110,9 +110,7 @@ def wait_for_nodes(grid: Grid, expected: int, deadline: float) -> list[int]:
         time.sleep(POLL_SECONDS)
 
 
-def ask(
-    grid: Grid, nodes: Sequence[int], content: wire.RecordDict, deadline: float
-) -> list[tuple[int, Message | None]]:
+def ask(grid: Grid, nodes: Sequence[int], content: RecordDict, deadline: float) -> list[tuple[int, Message | None]]:
     """One query to every node; None for those that did not answer in time."""
     sent = {}
     for node in nodes:
@@ -123,7 +121,8 @@ def ask(
     while len(replies) < len(sent) and time.monotonic() < end:
         for node, message_id in sent.items():
             if node not in replies:
-                replies |= {node: reply for reply in grid.pull_messages([message_id])}
+                for reply in grid.pull_messages([message_id]):
+                    replies[node] = reply
         if len(replies) < len(sent):
             time.sleep(POLL_SECONDS)
     return [(node, replies.get(node)) for node in nodes]

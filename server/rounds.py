@@ -1,4 +1,4 @@
-"""The round, seen from above: plan -> roster -> send -> admit -> fold in -> step -> average -> validate -> save -> release.
+"""The round, seen from above: plan -> roster -> send -> admit -> fold in -> step -> average -> save -> release.
 
 A round without quorum changes nothing. Everything random is derived from (run seed, phase, round, site), and a
 checkpoint is written after every round, so a killed run resumes to the same bits as an uninterrupted one.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from flwr.app import Message, MessageType
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
@@ -228,7 +228,7 @@ class Rounds:
         )
 
     def _attempt(
-        self, ask: Ask, roster: Roster, content: wire.RecordDict, waiting: list[SiteName], answers: Answers
+        self, ask: Ask, roster: Roster, content: RecordDict, waiting: list[SiteName], answers: Answers
     ) -> None:
         deadline = self.config.federation.deadline
         end = time.monotonic() + deadline

@@ -8,15 +8,15 @@ runs/RUN/config.json      what was asked          overrides.json   how, for `res
 """
 
 import json
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.serverapp import Grid
 
 from server import progress, tracking
-from server.release import code_version
 from server.rounds import Rounds
 from server.validation import Validator
 from shared.checkpoint import write_text
@@ -24,12 +24,15 @@ from shared.config import Config, load, same_run
 from shared.errors import ConfigError, DataError
 from shared.training import threads
 
+Check = Callable[[Config], object]
 
-def create(overrides: Sequence[str]) -> tuple[Config, Path]:
-    """The folder of a new run, or of the one that `resume=` names, with its config checked and written."""
+
+def create(overrides: Sequence[str], *, check: Check = lambda config: None) -> tuple[Config, Path]:
+    """The folder of a new run, or of the one that `resume=` names. Nothing is written for one that can't start."""
     config = load(overrides)
     if config.resume is not None:
         return _find_again(config, overrides)
+    check(config)
     name = config.run or time.strftime("%Y%m%d-%H%M%S")
     folder = Path(config.runs) / name
     if (folder / "config.json").exists():
@@ -37,6 +40,17 @@ def create(overrides: Sequence[str]) -> tuple[Config, Path]:
     write_text(folder / "overrides.json", json.dumps(list(overrides)))
     write_text(folder / "config.json", config.text())
     return config, folder
+
+
+def create_shared(overrides: Sequence[str], *, check: Check) -> tuple[Config, Path]:
+    """`create` where torchrun started several processes: the first one makes the folder, the others find it."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        return create(overrides, check=check)
+    config = load(overrides)
+    name = config.resume or config.run
+    if name is None:
+        raise ConfigError("run=null: under torchrun name the run, so that all processes mean the same")
+    return config, Path(config.runs) / name
 
 
 def _find_again(config: Config, overrides: Sequence[str]) -> tuple[Config, Path]:

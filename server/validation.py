@@ -58,7 +58,7 @@ class Validator:
         usable_B = shown_BM.any(dim=1)
         out = torch.full_like(self._batch.images_BMHW[:, target], torch.nan)
         generator = torch.Generator(device=self._device).manual_seed(0)
-        for rows in torch.nonzero(usable_B).flatten().split(BATCH):
+        for rows in torch.split(torch.nonzero(usable_B).flatten(), BATCH):
             images, shown = self._batch.images_BMHW[rows].to(self._device), shown_BM[rows].to(self._device)
             made = self._method.synthesize(self._net, images, shown, Sampler(kind="mean"), generator)
             out[rows] = made[:, target].float().cpu()

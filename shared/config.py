@@ -161,6 +161,11 @@ def load(overrides: Sequence[str]) -> Config:
     return config
 
 
+def load_sampler(kind: str) -> Sampler:
+    """A row of configs/sampler by name, with its own steps and samples."""
+    return build(Sampler, _compose([f"sampler={kind}"])["sampler"], "sampler")
+
+
 def build_method(choice: Choice) -> Method:
     if choice.name not in METHODS:
         raise ConfigError(f"method={choice.name}: must be one of {', '.join(METHODS)}")

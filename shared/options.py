@@ -1,4 +1,4 @@
-"""Plain mappings (JSON, YAML) to frozen option dataclasses and back, checked once: a bad value fails before any data is read."""
+"""Plain mappings (JSON, YAML) to frozen option dataclasses and back: a bad value fails before any data is read."""
 
 import dataclasses
 import types

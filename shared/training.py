@@ -216,7 +216,7 @@ def _average_over_processes(trainable: Mapping[str, nn.Parameter]) -> None:
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat)
     flat /= processes()
-    for p, part in zip(trainable.values(), flat.split([g.numel() for g in grads]), strict=True):
+    for p, part in zip(trainable.values(), torch.split(flat, [g.numel() for g in grads]), strict=True):
         p.grad = part.view_as(p)
 
 

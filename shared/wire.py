@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ _STYPE = "lacuna.raw"
 _REFUSALS: Mapping[str, type[LacunaError]] = {
     error.__name__: error for error in (PlanRefused, BudgetSpent, DataError, RunFailed)
 }
+Head: TypeAlias = dict[
+    str, int | float | str | bytes | bool | list[int] | list[float] | list[str] | list[bytes] | list[bool]
+]
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -32,7 +35,13 @@ SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def pack_plan(plan: RoundPlan) -> RecordDict:
-    head = {"run": plan.run, "phase": plan.phase, "round": plan.round, "config": plan.config, "schema": plan.schema}
+    head: Head = {
+        "run": plan.run,
+        "phase": plan.phase,
+        "round": plan.round,
+        "config": plan.config,
+        "schema": plan.schema,
+    }
     return RecordDict({"plan": ConfigRecord(head), "weights": _pack(plan.weights)})
 
 
@@ -62,7 +71,7 @@ def unpack_query(content: RecordDict) -> tuple[str, str]:
 
 def pack_update(update: Update) -> RecordDict:
     """Names are listed, not filtered: metrics outside RELEASED have no way out."""
-    head = {
+    head: Head = {
         "site": update.site,
         "run": update.run,
         "phase": update.phase,
@@ -101,7 +110,7 @@ def unpack_update(message: Message, sender: str) -> Update:
 
 
 def pack_inventory(inventory: Inventory) -> RecordDict:
-    text = {
+    text: Head = {
         "site": inventory.site,
         "schema": inventory.schema,
         "subjects": inventory.subjects,

@@ -1,6 +1,6 @@
 """Fixtures that several parts share."""
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,10 +22,9 @@ SITES = {
 
 
 @pytest.fixture
-def probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row more in the table of methods, for this test."""
     monkeypatch.setitem(cast(MutableMapping[str, Any], methods.METHODS), "probe", Probe)
-    yield
 
 
 @pytest.fixture(scope="session")

@@ -146,7 +146,7 @@ def test_without_quorum_the_run_stops_changed_in_nothing(world: Path, tmp_path: 
             return error_reply(site, reply)
         return reply
 
-    with pytest.raises(RunFailed, match="2 updates admitted, min_sites=3 after 1 retries.*east: error"):
+    with pytest.raises(RunFailed, match=r"2 updates admitted, min_sites=3 after 1 retries.*east: error"):
         start(tmp_path / "run", wanted, later)
     assert asked.count("east") == 2  # asked again once
     assert asked.count("north") == 1  # its update was in already
@@ -234,7 +234,7 @@ def test_a_site_whose_code_disagrees_refuses_the_plan(
     from client import work
 
     monkeypatch.setattr(work, "check_schema", other)
-    with pytest.raises(RunFailed, match="min_sites=2: only 0 sites.*differs from this site's"):
+    with pytest.raises(RunFailed, match=r"min_sites=2: only 0 sites.*differs from this site's"):
         start(tmp_path / "run", config(world))
 
 
@@ -245,7 +245,7 @@ def test_collapsed_features_fail_the_run(world: Path, tmp_path: Path) -> None:
             head["metrics"] = json.dumps(json.loads(str(head["metrics"])) | {"feature_std": 1e-9})
         return reply
 
-    with pytest.raises(RunFailed, match="feature_std fell to 1e-09 from 1.*collapsed"):
+    with pytest.raises(RunFailed, match=r"feature_std fell to 1e-09 from 1.*collapsed"):
         start(tmp_path / "run", config(world), collapse)
 
 

@@ -64,7 +64,7 @@ def test_arrival_order_changes_no_bit() -> None:
 @given(k=st.integers(1, 9), n=st.integers(1, 50))
 @settings(max_examples=20, deadline=None)
 def test_k_identical_sites_are_one(k: int, n: int) -> None:
-    delta, counts = full_delta(3), {owner: n for owner in BOTH}
+    delta, counts = full_delta(3), dict.fromkeys(BOTH, n)
     one = fold(update("a", delta, counts)).mean(min_holders=1).delta
     many = fold(*(update(f"s{i}", delta, counts) for i in range(k))).mean(min_holders=1).delta
     assert all(torch.equal(one[name], many[name]) for name in OWNERS)

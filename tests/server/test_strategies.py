@@ -115,7 +115,7 @@ def test_median_of_a_slice_is_over_its_holders_only(tmp_path: Path) -> None:
 
 def test_krum_weighs_what_it_keeps_by_samples(tmp_path: Path) -> None:
     deltas = [draw(i) for i in range(3)]
-    mean = spool(tmp_path / "s", deltas, [{o: n for o in ALL} for n in (1, 2, 3)]).mean(Krum(keep=3), min_holders=1)
+    mean = spool(tmp_path / "s", deltas, [dict.fromkeys(ALL, n) for n in (1, 2, 3)]).mean(Krum(keep=3), min_holders=1)
     expected = (deltas[0]["w"] + 2 * deltas[1]["w"] + 3 * deltas[2]["w"]) / 6
     assert torch.allclose(mean.delta["w"], expected, atol=1e-6)
 

@@ -108,11 +108,11 @@ MALFORMED = {
     "a shape that would fill the memory": lambda: with_array(Array("float32", (1 << 40, 2), RAW, b"\0" * 24)),
     "a negative shape": lambda: with_array(Array("float32", (-3, -2), RAW, b"\0" * 24)),
     "a pickled array": lambda: with_array(Array("object", (1,), RAW, b"\x80\x04.")),
-    "numpy's own format": lambda: ArrayRecordOf(torch.zeros(3, 2)),
+    "numpy's own format": lambda: numpy_form(torch.zeros(3, 2)),
 }
 
 
-def ArrayRecordOf(tensor: torch.Tensor) -> RecordDict:  # noqa: N802
+def numpy_form(tensor: torch.Tensor) -> RecordDict:
     content = wire.pack_update(UPDATE)
     content["delta"] = ArrayRecord({"w": Array(tensor.numpy())})
     return content

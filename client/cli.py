@@ -1,0 +1,194 @@
+"""`lacuna-site`: a hospital's command, beside its data. Thin: every verb calls one function elsewhere."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared.errors import ConfigError, LacunaError
+
+app = typer.Typer(
+    name="lacuna-site",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""What a site does with its own images; nothing here sends anything.
+
+**prepare** checks a BIDS cohort and caches it, **synthesize** fills in what a subject lacks from a signed bundle,
+**evaluate** scores a bundle on the site's own subjects, **ledger** shows what left the site and verifies its chain.
+
+Exit codes: 0 done · 2 a wrong key or value · 3 data or a bundle that can't be used.""",
+)
+
+Bundle = Annotated[Path, typer.Option(help="Folder of the bundle.")]
+Trust = Annotated[
+    Path | None,
+    typer.Option(help="The coordinator's public key; a bundle signed by another is refused.", show_default=False),
+]
+AnySigner = Annotated[
+    bool, typer.Option("--any-signer", help="Take a whole bundle whoever signed it; forgery is then not excluded.")
+]
+Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
+Kind = Annotated[
+    str | None, typer.Option(help="mean | multistep | ddim | ancestral. Default: the bundle's.", show_default=False)
+]
+
+
+@app.command()
+def prepare(
+    cohort: Annotated[Path, typer.Argument(help="BIDS folder: sub-*/anat|ct|pet/*.nii.gz and participants.tsv.")],
+    height: Annotated[int, typer.Option(min=8, help="Of the grid, in pixels.")] = 64,
+    width: Annotated[int, typer.Option(min=8, help="Of the grid, in pixels.")] = 64,
+    spacing: Annotated[
+        float | None, typer.Option(help="Pixel size in mm; default: each subject's own.", show_default=False)
+    ] = None,
+    modality: Annotated[
+        list[str] | None, typer.Option(help="Only these; repeat it. Default: all that are found.", show_default=False)
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes.", show_default="as many as pay")] = None,
+) -> None:
+    """Check a cohort file by file and cache it for training; again and again: only what changed is done anew.
+
+    What was used, left aside or excluded, and why, stands in exclusions.csv beside the cache.
+    """
+    from shared.data import cohort as data
+    from shared.data.volumes import Grid
+
+    grid = Grid(spacing_mm=spacing, height=height, width=width)
+    with _bar("preparing") as advance:
+        done = data.prepare(cohort, grid, modalities=modality, workers=workers, progress=advance)
+    for name, value in done.summary:
+        typer.echo(f"{name:<28}{value}")
+    for remark in done.remarks:
+        if remark.done in ("excluded", "skipped modality"):
+            typer.echo(f"{remark.done}: {remark.subject} {remark.file}: {remark.why}")
+    typer.echo(str(done.folder))
+
+
+@app.command()
+def synthesize(
+    bundle: Bundle,
+    subject: Annotated[Path, typer.Option(help="A subject's BIDS folder, sub-*.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the synthetic volumes, their uncertainty, sidecars, a preview.")
+    ],
+    trust: Trust = None,
+    any_signer: AnySigner = False,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Default: all that the subject lacks; repeat it.", show_default=False)
+    ] = None,
+    sampler: Kind = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Monte-Carlo samples; 2 or more give an uncertainty.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same volume.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Fill in what a subject lacks, in the grid of its own images, marked as synthetic."""
+    from client.synthesize import synthesize as carry_out
+    from shared.data.modalities import parse
+
+    loaded = _load(bundle, trust, any_signer)
+    with _bar("synthesizing") as advance:
+        done = carry_out(
+            loaded,
+            subject,
+            out,
+            sampler=_sampler(sampler),
+            samples=samples,
+            seed=seed,
+            device=device,
+            targets=[parse(name) for name in target] if target else None,
+            progress=advance,
+        )
+    for remark in done.remarks:
+        typer.echo(f"left aside: {remark}", err=True)
+    for path in done.kept.values():
+        typer.echo(f"{path} (was there already, from the same inputs and bundle)")
+    for path in done.made.values():
+        typer.echo(str(path))
+    if done.preview is not None:
+        typer.echo(str(done.preview))
+
+
+@app.command()
+def evaluate(
+    bundle: Bundle,
+    cohort: Annotated[Path, typer.Option(help="BIDS folder; it is prepared for the bundle's grid.")],
+    out: Annotated[Path, typer.Option(help="Folder for the report; it names subjects and stays at the site.")],
+    trust: Trust = None,
+    any_signer: AnySigner = False,
+    sampler: Kind = None,
+    every: Annotated[int, typer.Option(min=1, help="Use one brain slice in so many.")] = 1,
+    seed: int = 0,
+    device: Device = "auto",
+) -> None:
+    """Score a bundle on the site's own subjects, each present modality hidden in turn."""
+    from client.evaluate import evaluate_here
+    from shared.data import cohort as data
+
+    loaded = _load(bundle, trust, any_signer)
+    with _bar("preparing") as advance:
+        prepared = data.prepare(cohort, loaded.model.grid, progress=advance).cohort
+    with _bar("scoring") as advance:
+        evaluate_here(
+            loaded, prepared, out, sampler=_sampler(sampler), seed=seed, every=every, device=device, progress=advance
+        )
+    typer.echo(str(out))
+
+
+@app.command()
+def ledger(
+    path: Annotated[Path, typer.Argument(help="The site's ledger.jsonl.")],
+) -> None:
+    """What left this site, line by line, with the hash of what was sent; a broken chain ends it with exit code 3."""
+    from client.ledger import Ledger, lines
+
+    if not path.exists():
+        raise ConfigError(f"{path}: no ledger there")
+    for line in lines(Ledger(path).entries()):
+        typer.echo(line)
+
+
+def _load(folder: Path, trust: Path | None, any_signer: bool):  # type: ignore[no-untyped-def]
+    from shared import bundle
+
+    if trust is None and not any_signer:
+        raise ConfigError("--trust: name the coordinator's public key, or say --any-signer to take any whole bundle")
+    return bundle.load(folder, trusted=None if trust is None else bundle.read_public_key(trust))
+
+
+def _sampler(kind: str | None):  # type: ignore[no-untyped-def]
+    from shared.config import load_sampler
+
+    return None if kind is None else load_sampler(kind)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator:  # type: ignore[type-arg]
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def main() -> None:
+    """Errors become one line and their exit code; only a bug shows a traceback."""
+    try:
+        app()
+    except LacunaError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""`lacuna`: the coordinator's and the researcher's command. Thin: every verb calls one function elsewhere."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared.errors import ConfigError, LacunaError
+
+app = typer.Typer(
+    name="lacuna",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""Train together the models that fill in missing imaging modalities, without an image leaving a site.
+
+On one machine: **phantom** makes hospitals, **simulate** trains over them, **evaluate** says what the federation
+bought them, **export** gives the signed bundle that `lacuna-site synthesize` runs, **report** tells it on one page.
+
+Exit codes: 0 done · 2 a wrong key or value · 3 data that can't be used · 4 a plan that a site refuses ·
+5 a run that could not go on (its checkpoint is whole: the same command with `resume=RUN` goes on).""",
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Any key of configs/config.yaml, such as `size=tiny`, `strategy=fedadam`, `method.encoder=unet`.",
+        show_default=False,
+    ),
+]
+Run = Annotated[str, typer.Argument(help="Name of the run.")]
+Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder to write: sites/, heldout/, coordinator/, contact sheets.")],
+    family: Annotated[str, typer.Option(help="glioma | dementia | vessels")] = "glioma",
+    sites: Annotated[int, typer.Option(min=1, max=999, help="How many hospitals.")] = 3,
+    subjects: Annotated[int, typer.Option(min=1, help="Training subjects per site.")] = 12,
+    heldout: Annotated[int, typer.Option(min=0, help="Complete test subjects per site, never trained on.")] = 4,
+    coordinator: Annotated[int, typer.Option(min=0, help="Complete subjects of the coordinator's own.")] = 3,
+    missing: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What a site never acquires, as `site-a=FLAIR,T2`; repeat it for others, `none` for nothing anywhere. "
+            "Default: the sites in turn lack the family's last modality, the one before, ...",
+            show_default=False,
+        ),
+    ] = None,
+    drop: Annotated[float, typer.Option(min=0, max=1, help="Chance that a training subject lacks one more.")] = 0.0,
+    size: Annotated[int, typer.Option(min=16, help="Voxels along each edge of the 192 mm cube.")] = 64,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    anatomy: Annotated[
+        Path | None, typer.Option(help="Folder of FreeSurfer-style label maps. Default: nilearn's MNI152 maps.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 is one per core.")] = 0,
+) -> None:
+    """Make hospitals: multi-modality brains as BIDS cohorts, with lesions, scanners and missing patterns of their own.
+
+    `lacuna phantom world --family dementia --sites 4 --missing site-a=AV45 --missing site-b=FDG,CT`
+    """
+    from server import progress
+    from shared.data.phantom import FAMILIES, PhantomOptions, write_world
+    from shared.options import build
+
+    if family not in FAMILIES:
+        raise ConfigError(f"--family {family}: must be one of {', '.join(FAMILIES)}")
+    names = tuple(f"site-{chr(ord('a') + i)}" if sites <= 26 else f"site-{i + 1:03d}" for i in range(sites))
+    options = build(
+        PhantomOptions,
+        {
+            "family": family,
+            "subjects": subjects,
+            "heldout": heldout,
+            "coordinator": coordinator,
+            "sites": names,
+            "missing": _missing(missing, names, FAMILIES[family]),
+            "drop": drop,
+            "size": size,
+            "seed": seed,
+            "anatomy": anatomy,
+        },
+        "phantom",
+    )
+    with progress.bar("drawing subjects", 0) as advance:
+        typer.echo(str(write_world(options, out, workers=workers, progress=advance)))
+
+
+@app.command()
+def simulate(overrides: Overrides = None) -> None:
+    """Run a whole federation on this machine: the same apps and messages as between hospitals.
+
+    `lacuna simulate world=demo/world size=small` trains; `resume=RUN` goes on after a kill, to the same bits;
+    `federation.alone=true` trains each site alone afterwards; `federation.engine=ray` uses Flower's own simulation.
+    """
+    from server import runs
+    from server.simulation import find_cohorts
+    from server.simulation import simulate as carry_out
+
+    config, folder = runs.create(overrides or [], check=find_cohorts)
+    typer.echo(str(carry_out(config, folder)))
+
+
+@app.command()
+def pretrain(overrides: Overrides = None) -> None:
+    """Train the same method on all cohorts of a world pooled in one place: the counterpart of a federation.
+
+    Several GPUs: `torchrun --nproc-per-node 4 -m server.cli pretrain world=... size=paper run=prior`.
+    """
+    from server import runs
+    from server.pretrain import pretrain as carry_out
+    from server.simulation import find_cohorts
+
+    typer.echo(str(carry_out(*runs.create_shared(overrides or [], check=find_cohorts))))
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    runs_folder: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
+    sampler: Annotated[
+        str | None, typer.Option(help="mean | multistep | ddim | ancestral. Default: the run's.", show_default=False)
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, help="Use one brain slice in so many.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the samplers that draw noise; paired over models.")] = 0,
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda")] = "auto",
+) -> None:
+    """Score a run on held-out subjects: every shown subset x target x site, against floors and each site alone.
+
+    Writes scores.csv, bought.csv, summary.json and figures to runs/RUN/evaluation; prints what the federation bought.
+    """
+    from server import progress
+    from server.compare import compare
+    from shared.config import load_sampler
+    from shared.scorecard import printable
+
+    chosen = load_sampler(sampler) if sampler is not None else None
+    with progress.bar("scoring", 0) as advance:
+        lines = compare(runs_folder / run, sampler=chosen, every=every, seed=seed, device=device, progress=advance)
+    progress.table("PSNR in dB; differences with 95 % intervals over subjects", *printable(lines))
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    key: Annotated[Path, typer.Option(help="Ed25519 signing key, mode 0600; made where there is none.")],
+    runs_folder: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
+) -> None:
+    """Turn a finished run into a signed bundle: weights, config, provenance, hashes, torch.export and ONNX denoiser."""
+    from server.compare import headline_figures
+    from shared import bundle
+
+    if not key.exists():
+        typer.echo(f"made a signing key: {key} (keep it), {bundle.public_path(key)} (give it to the sites)", err=True)
+        bundle.make_signing_key(key)
+    folder = runs_folder / run
+    typer.echo(str(bundle.export(folder / "final", out, key=key, metrics=headline_figures(folder))))
+
+
+@app.command()
+def report(
+    run: Run,
+    runs_folder: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="Default: runs/RUN/report.html.", show_default=False)] = None,
+) -> None:
+    """Tell a run on one self-contained HTML page; works on unfinished runs too."""
+    from server.report import write_report
+
+    typer.echo(str(write_report(runs_folder / run, out)))
+
+
+def _missing(
+    given: list[str] | None, sites: tuple[str, ...], modalities: tuple[str, ...]
+) -> tuple[tuple[str, ...], ...]:
+    """Per site, what it never acquires."""
+    from shared.data.modalities import parse
+
+    if given is None:
+        lacking = tuple(reversed(modalities))[: max(1, len(modalities) - 1)]  # the first is everybody's
+        return tuple((lacking[i % len(lacking)],) for i in range(len(sites)))
+    if given == ["none"]:
+        return ()
+    lacks: dict[str, tuple[str, ...]] = {}
+    for entry in given:
+        site, _, names = entry.partition("=")
+        if site not in sites or not names:
+            raise ConfigError(f"--missing {entry}: must be SITE=MODALITY,... with a site among {', '.join(sites)}")
+        lacks[site] = tuple(parse(name) for name in names.split(","))
+    return tuple(lacks.get(site, ()) for site in sites)
+
+
+def run_app(application: Callable[[], None]) -> None:
+    """Errors become one line and their exit code; only a bug shows a traceback."""
+    try:
+        application()
+    except LacunaError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("stopped; a run goes on with resume=RUN", err=True)
+        sys.exit(130)
+
+
+def main() -> None:
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()
