@@ -1,8 +1,10 @@
 """A subject's absent modalities from a bundle: the inputs' own grid, honest labels, the same bytes again."""
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -111,6 +113,33 @@ def test_how_many_slices_fit_at_once_changes_nothing(bundle: Bundle, sampler: Sa
     hidden = fill(bundle.model, garbage, shown, slices=range(7), sampler=sampler, keys=(3, "test"),
                   device=torch.device("cpu"), at_once=7)  # fmt: skip
     assert torch.equal(hidden.mean_MDHW, all_.mean_MDHW)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cramped:
+    """A method on a device whose memory holds `most` slices."""
+
+    inner: Any
+    most: int
+
+    def synthesize(self, net: Any, images_BMHW: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(images_BMHW) > self.most:
+            raise torch.OutOfMemoryError("no room")
+        made: torch.Tensor = self.inner.synthesize(net, images_BMHW, *rest)
+        return made
+
+
+def test_fewer_slices_are_taken_where_memory_is_short(bundle: Bundle) -> None:
+    images, shown = torch.rand(3, 7, 16, 16), torch.tensor([True, True, False])
+
+    def made(most: int) -> torch.Tensor:
+        model = dataclasses.replace(bundle.model, method=Cramped(bundle.model.method, most))
+        cpu = torch.device("cpu")
+        return fill(model, images, shown, slices=range(7), sampler=DDIM, keys=(0,), device=cpu).mean_MDHW
+
+    assert torch.allclose(made(2), made(100), atol=1e-6)
+    with pytest.raises(DataError, match="one slice does not fit into the memory of cpu"):
+        made(0)
 
 
 def test_spread_is_that_of_the_samples(bundle: Bundle) -> None:
