@@ -22,6 +22,7 @@ from shared.evaluation import Bought, Difference, Row, Score, bought, rows
 from shared.vocabulary import Modality
 
 BOUGHT = ("task", "region", "model", "psnr", "lead", "low", "high", "subjects")
+MOST_BY_SITE = 8  # groups of bars
 
 
 def write_scorecard(
@@ -122,11 +123,13 @@ def _heat_map(table: Sequence[Row], modalities: Sequence[Modality], path: Path) 
 
 
 def _bars(lines: Sequence[Bought], path: Path) -> None:
-    """One group of bars per task and region, one bar per model."""
+    """One group of bars per task and region, one bar per model; of many sites only the first few by themselves."""
+    by_site = [line for line in lines if line.site][:MOST_BY_SITE]
+    lines = [line for line in lines if not line.site or line in by_site]
     if not lines:
         return
     models = list(lines[0].values)
-    figure, axes = _figure(2.5 + 1.5 * len(lines), 4.2)
+    figure, axes = _figure(2.5 + 1.3 * len(lines), 4.2)
     width = 0.8 / len(models)
     for i, model in enumerate(models):
         places = [g - 0.4 + width * (i + 0.5) for g in range(len(lines))]
@@ -134,9 +137,8 @@ def _bars(lines: Sequence[Bought], path: Path) -> None:
         bars = axes.bar(places, values, width * 0.92, label=model, color=f"C{i}")
         axes.bar_label(bars, [f"{v:.1f}" if v else "" for v in values], fontsize=7)
     axes.set_xticks(range(len(lines)), [f"{_wrapped(line.task)}\n{line.region}" for line in lines], fontsize=7)
-    known = [v for line in lines for v in line.values.values() if v is not None]
-    axes.set_ylim(max(0.0, min(known) - 3), max(known) + 2)
-    axes.set(ylabel="PSNR per volume, dB", title="What the federation bought (axis does not start at 0)")
+    axes.set(ylabel="PSNR per volume, dB", title="What the federation bought")
+    axes.margins(x=0.01, y=0.18)  # room for the legend
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, ncols=len(models), loc="upper left", frameon=False)
     _save(figure, path)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from shared.data import volumes
+from shared.data.fields import Array
 from shared.errors import DataError
 
-Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Point = tuple[float, float, float]  # x, y, z in mm, as anatomists write it
 
@@ -110,7 +110,7 @@ def from_labels(path: Path) -> Anatomy:
     brain = np.isin(labels, [label for region in _REGION_LABELS.values() for label in region if label != 24])
     if not brain.any():
         raise DataError(f"anatomy: {path.name} holds none of FreeSurfer's brain labels")
-    spacing = np.abs(np.diag(volume.affine))[:3][::-1]
+    spacing = tuple(np.abs(np.diag(volume.affine))[:3][::-1].tolist())
     box = np.array([np.flatnonzero(brain.any(axis=others))[[0, -1]] for others in ((1, 2), (0, 2), (0, 1))])
     start = [slice(int(low), int(high) + 1) for low, high in box]
     labels_DHW = _onto_cube(labels[tuple(start)], spacing, order=0).astype(np.int32)
@@ -178,13 +178,13 @@ def from_mni() -> Anatomy:
 def _is_by_the_ventricles(z: Array, y: Array, x: Array) -> NDArray[np.bool_]:
     """Around the lateral ventricles, but not around the third and the cistern behind it, which hardly widen."""
     near = (np.abs(x) < 36) & (y > -52) & (y < 36) & (z > -2) & (z < 30)
-    return cast(NDArray[np.bool_], near & ((np.abs(x) > 10) | (z > 6)) & ((np.abs(x) > 10) | (y > -12)))
+    return near & ((np.abs(x) > 10) | (z > 6)) & ((np.abs(x) > 10) | (y > -12))
 
 
 def _is_cerebellum(z: Array, y: Array, x: Array) -> NDArray[np.bool_]:
     """Under the tentorium, which rises toward the middle and falls toward the back."""
     tentorium = -12.0 - 0.28 * (np.abs(x) - 8.0) - 0.002 * (y + 55) ** 2
-    return cast(NDArray[np.bool_], (z < tentorium) & (y < -36) & (y > -100))
+    return (z < tentorium) & (y < -36) & (y > -100)
 
 
 def _is_brainstem(z: Array, y: Array, x: Array) -> NDArray[np.bool_]:
@@ -192,7 +192,7 @@ def _is_brainstem(z: Array, y: Array, x: Array) -> NDArray[np.bool_]:
     middle = -22.0 + 0.25 * (z + 10)
     depth = np.where(z > -40, 15.0, 11.0)
     width = np.where((z > -38) & (z < -18), 17.0, 12.0)
-    return cast(NDArray[np.bool_], (z < -6) & ((x / width) ** 2 + ((y - middle) / depth) ** 2 < 1))
+    return (z < -6) & ((x / width) ** 2 + ((y - middle) / depth) ** 2 < 1)
 
 
 def _ellipsoid(z: Array, y: Array, x: Array, centre: Point, half_axes: Point, pitch: float) -> Array:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import linalg, ndimage
 
 from shared.data.anatomy import EDGE, PULL_STEP, REGIONS, Anatomy
-from shared.data.fields import Cube, Rng, field, flow, refine
+from shared.data.fields import Array, Cube, Rng, field, flow, refine
 from shared.data.lesions import (
     LESION_SHARE,
     Tumour,
@@ -29,7 +29,6 @@ from shared.data.vessels import BASE_Z, grow_vessels
 from shared.errors import DataError
 from shared.randomness import seed_of
 
-Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Rngs = Callable[[str], Rng]  # a generator of its own for each named purpose
 Family = Literal["glioma", "dementia", "vessels"]
@@ -75,7 +74,7 @@ class SubjectPhantom:
 
     def mix(self, values_K: NDArray[np.floating]) -> Array:
         """One value per tissue to an image."""
-        return cast(Array, np.tensordot(values_K.astype(np.float32), self.fractions.array, 1))
+        return np.tensordot(values_K.astype(np.float32), self.fractions.array, 1)
 
 
 def draw_person(family: Family, seed: int) -> Person:
@@ -241,7 +240,7 @@ def _average(part: Array, factor: int) -> Array:
     if factor == 1:
         return cast(Array, ndimage.gaussian_filter(part, 0.4))
     for _ in range(3):  # each turn treats the last axis and brings it to the front
-        part = np.moveaxis(sum(part[..., i::factor] for i in range(factor)) / factor, -1, 0)
+        part = np.moveaxis(np.asarray(sum(part[..., i::factor] for i in range(factor)) / factor), -1, 0)
     return np.ascontiguousarray(part)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32, but numpy's stubs lose that in mixed arithmetic
 Rng = np.random.Generator
 
 
@@ -27,7 +27,7 @@ class Cube:
         return self.size, self.size, self.size
 
     def axis(self) -> Array:
-        return cast(Array, ((np.arange(self.size) + 0.5) * self.voxel_mm - self.fov_mm / 2).astype(np.float32))
+        return ((np.arange(self.size) + 0.5) * self.voxel_mm - self.fov_mm / 2).astype(np.float32)
 
     def axes(self) -> tuple[Array, Array, Array]:
         """z, y and x in mm, ready to broadcast to D H W."""
@@ -108,7 +108,7 @@ def _spline_rows(size: int, knots: int) -> Array:
     distance = np.abs(at[:, None] - np.arange(knots))
     near = 2 / 3 - distance**2 + distance**3 / 2
     far = np.clip(2 - distance, 0, None) ** 3 / 6
-    return cast(Array, np.where(distance < 1, near, far).astype(np.float32))
+    return np.where(distance < 1, near, far).astype(np.float32)
 
 
 def _linear_rows(size: int, knots: int) -> Array:

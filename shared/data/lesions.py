@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from shared.data.fields import Cube, Rng, field
+from shared.data.fields import Array, Cube, Rng, field
 from shared.data.tissues import PARENCHYMA, Fractions
 
-Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 TUMOUR_LABELS = {"necrosis": 1, "oedema": 2, "non-enhancing": 3, "enhancing": 4}
 LESION_SHARE = 0.5  # of a voxel, from which on it is labelled

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
 from shared.data.brains import SubjectPhantom
-from shared.data.fields import Cube, Rng, field
+from shared.data.fields import Array, Cube, Rng, field
 from shared.data.tissues import GREY, INDEX, WHITE, constants
 from shared.randomness import seed_of
 from shared.vocabulary import Modality
 
-Array = NDArray[np.float32]
 RELAXIVITY = 4.5e-3  # of the contrast agent, 1 / (ms mM)
 NOISY = {"FLAIR": 1.3, "T2S": 1.3, "TOF": 0.8}  # noise against that of the same scanner's T1
 
@@ -132,7 +130,7 @@ def _t1ce(subject: SubjectPhantom, scanner: Scanner, rng: Rng) -> Array:
 
 def _t1_texture(subject: SubjectPhantom, image: Array) -> Array:
     latent, tissue = subject.latents, _tissue(subject)
-    return cast(Array, image * (1 - 0.035 * latent["t1"] * tissue + 0.02 * latent["density"]))
+    return image * (1 - 0.035 * latent["t1"] * tissue + 0.02 * latent["density"])
 
 
 def _t2(subject: SubjectPhantom, scanner: Scanner, rng: Rng) -> Array:
@@ -227,7 +225,7 @@ def _shading(rng: Rng, cube: Cube, scanner: Scanner) -> Array:
     """The coil's own shading, and how the head lies in it."""
     coil = field(np.random.default_rng(scanner.seed), cube, 130.0)
     head = field(rng, cube, 100.0)
-    return cast(Array, np.exp(np.float32(scanner.shading) * (0.6 * head + 0.3 * coil)))
+    return np.exp(np.float32(scanner.shading) * (0.6 * head + 0.3 * coil))
 
 
 def _resolve(image: Array, cube: Cube, scanner: Scanner, *, sharp: bool) -> Array:

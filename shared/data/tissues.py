@@ -8,9 +8,8 @@ from dataclasses import astuple, dataclass, fields
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from shared.data.fields import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

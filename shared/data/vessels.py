@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.interpolate import CubicSpline
 
-from shared.data.fields import Cube, Rng
+from shared.data.fields import Array, Cube, Rng
 
-Array = NDArray[np.float32]
 Points = NDArray[np.float64]  # N 3, z y x in mm
 STEP_MM = 0.8
 THINNEST_MM = 0.35  # radius
