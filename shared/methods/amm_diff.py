@@ -30,12 +30,12 @@ from shared.vocabulary import SHARED, Modality, Owner, source, target
 
 SIZES: Mapping[str, tuple[IffnShape, UNetShape]] = {
     "tiny": (
-        IffnShape(width=8, out=8, depth=(1, 1, 1, 1)),
+        IffnShape(width=8, out=8, depth=(0, 1, 1, 1), levels=4),
         UNetShape(base=16, mult=(1, 2), blocks=1, attention=1, patch=2),
     ),
     "small": (
-        IffnShape(width=24, out=16, depth=(1, 2, 1, 1)),
-        UNetShape(base=48, mult=(1, 2, 2), blocks=1, attention=1, patch=2),
+        IffnShape(width=16, out=16, depth=(0, 1, 1, 1), levels=8),
+        UNetShape(base=32, mult=(1, 2, 2), blocks=1, attention=1, patch=2),
     ),
     "paper": (IffnShape(width=64, out=32), UNetShape(base=128, mult=(1, 1, 2, 3, 4), blocks=2, attention=2)),
 }
@@ -102,8 +102,9 @@ class AmmDiff:
         if phase == "translate":
             area = net.unet.shape.patch**2  # space to depth keeps a channel's pixels together
             targets = [target(m) for m in self.modalities]
-            others = [SHARED] * (net.condition_channels)  # the map and the anchor: there for every sample
-            stem = [owner for owner in (*targets, *others, *targets) for _ in range(area)]
+            anchors = [SHARED] * (net.linear_channels)  # like the map, there for every sample
+            stem = [owner for owner in (*targets, *anchors, *targets) for _ in range(area)]
+            stem += [SHARED] * net.map_channels
             rows = tuple(owner for owner in targets for _ in range(area))
             owners["unet.stem.weight"] = Cut(dim=1, owners=tuple(stem))
             owners["unet.out.weight"] = Cut(dim=0, owners=rows)
@@ -205,7 +206,7 @@ class AmmDiff:
     def _raw(self, net: "AmmDiffNet", x_t: Tensor, t_B: Tensor, condition: "Condition", exists_BM: Tensor) -> Tensor:
         """`eps` hears x_t itself; `v` hears the prior's mean, in which noise fades as it stops telling anything."""
         heard = x_t if self.parameterisation == "eps" else self._prior(x_t, t_B, condition.anchor)[0]
-        out: Tensor = net(heard, t_B, condition.maps, exists_BM)
+        out: Tensor = net(heard, t_B, condition.map, exists_BM, condition.linear)
         return out.float()
 
     def _wanted(self, x_t: Tensor, t_B: Tensor, x0: Tensor, eps: Tensor, anchor: Tensor | None) -> Tensor:
@@ -267,8 +268,13 @@ class AmmDiff:
 class Condition:
     """All that the denoiser is told about the shown images; made once per image."""
 
-    maps: Tensor  # the unified map, then the anchor in [0, 1]
-    anchor: Tensor | None  # in [-1, 1]
+    map: Tensor  # the unified map
+    linear: Tensor | None  # the anchor in [0, 1], as the network sees it
+
+    @property
+    def anchor(self) -> Tensor | None:
+        """On the scale of x_0."""
+        return None if self.linear is None else 2 * self.linear - 1
 
 
 class AmmDiffNet(nn.Module):
@@ -277,42 +283,44 @@ class AmmDiffNet(nn.Module):
         M = len(options.modalities)
         iffn, shape = SIZES[options.size]
         shape = dataclasses.replace(shape, checkpoint=options.checkpoint)
-        self.encoder: IFFN | PlainEncoder = ENCODERS[options.encoder](M, iffn)
+        self.encoder: IFFN | PlainEncoder = ENCODERS[options.encoder](M, iffn, patch=shape.patch)
         self.predictor = Predictor(iffn.out) if options.pretext else None
         self.anchor = (
             PatchRidge(M, patch=options.ridge_patch, strength=options.ridge_strength)
             if options.anchor == "ridge"
             else None
         )
-        self.condition_channels = iffn.out + (M if self.anchor is not None else 0)
-        self.unet = UNet(M + self.condition_channels + M, M, shape)
+        self.map_channels, self.linear_channels = iffn.out, M if self.anchor is not None else 0
+        self.unet = UNet(M + self.linear_channels + M, M, shape, context=self.map_channels)
         self.multiple = max(self.encoder.multiple, shape.multiple)  # of the images' height and width
 
     def condition(self, images_BMHW: Tensor, shown_BM: Tensor) -> Condition:
         images_BMHW = _shown(images_BMHW, shown_BM)
         map_BCHW = self.encoder(images_BMHW, spectral(images_BMHW, shown_BM), shown_BM)
-        if self.anchor is None:
-            return Condition(maps=map_BCHW, anchor=None)
-        linear_BMHW = self.anchor(images_BMHW, shown_BM)
-        return Condition(maps=torch.cat([map_BCHW, linear_BMHW.to(map_BCHW.dtype)], dim=1), anchor=2 * linear_BMHW - 1)
+        return Condition(map=map_BCHW, linear=None if self.anchor is None else self.anchor(images_BMHW, shown_BM))
 
-    def forward(self, x_BMHW: Tensor, t_B: Tensor, maps_BCHW: Tensor, exists_BM: Tensor) -> Tensor:
+    def forward(
+        self, x_BMHW: Tensor, t_B: Tensor, map_BCHW: Tensor, exists_BM: Tensor, linear_BMHW: Tensor | None = None
+    ) -> Tensor:
         """The denoiser: what is exported. A modality without ground truth is blank at its input."""
         exists_BM11 = exists_BM[:, :, None, None]
         x_BMHW = torch.where(exists_BM11, x_BMHW, 0.0)
         code_BMHW = exists_BM11.to(x_BMHW.dtype).expand_as(x_BMHW)
-        out: Tensor = self.unet(torch.cat([x_BMHW, maps_BCHW.to(x_BMHW.dtype), code_BMHW], dim=1), t_B)
+        linear = [] if linear_BMHW is None else [linear_BMHW]
+        out: Tensor = self.unet(torch.cat([x_BMHW, *linear, code_BMHW], dim=1), t_B, map_BCHW)
         return out
 
-    def example(self, batch: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def example(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
         """Inputs that `forward` takes, for exporters."""
-        M = self.unet.out.out_channels // self.unet.shape.patch**2
-        return (
+        patch = self.unet.shape.patch
+        M = self.unet.out.out_channels // patch**2
+        inputs = (
             torch.zeros(batch, M, height, width),
             torch.zeros(batch, dtype=torch.long),
-            torch.zeros(batch, self.condition_channels, height, width),
+            torch.zeros(batch, self.map_channels, height // patch, width // patch),
             torch.ones(batch, M, dtype=torch.bool),
         )
+        return inputs if self.anchor is None else (*inputs, torch.zeros(batch, M, height, width))
 
 
 def random_subset(have_BM: Tensor, generator: torch.Generator, *, proper: bool = False) -> Tensor:

@@ -38,15 +38,20 @@ class UNetShape:
 
 
 class UNet(nn.Module):
-    """in_channels -> out_channels at the same size. Without `timed` it is an ordinary U-Net of the same blocks."""
+    """in_channels -> out_channels at the same size. Without `timed` it is an ordinary U-Net of the same blocks.
 
-    def __init__(self, in_channels: int, out_channels: int, shape: UNetShape, *, timed: bool = True) -> None:
+    A `context` stands beside the input from the first layer on, at the network's own resolution (size / patch).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, shape: UNetShape, *, timed: bool = True, context: int = 0
+    ) -> None:
         super().__init__()
         self.shape = shape
         area = shape.patch**2
         emb = 4 * shape.base if timed else None
         self.time = TimeEmbedding(shape.base) if timed else None
-        self.stem = conv3(in_channels * area, shape.base)
+        self.stem = conv3(in_channels * area + context, shape.base)
         widths = [shape.base * m for m in shape.mult]
         attends = [len(widths) - level <= shape.attention for level in range(len(widths))]
 
@@ -76,9 +81,10 @@ class UNet(nn.Module):
         self.norm = norm(width)
         self.out = zeroed(conv3(width, out_channels * area))
 
-    def forward(self, x_BCHW: Tensor, t_B: Tensor | None = None) -> Tensor:
+    def forward(self, x_BCHW: Tensor, t_B: Tensor | None = None, context_BCHW: Tensor | None = None) -> Tensor:
         emb_BE = self.time(t_B) if self.time is not None else None
-        h = self.stem(F.pixel_unshuffle(x_BCHW, self.shape.patch))
+        h = F.pixel_unshuffle(x_BCHW, self.shape.patch)
+        h = self.stem(h if context_BCHW is None else torch.cat([h, context_BCHW.to(h.dtype)], dim=1))
         skips = [h]
         for layer in self.down:
             h = self._run(layer, h, emb_BE)

@@ -126,12 +126,16 @@ def test_permuting_the_modalities_with_the_weights_permutes_the_output() -> None
     net = prepared(method).eval()
     other = moved.build(0).eval()
     state = {name: value.clone() for name, value in net.state_dict().items()}
-    C, area = net.condition_channels - 4, net.unet.shape.patch**2
+    area, levels, C = net.unet.shape.patch**2, net.encoder.shape.levels, net.map_channels
     maps = torch.tensor(order)
-    stem = torch.cat([maps, 4 + torch.arange(C), 4 + C + maps, 8 + C + maps])
-    stem = (stem[:, None] * area + torch.arange(area)).flatten()
-    rows = (maps[:, None] * area + torch.arange(area)).flatten()
-    state["encoder.spatial_stem.weight"] = state["encoder.spatial_stem.weight"][:, [*order, *[4 + i for i in order]]]
+
+    def spread(index: torch.Tensor, n: int) -> torch.Tensor:
+        return (index[:, None] * n + torch.arange(n)).flatten()
+
+    stem = torch.cat([spread(torch.cat([maps, 4 + maps, 8 + maps]), area), 12 * area + torch.arange(C)])
+    rows = spread(maps, area)
+    eyes = torch.cat([maps, 4 + spread(maps, levels), 4 + 4 * levels + maps])
+    state["encoder.spatial_stem.weight"] = state["encoder.spatial_stem.weight"][:, eyes]
     state["encoder.spectral_stem.weight"] = state["encoder.spectral_stem.weight"][:, order]
     state["unet.stem.weight"] = state["unet.stem.weight"][:, stem]
     state["unet.out.weight"], state["unet.out.bias"] = state["unet.out.weight"][rows], state["unet.out.bias"][rows]
@@ -245,9 +249,11 @@ def test_bad_options_fail_when_made(bad: dict[str, Any]) -> None:
         AmmDiff(**{"modalities": MODALITIES, "size": "tiny", **bad})
 
 
-def test_the_denoiser_exports_with_any_batch() -> None:
-    net = prepared(make(anchor="ridge")).eval()
+@pytest.mark.parametrize("anchor", ["none", "ridge"])
+def test_the_denoiser_exports_with_any_batch(anchor: str) -> None:
+    net = prepared(make(anchor=anchor)).eval()
     batch = torch.export.Dim("batch", min=1, max=64)
-    exported = torch.export.export(net, net.example(2, 16, 16), dynamic_shapes=tuple({0: batch} for _ in range(4)))
+    example = net.example(2, 16, 16)
+    exported = torch.export.export(net, example, dynamic_shapes=tuple({0: batch} for _ in example))
     inputs = tuple(torch.rand(i.shape) if i.is_floating_point() else i for i in net.example(3, 16, 16))
     torch.testing.assert_close(exported.module()(*inputs), net(*inputs), rtol=1e-4, atol=1e-4)

@@ -49,12 +49,12 @@ def write_cohort(
     return folder
 
 
-def prepare_here(bids: Path) -> None:
+def prepare_here(bids: Path, edge: int = 16) -> None:
     """In this process: for a few small subjects, new ones would take longer to start."""
-    prepare(bids, Grid(height=16, width=16), workers=0)
+    prepare(bids, Grid(height=edge, width=edge), workers=0)
 
 
 def write_world(root: Path, sites: Mapping[str, Sequence[Sequence[str]]], *, edge: int = 16) -> Path:
     for i, (site, patterns) in enumerate(sites.items()):
-        prepare_here(write_cohort(root / "sites" / site, site, patterns, seed=i, edge=edge))
+        prepare_here(write_cohort(root / "sites" / site, site, patterns, seed=i, edge=edge), edge)
     return root
