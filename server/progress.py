@@ -411,4 +411,5 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         drawn.add_column(Text(column), justify="left" if i < 2 else "right")
     for row in rows:
         drawn.add_row(*map(Text, row))
-    Console().print(drawn)
+    console = Console()
+    Console(width=console.width if console.is_terminal else 150).print(drawn)

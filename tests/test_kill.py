@@ -39,9 +39,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 @pytest.mark.slow
 def test_kill_9_at_random_moments_and_resume_ends_in_the_same_bits(tmp_path: Path) -> None:
     world = write_world(tmp_path / "world", SITES, edge=32)
-    subprocess.run(
-        command(world, tmp_path, "run=whole"), check=True, env=ENVIRONMENT, capture_output=True, timeout=300
-    )
+    subprocess.run(command(world, tmp_path, "run=whole"), check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
     dice = random.Random(time.time_ns())  # other moments every time; a failure names the seed below
     seed = dice.randrange(2**32)
     moments = random.Random(seed)

@@ -19,6 +19,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -251,7 +252,8 @@ def _draw_all(tasks: Sequence[_Task], workers: int) -> Iterator[int]:
             _draw(task)
             yield number
         return
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with _one_thread_each(), ProcessPoolExecutor(min(workers, len(tasks)), mp_context=spawn) as pool:
         futures = [pool.submit(_draw, task) for task in tasks]
         try:
             for number, future in enumerate(as_completed(futures), start=1):
@@ -260,6 +262,20 @@ def _draw_all(tasks: Sequence[_Task], workers: int) -> Iterator[int]:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """For the processes started meanwhile: as many as cores with as many threads each would take twice as long."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 def _draw(task: _Task) -> None:
