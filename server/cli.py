@@ -3,11 +3,14 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from shared.errors import ConfigError, LacunaError
+
+if TYPE_CHECKING:
+    from shared.data.brains import Family
 
 app = typer.Typer(
     name="lacuna",
@@ -48,7 +51,7 @@ def phantom(
         list[str] | None,
         typer.Option(
             help="What a site never acquires, as `site-a=FLAIR,T2`; repeat it for others, `none` for nothing anywhere. "
-            "Default: the sites in turn lack the family's last modality, the one before, ...",
+            "Default: the sites lack one or another, in turn.",
             show_default=False,
         ),
     ] = None,
@@ -79,7 +82,7 @@ def phantom(
             "heldout": heldout,
             "coordinator": coordinator,
             "sites": names,
-            "missing": _missing(missing, names, FAMILIES[family]),
+            "missing": _missing(missing, names, cast("Family", family)),
             "drop": drop,
             "size": size,
             "seed": seed,
@@ -175,15 +178,13 @@ def report(
     typer.echo(str(write_report(runs_folder / run, out)))
 
 
-def _missing(
-    given: list[str] | None, sites: tuple[str, ...], modalities: tuple[str, ...]
-) -> tuple[tuple[str, ...], ...]:
+def _missing(given: list[str] | None, sites: tuple[str, ...], family: "Family") -> tuple[tuple[str, ...], ...]:
     """Per site, what it never acquires."""
     from shared.data.modalities import parse
+    from shared.data.phantom import usually_missing
 
     if given is None:
-        lacking = tuple(reversed(modalities))[: max(1, len(modalities) - 1)]  # the first is everybody's
-        return tuple((lacking[i % len(lacking)],) for i in range(len(sites)))
+        return usually_missing(family, sites)
     if given == ["none"]:
         return ()
     lacks: dict[str, tuple[str, ...]] = {}
