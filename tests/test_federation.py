@@ -181,8 +181,8 @@ def test_a_rejected_update_is_counted_named_and_changes_nothing(world: Path, tmp
 
 
 def test_a_site_past_the_deadline_is_a_timeout(world: Path, tmp_path: Path) -> None:
-    wanted = config(world)
-    quick = dataclasses.replace(wanted, federation=dataclasses.replace(wanted.federation, deadline=1.5))
+    wanted = config(world, rounds=1)
+    quick = dataclasses.replace(wanted, federation=dataclasses.replace(wanted.federation, deadline=6.0))
 
     def never(site: str, reply: Message) -> Message | None:
         return None if is_update(reply) and site == "east" else reply
