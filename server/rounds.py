@@ -394,7 +394,9 @@ class Rounds:
     def _restore(self) -> Place:
         found = checkpoint.load_latest(self.folder / "checkpoints")
         if found is None:
-            return Place(phase=0, round=0, done=0, weights=self.initial, ema=self.initial, state={})
+            first, self.initial = self.initial, {}  # not held beside the weights of later rounds
+            return Place(phase=0, round=0, done=0, weights=first, ema=first, state={})
+        self.initial = {}
         tensors, record = found
         if record["schema"] != self.settings.schema:
             raise ConfigError(f"resume={self.run_name}: its checkpoint is of another method, grid or version of lacuna")
