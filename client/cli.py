@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shared.errors import ConfigError, LacunaError
+from shared.errors import ConfigError, DataError, LacunaError
 
 app = typer.Typer(
     name="lacuna-site",
@@ -186,6 +186,9 @@ def main() -> None:
     except LacunaError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder that can't be written
+        typer.echo(f"DataError: {error}", err=True)
+        sys.exit(DataError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -35,8 +35,12 @@ class Ledger:
             return
         before = GENESIS
         for number, line in enumerate(self._path.read_bytes().splitlines(), start=1):
-            entry: dict[str, Any] = json.loads(line)
-            if entry["before"] != before:
+            try:
+                entry: dict[str, Any] = json.loads(line)
+                linked = entry["before"] == before
+            except (ValueError, KeyError, TypeError):
+                raise DataError(f"{self._path} line {number}: not an entry of a ledger") from None
+            if not linked:
                 raise DataError(f"{self._path} line {number}: the chain is broken, something before it was changed")
             before = _hash(line)
             yield entry

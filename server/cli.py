@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from shared.errors import ConfigError, LacunaError
+from shared.errors import ConfigError, LacunaError, RunFailed
 
 if TYPE_CHECKING:
     from shared.data.brains import Family
@@ -116,10 +116,11 @@ def pretrain(overrides: Overrides = None) -> None:
     Several GPUs: `torchrun --nproc-per-node 4 -m server.cli pretrain world=... size=paper run=prior`.
     """
     from server import runs
+    from server.pretrain import one_site
     from server.pretrain import pretrain as carry_out
     from server.simulation import find_cohorts
 
-    typer.echo(str(carry_out(*runs.create_shared(overrides or [], check=find_cohorts))))
+    typer.echo(str(carry_out(*runs.create_shared(overrides or [], check=find_cohorts, form=one_site))))
 
 
 @app.command()
@@ -203,6 +204,9 @@ def run_app(application: Callable[[], None]) -> None:
     except LacunaError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder that can't be written: what was saved before is whole
+        typer.echo(f"RunFailed: {error}", err=True)
+        sys.exit(RunFailed.exit_code)
     except KeyboardInterrupt:
         typer.echo("stopped; a run goes on with resume=RUN", err=True)
         sys.exit(130)

@@ -1,7 +1,7 @@
 """`lacuna evaluate`: what the federation bought its sites, on held-out subjects that nobody trained on.
 
 The global model, each site trained alone (runs/RUN/alone), and two floors: the training mean and the patch-ridge
-regression, both fitted on all sites' training cohorts together, which no federation could do without moving images.
+regression, both fitted on all sites' training cohorts together (sums that a federation can pool exactly as well).
 """
 
 import json

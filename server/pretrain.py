@@ -31,7 +31,6 @@ def pretrain(config: Config, folder: Path) -> Path:
         cohorts = find_cohorts(config)
         if first:
             prepare_cohorts(config, cohorts)
-            write_text(folder / "config.json", one_site(config).text())
         _wait_for_all()
         with tempfile.TemporaryDirectory() as scratch:
             mine = folder if first else _copy_of(folder, Path(scratch))

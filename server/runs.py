@@ -25,41 +25,47 @@ from shared.errors import ConfigError, DataError
 from shared.training import threads
 
 Check = Callable[[Config], object]
+Form = Callable[[Config], Config]  # what is asked -> what is carried out and stored
 
 
-def create(overrides: Sequence[str], *, check: Check = lambda config: None) -> tuple[Config, Path]:
+def _as_asked(config: Config) -> Config:
+    return config
+
+
+def create(
+    overrides: Sequence[str], *, check: Check = lambda config: None, form: Form = _as_asked
+) -> tuple[Config, Path]:
     """The folder of a new run, or of the one that `resume=` names. Nothing is written for one that can't start."""
     config = load(overrides)
     if config.resume is not None:
-        return _find_again(config, overrides)
+        return _find_again(config, overrides, form)
     check(config)
     name = config.run or time.strftime("%Y%m%d-%H%M%S")
     folder = Path(config.runs) / name
     if (folder / "config.json").exists():
         raise ConfigError(f"run={name}: there is such a run already; go on with it by resume={name}")
     write_text(folder / "overrides.json", json.dumps(list(overrides)))
-    write_text(folder / "config.json", config.text())
+    write_text(folder / "config.json", form(config).text())
     return config, folder
 
 
-def create_shared(overrides: Sequence[str], *, check: Check) -> tuple[Config, Path]:
+def create_shared(overrides: Sequence[str], *, check: Check, form: Form) -> tuple[Config, Path]:
     """`create` where torchrun started several processes: the first one makes the folder, the others find it."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        return create(overrides, check=check)
     config = load(overrides)
-    name = config.resume or config.run
-    if name is None:
+    if int(os.environ.get("RANK", "0")) == 0 or config.resume is not None:
+        return create(overrides, check=check, form=form)
+    if config.run is None:
         raise ConfigError("run=null: under torchrun name the run, so that all processes mean the same")
-    return config, Path(config.runs) / name
+    return config, Path(config.runs) / config.run
 
 
-def _find_again(config: Config, overrides: Sequence[str]) -> tuple[Config, Path]:
+def _find_again(config: Config, overrides: Sequence[str], form: Form) -> tuple[Config, Path]:
     folder = Path(config.runs) / str(config.resume)
     if not (folder / "config.json").exists():
         raise ConfigError(f"resume={config.resume}: no such run in {config.runs}/")
     first = json.loads((folder / "overrides.json").read_text())
     wanted = load([*first, *overrides])
-    same_run(Config.parse((folder / "config.json").read_text()), wanted)
+    same_run(read_config(folder), form(wanted))
     return wanted, folder
 
 
@@ -68,6 +74,8 @@ def read_config(folder: Path) -> Config:
         return Config.parse((folder / "config.json").read_text())
     except OSError:
         raise DataError(f"{folder}: no run there, config.json is missing") from None
+    except ValueError as error:
+        raise DataError(f"{folder}: config.json is damaged: {error}") from None
 
 
 def serve(grid: Grid, folder: Path, *, quiet: bool = False) -> Path:

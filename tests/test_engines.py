@@ -43,6 +43,7 @@ def test_pretraining_pools_the_cohorts_and_torchrun_keeps_its_processes_equal(wo
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     lacuna("pretrain", *COMMON, "run=two", f"runs={tmp_path}", f"world={world}", launcher=launcher)
     for run in ("one", "two"):
+        lacuna("pretrain", f"resume={run}", f"runs={tmp_path}")  # the same run again: nothing is done twice
         model = json.loads((tmp_path / run / "final" / "model.json").read_text())
         assert model["provenance"]["sites"] == 1
         history = [json.loads(line) for line in (tmp_path / run / "rounds.jsonl").read_text().splitlines()]

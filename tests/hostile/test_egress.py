@@ -139,6 +139,14 @@ def test_a_changed_ledger_is_found(tmp_path: Path) -> None:
         list(ledger.entries())
 
 
+def test_what_is_no_entry_is_named(tmp_path: Path) -> None:
+    from shared.errors import DataError
+
+    (tmp_path / "ledger.jsonl").write_text('{"bytes": 1}\n')
+    with pytest.raises(DataError, match="line 1: not an entry"):
+        list(Ledger(tmp_path / "ledger.jsonl").entries())
+
+
 def test_a_torn_line_is_cut_and_the_chain_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     ledger = Ledger(path)
