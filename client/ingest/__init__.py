@@ -1,0 +1,1 @@
+"""From the hospital's archive to a cohort: collect, group, classify, convert, de-identify, prepare (specs/data.md §3)."""
