@@ -9,6 +9,7 @@ import torch
 
 torch.set_num_threads(1)  # two test processes share two cores
 
+from support.orthanc import orthanc, pacs  # noqa: E402, F401
 from support.probe import Probe  # noqa: E402
 from support.worlds import write_world  # noqa: E402
 
