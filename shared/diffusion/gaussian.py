@@ -6,7 +6,7 @@ least noisy; alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t), x_t = alpha_t x
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -112,14 +112,25 @@ def posterior(abar: float, abar_next: float, variance: Variance) -> Posterior:
 
 def evenly(schedule: Schedule, steps: int) -> list[int]:
     """Both ends included, noisiest first."""
-    return _distinct(torch.linspace(len(schedule) - 1, 0, steps, dtype=torch.float64).round())
+    return _distinct(_evenly(schedule, steps))
 
 
 def evenly_in_log_snr(schedule: Schedule, steps: int) -> list[int]:
     """Spaced so that every step halves the noise alike, the small-noise end included: that end decides fine texture."""
-    log_snr_T = schedule.log_snr_T
-    wanted = torch.linspace(log_snr_T[-1].item(), log_snr_T[0].item(), steps, dtype=torch.float64)
-    return _distinct((log_snr_T[None] - wanted[:, None]).abs().argmin(dim=1))
+    return _distinct(_evenly_in_log_snr(schedule, steps))
+
+
+def mixed(schedule: Schedule, steps: int) -> list[int]:
+    """Half way between the two: the noisy half of the way gets its steps too, and fine texture still gets some."""
+    pairs = zip(_evenly(schedule, steps), _evenly_in_log_snr(schedule, steps), strict=True)
+    return _distinct((t + u) // 2 for t, u in pairs)
+
+
+SPACINGS: Mapping[str, Callable[[Schedule, int], list[int]]] = {
+    "even": evenly,
+    "log_snr": evenly_in_log_snr,
+    "mixed": mixed,
+}
 
 
 @functools.cache
@@ -142,5 +153,16 @@ def cosine(times: int) -> Schedule:
 SCHEDULES: Mapping[str, Callable[[int], Schedule]] = {"linear": linear, "cosine": cosine}
 
 
-def _distinct(times: Tensor) -> list[int]:
-    return list(dict.fromkeys(int(t) for t in times.tolist()))
+def _evenly(schedule: Schedule, steps: int) -> list[int]:
+    return [round(t) for t in torch.linspace(len(schedule) - 1, 0, steps, dtype=torch.float64).tolist()]
+
+
+def _evenly_in_log_snr(schedule: Schedule, steps: int) -> list[int]:
+    log_snr_T = schedule.log_snr_T
+    wanted = torch.linspace(log_snr_T[-1].item(), log_snr_T[0].item(), steps, dtype=torch.float64)
+    nearest: list[int] = (log_snr_T[None] - wanted[:, None]).abs().argmin(dim=1).tolist()
+    return nearest
+
+
+def _distinct(times: Iterable[int]) -> list[int]:
+    return list(dict.fromkeys(times))

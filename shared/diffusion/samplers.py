@@ -12,25 +12,43 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from shared.diffusion.gaussian import Grid, Schedule, Variance, evenly, evenly_in_log_snr, posterior
+from shared.diffusion.gaussian import SPACINGS, Grid, Schedule, Variance, posterior
+from shared.errors import ConfigError
 from shared.options import require
 from shared.randomness import Noise, normal
 
 
+Kind: TypeAlias = Literal["ancestral", "ddim", "multistep", "mean", "mps", "mds", "mds_fast"]
+GUIDED = ("mps", "mds", "mds_fast")  # shared/diffusion/posterior.py: they bring measurements in
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
-    kind: Literal["ancestral", "ddim", "multistep", "mean"] = "mean"
+    kind: Kind = "mean"
     steps: int = 1
     samples: int = 1  # Monte-Carlo samples per image, averaged by the caller
-    eta: float = 0.0  # ddim only: 0 draws noise at the start alone, 1 at every step
-    variance: Variance = "large"  # ancestral only
+    eta: float = 0.0  # ddim, mds: 0 draws noise at the start alone, 1 at every step
+    eta_convention: Literal["ddim", "dds"] = "ddim"  # mds: what eta means (seed_systems.md §4.5)
+    variance: Variance = "large"  # ancestral, mps
+    spacing: Literal["even", "log_snr", "mixed"] | None = None  # of the times; None: what suits the kind
+    zeta: float = 0.5  # mps: length of the step against the residual
+    anneal: bool = False  # mps: that length shrinks with the noise
+    gamma: float = 5.0  # linear measurements: their weight against the network's estimate
+    cg: int = 5  # linear measurements: iterations of conjugate gradients in each step
+    replace: bool = True  # mps: clean modalities are put in at the end
     clip: bool = True  # every estimate of x_0 to [-1, 1]
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps", self.steps, "1 or more")
         require(self.samples >= 1, "samples", self.samples, "1 or more")
         require(0 <= self.eta <= 1, "eta", self.eta, "in [0, 1]")
-        require(self.eta == 0 or self.kind == "ddim", "eta", self.eta, f"0 for kind={self.kind}")
+        require(self.eta == 0 or self.kind in ("ddim", "mds"), "eta", self.eta, f"0 for kind={self.kind}")
+        require(self.eta_convention == "ddim" or self.kind == "mds", "eta_convention", self.eta_convention,
+                f"ddim for kind={self.kind}")  # fmt: skip
+        require(self.zeta > 0, "zeta", self.zeta, "above 0")
+        require(not self.anneal or self.kind == "mps", "anneal", self.anneal, f"false for kind={self.kind}")
+        require(self.gamma >= 0, "gamma", self.gamma, "0 or more")
+        require(self.cg >= 1, "cg", self.cg, "1 or more")
         if self.kind == "mean":  # a second evaluation would be the same one
             require(self.steps == 1, "steps", self.steps, "1 for kind=mean")
             require(self.samples == 1, "samples", self.samples, "1 for kind=mean")
@@ -47,12 +65,19 @@ Denoiser: TypeAlias = Callable[[Tensor, int], Guess]  # (x_t, original index t)
 
 
 def draw(denoise: Denoiser, schedule: Schedule, x: Tensor, options: Sampler, generator: Noise | None) -> Tensor:
-    """One sample from pure noise `x`."""
-    spacing = evenly_in_log_snr if options.kind == "multistep" else evenly
-    grid = schedule.grid(spacing(schedule, options.steps))
+    """One sample from pure noise `x`, by a network that knows its condition already."""
+    if options.kind not in SAMPLERS:
+        raise ConfigError(f"sampler={options.kind}: this method takes {', '.join(SAMPLERS)}")
+    grid = schedule.grid(spaced(schedule, options))
     if options.clip:
         denoise = clipped(denoise, schedule)
     return SAMPLERS[options.kind](denoise, x, grid, options, generator)
+
+
+def spaced(schedule: Schedule, options: Sampler) -> list[int]:
+    """The times of the steps, noisiest first."""
+    usual = {"multistep": "log_snr", "mds_fast": "mixed"}
+    return SPACINGS[options.spacing or usual.get(options.kind, "even")](schedule, options.steps)
 
 
 def ancestral(denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, generator: Noise | None) -> Tensor:
@@ -83,7 +108,7 @@ def multistep(denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, genera
         x0 = denoise(x, t).x0
         if abar_next == 1:  # an infinite step: only x0 is left
             return x0
-        h = _log_snr(abar_next) - _log_snr(abar)
+        h = log_snr(abar_next) - log_snr(abar)
         if last is None:
             ahead = x0
         else:
@@ -118,5 +143,5 @@ def clipped(denoise: Denoiser, schedule: Schedule) -> Denoiser:
     return denoise_clipped
 
 
-def _log_snr(abar: float) -> float:
+def log_snr(abar: float) -> float:
     return 0.5 * math.log(abar / (1 - abar))

@@ -41,16 +41,24 @@ class UNet(nn.Module):
     """in_channels -> out_channels at the same size. Without `timed` it is an ordinary U-Net of the same blocks.
 
     A `context` stands beside the input from the first layer on, at the network's own resolution (size / patch).
+    `times` is how many times it hears: one for the whole image, or one for each modality.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, shape: UNetShape, *, timed: bool = True, context: int = 0
+        self,
+        in_channels: int,
+        out_channels: int,
+        shape: UNetShape,
+        *,
+        timed: bool = True,
+        times: int = 1,
+        context: int = 0,
     ) -> None:
         super().__init__()
         self.shape = shape
         area = shape.patch**2
         emb = 4 * shape.base if timed else None
-        self.time = TimeEmbedding(shape.base) if timed else None
+        self.time = TimeEmbedding(shape.base, times) if timed else None
         self.stem = conv3(in_channels * area + context, shape.base)
         widths = [shape.base * m for m in shape.mult]
         attends = [len(widths) - level <= shape.attention for level in range(len(widths))]
@@ -81,8 +89,8 @@ class UNet(nn.Module):
         self.norm = norm(width)
         self.out = zeroed(conv3(width, out_channels * area))
 
-    def forward(self, x_BCHW: Tensor, t_B: Tensor | None = None, context_BCHW: Tensor | None = None) -> Tensor:
-        emb_BE = self.time(t_B) if self.time is not None else None
+    def forward(self, x_BCHW: Tensor, t: Tensor | None = None, context_BCHW: Tensor | None = None) -> Tensor:
+        emb_BE = self.time(t) if self.time is not None else None
         h = F.pixel_unshuffle(x_BCHW, self.shape.patch)
         h = self.stem(h if context_BCHW is None else torch.cat([h, context_BCHW.to(h.dtype)], dim=1))
         skips = [h]
@@ -158,19 +166,24 @@ class Attention(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of the original index, then a small perceptron. Already through SiLU, as every block wants it."""
+    """Sinusoids of each original index, then a small perceptron. Already through SiLU, as every block wants it.
 
-    def __init__(self, base: int) -> None:
+    Its first layer is a sum over the times, a slice of its weights for each; a time below 0 adds nothing to it.
+    """
+
+    def __init__(self, base: int, times: int = 1) -> None:
         super().__init__()
-        self.base = base
-        self.first, self.second = nn.Linear(base, 4 * base), nn.Linear(4 * base, 4 * base)
+        self.base, self.times = base, times
+        self.first, self.second = nn.Linear(base * times, 4 * base), nn.Linear(4 * base, 4 * base)
 
-    def forward(self, t_B: Tensor | None) -> Tensor:
-        assert t_B is not None, "a timed network needs its time"
+    def forward(self, t: Tensor | None) -> Tensor:
+        assert t is not None, "a timed network needs its time"
+        t_BN = t.reshape(-1, self.times)
         half = self.base // 2
-        frequency = torch.exp(-math.log(10_000) * torch.arange(half, device=t_B.device, dtype=torch.float32) / half)
-        angle = t_B[:, None].float() * frequency[None]
-        emb: Tensor = self.second(F.silu(self.first(torch.cat([angle.cos(), angle.sin()], dim=1))))
+        frequency = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+        angle = t_BN[..., None].float() * frequency
+        waves_BNE = torch.where(t_BN[..., None] >= 0, torch.cat([angle.cos(), angle.sin()], dim=-1), 0.0)
+        emb: Tensor = self.second(F.silu(self.first(waves_BNE.flatten(1))))
         return F.silu(emb)
 
 

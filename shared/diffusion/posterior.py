@@ -1,0 +1,182 @@
+"""Sampling given measurements y = A x + n, an operator for each modality, without retraining (seed_systems.md §4.3-4.5).
+
+MPS walks the ancestral chain and steps against the gradient of the residual, through the network. MDS puts what is
+measured into the estimate of x_0 and goes on with the network's *raw* noise: with noise made anew from the corrected
+estimate it would settle on a wrong conditional, however many steps it took. `mds_fast` is MDS with the second-order
+solver of Lu et al. 2022 (SDE-DPM-Solver++(2M)) on what is not measured. All images are x_BMHW in [-1, 1].
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from shared.diffusion import conjugate
+from shared.diffusion.gaussian import Grid, Schedule, Step, posterior
+from shared.diffusion.operators import Measured
+from shared.diffusion.samplers import Denoiser, Guess, Sampler, log_snr, spaced
+from shared.randomness import Noise, normal
+
+Push: TypeAlias = Callable[[Tensor, Step], tuple[Guess, Tensor]]  # (x_t, step) -> what the network thinks, what to subtract
+
+_TINY = 1e-12  # under the root of a residual that is 0
+
+
+def restore(
+    denoise: Denoiser,
+    schedule: Schedule,
+    x: Tensor,
+    measured: Sequence[Measured],
+    options: Sampler,
+    generator: Noise | None,
+) -> Tensor:
+    """One sample of all modalities from pure noise `x`; clean modalities come back as they are, bit by bit."""
+    grid = schedule.grid(spaced(schedule, options))
+    x = POSTERIORS[options.kind](denoise, measured, x, grid, options, generator)
+    return replace_clean(x, measured) if options.replace else x
+
+
+def mps(
+    denoise: Denoiser,
+    measured: Sequence[Measured],
+    x: Tensor,
+    grid: Grid,
+    options: Sampler,
+    generator: Noise | None,
+) -> Tensor:
+    """Multimodal posterior sampling. The gradient is of the plain norm, for every sample of the batch alone."""
+
+    def push(x: Tensor, step: Step) -> tuple[Guess, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            guess = denoise(x, step.t)
+            (gradient,) = torch.autograd.grad(distance(guess.x0, measured).sum(), x)
+        zeta = options.zeta * (math.sqrt(1 - step.abar) if options.anneal else 1.0)
+        return Guess(guess.x0.detach(), guess.eps.detach()), zeta * gradient
+
+    return guided(denoise, x, grid, options, generator, push)
+
+
+def guided(
+    denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, generator: Noise | None, push: Push
+) -> Tensor:
+    """The ancestral chain, each of whose steps is pushed: x_next = ancestral(x_t) - push(x_t)."""
+    for step in grid:
+        guess, back = push(x, step)
+        x0 = guess.x0.clamp(-1, 1) if options.clip else guess.x0
+        past = posterior(step.abar, step.abar_next, options.variance)
+        x_next = past.on_x0 * x0 + past.on_x * x
+        if step.abar_next < 1:
+            x_next = x_next + math.sqrt(past.variance) * normal(x, generator)
+        x = x_next - back
+    return x
+
+
+def distance(x0_BMHW: Tensor, measured: Sequence[Measured]) -> Tensor:
+    """|y - A x_0| over all measured modalities, per sample."""
+    square_B = x0_BMHW.new_full((len(x0_BMHW),), _TINY)
+    for m, known in enumerate(measured):
+        if known.kind != "none":
+            assert known.y is not None
+            seen = x0_BMHW[:, m] if known.operator is None else known.operator.forward(x0_BMHW[:, m])
+            residual = (known.y - seen).flatten(1)
+            square_B = square_B + (residual * residual.conj()).real.sum(1)
+    return square_B.sqrt()
+
+
+def mds(
+    denoise: Denoiser,
+    measured: Sequence[Measured],
+    x: Tensor,
+    grid: Grid,
+    options: Sampler,
+    generator: Noise | None,
+) -> Tensor:
+    """Multimodal decomposition sampling, with the network's raw noise."""
+    for t, abar, abar_next in grid:
+        guess = denoise(x, t)
+        x0 = consistent(_clipped(guess.x0, options), measured, options)
+        x = _onward(x0, guess.eps, abar, abar_next, options, generator)
+    return x
+
+
+def mds_fast(
+    denoise: Denoiser,
+    measured: Sequence[Measured],
+    x: Tensor,
+    grid: Grid,
+    options: Sampler,
+    generator: Noise | None,
+) -> Tensor:
+    """MDS at eta = 1 in few steps: x_0 of what is not measured is extrapolated linearly in log-SNR."""
+    free_M = torch.tensor([known.kind == "none" for known in measured], device=x.device)[:, None, None]
+    last: tuple[Tensor, float] | None = None
+    for t, abar, abar_next in grid:
+        guess = denoise(x, t)
+        x0 = consistent(_clipped(guess.x0, options), measured, options)
+        if abar_next == 1:
+            return x0
+        h = log_snr(abar_next) - log_snr(abar)
+        ahead = x0 if last is None else x0 + h / (2 * last[1]) * (x0 - last[0])
+        z = normal(x, generator)
+        spread = math.sqrt((1 - abar_next) * -math.expm1(-2 * h))  # both solvers' at eta = 1
+        free = (
+            math.sqrt((1 - abar_next) / (1 - abar)) * math.exp(-h) * x
+            - math.sqrt(abar_next) * math.expm1(-2 * h) * ahead
+        )
+        bound = math.sqrt(abar_next) * x0 + math.sqrt(1 - abar_next - spread**2) * guess.eps
+        x = torch.where(free_M, free, bound) + spread * z
+        last = x0, h
+    return x
+
+
+Posterior: TypeAlias = Callable[[Denoiser, Sequence[Measured], Tensor, Grid, Sampler, Noise | None], Tensor]
+POSTERIORS: Mapping[str, Posterior] = {"mps": mps, "mds": mds, "mds_fast": mds_fast}
+
+
+def consistent(x0_BMHW: Tensor, measured: Sequence[Measured], options: Sampler) -> Tensor:
+    """Of a clean modality its image; of a linear one argmin gamma |y - A x|^2 + |x - x_0|^2; else x_0 itself."""
+    images = list(x0_BMHW.unbind(1))
+    for m, known in enumerate(measured):
+        if known.kind == "none":
+            continue
+        assert known.y is not None
+        if known.operator is None:
+            images[m] = known.y.to(x0_BMHW.dtype)
+            continue
+        operator, gamma = known.operator, options.gamma
+        images[m] = conjugate.solve(
+            lambda x, operator=operator: x + gamma * operator.normal(x),  # type: ignore[misc]
+            images[m] + gamma * operator.adjoint(known.y),
+            images[m],
+            iterations=options.cg,
+        )
+    return torch.stack(images, dim=1)
+
+
+def replace_clean(x_BMHW: Tensor, measured: Sequence[Measured]) -> Tensor:
+    images = [
+        known.y.to(x_BMHW.dtype) if known.kind == "clean" and known.y is not None else x_BMHW[:, m]
+        for m, known in enumerate(measured)
+    ]
+    return torch.stack(images, dim=1)
+
+
+def _onward(
+    x0: Tensor, eps: Tensor, abar: float, abar_next: float, options: Sampler, generator: Noise | None
+) -> Tensor:
+    """The next x of a DDIM chain; `dds` is what the code of Chung et al. 2024 means by eta, and distorts the prior."""
+    if options.eta_convention == "ddim":
+        spread = options.eta * math.sqrt((1 - abar_next) / (1 - abar) * (1 - abar / abar_next))
+    else:
+        spread = options.eta * math.sqrt(1 - abar_next)
+    x = math.sqrt(abar_next) * x0 + math.sqrt(1 - abar_next - spread**2) * eps
+    if spread > 0:
+        x = x + spread * normal(x, generator)
+    return x
+
+
+def _clipped(x0: Tensor, options: Sampler) -> Tensor:
+    return x0.clamp(-1, 1) if options.clip else x0
