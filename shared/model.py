@@ -1,7 +1,7 @@
 """A trained model in use: any shown modalities of a whole subject in, all modalities out, slice by slice.
 
-The noise of slice z and sample k comes from (keys, z, k) alone: however many slices fit into memory at once, the
-result is the same.
+The noise of slice z and sample k comes from (keys, z, k) alone: however many slices fit into memory at once, and
+however often the work was stopped, the result is the same. A method that can `restore` takes raw measurements too.
 """
 
 import json
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -17,17 +17,37 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shared.data.volumes import Grid
+from shared.diffusion.operators import Measured, clean, none
 from shared.diffusion.samplers import Sampler
 from shared.errors import ConfigError, DataError
 from shared.methods import METHODS, Method
 from shared.options import build
-from shared.randomness import generator
+from shared.randomness import Noise, generator
 from shared.vocabulary import Modality, Weights
 
 AT_ONCE: Mapping[str, int] = {"cpu": 8, "cuda": 64}  # slices; halved as often as memory asks
 KEYS = ("method", "options", "modalities", "grid", "sampler", "provenance")  # of model.json
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
+
+
+@runtime_checkable
+class Restores(Protocol):
+    """A method that takes raw measurements as well as images."""
+
+    def restore(
+        self, net: nn.Module, measured: Sequence[Measured], sampler: Sampler, generator: Noise, *, like_BMHW: Tensor
+    ) -> Tensor:
+        """All modalities in [0, 1], of the shape and on the device of `like_BMHW`."""
+
+
+class Kept(Protocol):
+    """Slices that are finished, kept on disk for work that is stopped and goes on."""
+
+    def read(self, z: int) -> tuple[Tensor, Tensor] | None:
+        """mean_MHW and sd_MHW of a finished slice."""
+
+    def write(self, slices: Sequence[int], mean_BMHW: Tensor, sd_BMHW: Tensor) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,19 +123,36 @@ def fill(
     sampler: Sampler,
     keys: tuple[str | int, ...],
     device: torch.device,
+    measured: Mapping[Modality, Measured] | None = None,
     at_once: int | None = None,
+    kept: Kept | None = None,
     progress: Progress | None = None,
 ) -> Filled:
-    """Monte-Carlo mean and spread of every modality, the shown ones too (raw reconstructions)."""
+    """Monte-Carlo mean and spread of every modality, the shown ones too (raw reconstructions).
+
+    `measured`: raw data of modalities that are not shown, one entry per slice of the stack.
+    """
+    if measured and not isinstance(model.method, Restores):
+        raise DataError(f"model {model.name}: works from images only; raw data of {', '.join(measured)} need any2all")
     net = model.net.to(device)
     shown_MDHW = torch.where(shown_M[:, None, None, None], images_MDHW, 0.0)
     mean_MDHW = torch.zeros(images_MDHW.shape, dtype=torch.float32)
     sd_MDHW = torch.zeros_like(mean_MDHW) if sampler.samples > 1 else None
-    size, done = at_once or AT_ONCE.get(device.type, 8), 0
-    while done < len(slices):
-        chosen = list(slices[done : done + size])
+    todo: list[int] = []
+    for z in slices:
+        found = kept.read(z) if kept is not None else None
+        if found is None:
+            todo.append(z)
+            continue
+        mean_MDHW[:, z] = found[0]
+        if sd_MDHW is not None:
+            sd_MDHW[:, z] = found[1]
+    size, done, before = at_once or AT_ONCE.get(device.type, 8), 0, len(slices) - len(todo)
+    while done < len(todo):
+        chosen = todo[done : done + size]
+        raw = {m: known.at(chosen).to(device) for m, known in (measured or {}).items()}
         try:
-            mean_BMHW, sd_BMHW = _sampled(model, net, shown_MDHW[:, chosen].transpose(0, 1), shown_M, chosen,
+            mean_BMHW, sd_BMHW = _sampled(model, net, shown_MDHW[:, chosen].transpose(0, 1), shown_M, raw, chosen,
                                           sampler, keys, device)  # fmt: skip
         except torch.OutOfMemoryError:
             if size == 1:
@@ -125,9 +162,11 @@ def fill(
         mean_MDHW[:, chosen] = mean_BMHW.transpose(0, 1)
         if sd_MDHW is not None:
             sd_MDHW[:, chosen] = sd_BMHW.transpose(0, 1)
+        if kept is not None:
+            kept.write(chosen, mean_BMHW, sd_BMHW)
         done += len(chosen)
         if progress is not None:
-            progress(done, len(slices))
+            progress(before + done, len(slices))
     return Filled(mean_MDHW=mean_MDHW, sd_MDHW=sd_MDHW)
 
 
@@ -136,6 +175,7 @@ def _sampled(
     net: nn.Module,
     images_BMHW: Tensor,
     shown_M: Tensor,
+    raw: Mapping[Modality, Measured],
     slices: Sequence[int],
     sampler: Sampler,
     keys: tuple[str | int, ...],
@@ -149,7 +189,15 @@ def _sampled(
     for k in range(sampler.samples):
         noise = [generator(device, *keys, z, k) for z in slices]
         with torch.no_grad():
-            made_BMHW = model.method.synthesize(net, images_BMHW, shown_BM, sampler, noise).double()
+            if raw:
+                assert isinstance(model.method, Restores)
+                known = [
+                    raw[m] if m in raw else clean(images_BMHW[:, i]) if shown_M[i] else none()
+                    for i, m in enumerate(model.modalities)
+                ]
+                made_BMHW = model.method.restore(net, known, sampler, noise, like_BMHW=images_BMHW).double()
+            else:
+                made_BMHW = model.method.synthesize(net, images_BMHW, shown_BM, sampler, noise).double()
         from_mean = made_BMHW - mean
         mean += from_mean / (k + 1)
         squares += from_mean * (made_BMHW - mean)

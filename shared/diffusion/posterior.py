@@ -19,7 +19,9 @@ from shared.diffusion.operators import Measured
 from shared.diffusion.samplers import Denoiser, Guess, Sampler, log_snr, spaced
 from shared.randomness import Noise, normal
 
-Push: TypeAlias = Callable[[Tensor, Step], tuple[Guess, Tensor]]  # (x_t, step) -> what the network thinks, what to subtract
+Push: TypeAlias = Callable[
+    [Tensor, Step], tuple[Guess, Tensor]
+]  # (x_t, step) -> what the network thinks, what to subtract
 
 _TINY = 1e-12  # under the root of a residual that is 0
 
@@ -59,9 +61,7 @@ def mps(
     return guided(denoise, x, grid, options, generator, push)
 
 
-def guided(
-    denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, generator: Noise | None, push: Push
-) -> Tensor:
+def guided(denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, generator: Noise | None, push: Push) -> Tensor:
     """The ancestral chain, each of whose steps is pushed: x_next = ancestral(x_t) - push(x_t)."""
     for step in grid:
         guess, back = push(x, step)

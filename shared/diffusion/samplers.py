@@ -35,6 +35,9 @@ class Sampler:
     anneal: bool = False  # mps: that length shrinks with the noise
     gamma: float = 5.0  # linear measurements: their weight against the network's estimate
     cg: int = 5  # linear measurements: iterations of conjugate gradients in each step
+    told: bool = (
+        False  # mps, mds, mds_fast: the network is shown clean modalities at noise level 0, each having its own
+    )
     replace: bool = True  # mps: clean modalities are put in at the end
     clip: bool = True  # every estimate of x_0 to [-1, 1]
 
@@ -49,6 +52,9 @@ class Sampler:
         require(not self.anneal or self.kind == "mps", "anneal", self.anneal, f"false for kind={self.kind}")
         require(self.gamma >= 0, "gamma", self.gamma, "0 or more")
         require(self.cg >= 1, "cg", self.cg, "1 or more")
+        require(
+            not self.told or self.kind in GUIDED, "told", self.told, f"false for kind={self.kind}, which always does"
+        )
         if self.kind == "mean":  # a second evaluation would be the same one
             require(self.steps == 1, "steps", self.steps, "1 for kind=mean")
             require(self.samples == 1, "samples", self.samples, "1 for kind=mean")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from shared.diffusion.samplers import Sampler
 from shared.methods.amm_diff import AmmDiff
+from shared.methods.any2all import Any2all
 from shared.randomness import Noise
 from shared.records import Batch, Losses, Owners, Phase
 from shared.vocabulary import Modality
@@ -49,4 +50,5 @@ class Method(Protocol):
 
 METHODS: Mapping[str, type[Method]] = {
     "amm_diff": AmmDiff,
+    "any2all": Any2all,
 }

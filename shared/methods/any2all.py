@@ -1,0 +1,234 @@
+"""Any2all: one unconditional prior over a stack of modalities, any task by inference alone (seed_systems.md §4, §7.5).
+
+The prior is a diffusion U-Net over all modalities at once. The paper trains it on complete stacks, all modalities at one
+noise level. Here every modality has its own: a modality that a subject lacks is blank, silent in the time embedding and
+without loss, so incomplete stacks train it too; and a part of the samples sees some modalities clean, so that the network can
+be *told* a measured modality. What was measured comes in by sampling: clean images, raw k-space, or nothing.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from shared.data.missing import random_shown
+from shared.diffusion import posterior
+from shared.diffusion.gaussian import SCHEDULES, Schedule
+from shared.diffusion.operators import Measured, clean, none
+from shared.diffusion.samplers import GUIDED, Denoiser, Guess, Sampler, draw
+from shared.errors import ConfigError, DataError
+from shared.nets.unet import UNet, UNetShape
+from shared.options import require
+from shared.randomness import Noise, normal
+from shared.records import Batch, Cut, Losses, Owners, Phase
+from shared.vocabulary import SHARED, Modality, Owner, source, target
+
+SIZES: Mapping[str, UNetShape] = {
+    "tiny": UNetShape(base=16, mult=(1, 2), blocks=1, attention=1, patch=2),
+    "small": UNetShape(base=32, mult=(1, 2, 2), blocks=1, attention=1, patch=2),
+    "paper": UNetShape(base=128, mult=(1, 1, 2, 2, 4, 4), blocks=2, attention=3),
+}
+ABSENT = -1  # the time of a modality that is not there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Any2all:
+    modalities: tuple[Modality, ...]
+    size: Literal["tiny", "small", "paper"] = "small"
+    parameterisation: Literal["eps", "v"] = "v"  # eps is the paper's
+    schedule: Literal["linear", "cosine"] = "cosine"  # with `linear` an absent modality is not quite pure noise
+    times: int = 1000
+    independent: float = 0.1  # share of samples in which every modality has a noise level of its own; the paper's is 0
+    told: float = 0.4  # share of samples in which a random part of the modalities is clean; the paper's is 0
+    outside: float = 1.0  # weight of pixels outside the brain
+    checkpoint: bool = False  # less memory, more time
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def __post_init__(self) -> None:
+        require(len(self.modalities) >= 1, "modalities", self.modalities, "at least one")
+        require(len(set(self.modalities)) == len(self.modalities), "modalities", self.modalities, "named once each")
+        require(self.times >= 2, "times", self.times, "2 or more")
+        for key in ("independent", "told", "outside"):
+            require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
+        require(self.independent + self.told <= 1, "told", self.told, "at most 1 - independent")
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(name="prior"),)
+
+    def build(self, seed: int) -> "Prior":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Prior(self)
+
+    def owners(self, net: nn.Module, phase: str) -> Owners:
+        """A modality's input slices, its part of the time embedding and its output rows are its own."""
+        assert isinstance(net, Prior)
+        owners: dict[str, Owner | Cut] = {name: SHARED for name, _ in net.named_parameters()}
+        area, base = net.unet.shape.patch**2, net.unet.shape.base
+        owners["unet.stem.weight"] = Cut(dim=1, owners=tuple(source(m) for m in self.modalities for _ in range(area)))
+        owners["unet.time.first.weight"] = Cut(
+            dim=1, owners=tuple(source(m) for m in self.modalities for _ in range(base))
+        )
+        rows = tuple(target(m) for m in self.modalities for _ in range(area))
+        owners["unet.out.weight"] = Cut(dim=0, owners=rows)
+        owners["unet.out.bias"] = Cut(dim=0, owners=rows)
+        return owners
+
+    # --- training ------------------------------------------------------------------------------------------------
+
+    def loss(self, net: nn.Module, batch: Batch, phase: str, generator: torch.Generator) -> Losses:
+        """Mean over the modalities that exist and are not told, and over pixels, of the squared error; per sample."""
+        assert isinstance(net, Prior)
+        _check_size(batch.images_BMHW, net)
+        exists_BM, device = batch.exists_BM, batch.images_BMHW.device
+        x0 = 2 * torch.where(exists_BM[:, :, None, None], batch.images_BMHW.float(), 0.0) - 1
+        t_BM, told_BM = self._times(exists_BM, generator)
+        eps = torch.randn(x0.shape, generator=generator, device=device)
+        flat_t, shape = t_BM.flatten(), x0.shape
+        x_t, wanted = (
+            value.reshape(shape)
+            for value in (
+                self._schedule.noised(x0.flatten(0, 1), flat_t, eps.flatten(0, 1)),
+                eps.flatten(0, 1)
+                if self.parameterisation == "eps"
+                else self._schedule.v_of(flat_t, x0.flatten(0, 1), eps.flatten(0, 1)),
+            )
+        )
+        x_t = torch.where(told_BM[:, :, None, None], x0, x_t)
+        with self._autocast(device):
+            raw = net(x_t, torch.where(exists_BM, t_BM, ABSENT)).float()
+        counts_BM = exists_BM & ~told_BM
+        error = torch.where(counts_BM[:, :, None, None], (raw - wanted).square(), 0.0)
+        inside = (batch.images_BMHW > 0) & exists_BM[:, :, None, None]
+        weight = torch.where(inside.any(dim=1, keepdim=True), 1.0, self.outside)
+        total_B = weight.sum(dim=(1, 2, 3)) * counts_BM.sum(1)
+        given_B = counts_BM.any(1)
+        return Losses(
+            loss_B=(error * weight).sum(dim=(1, 2, 3)) / total_B.clamp(min=1e-6),
+            gave={
+                SHARED: given_B,
+                **{source(m): exists_BM[:, i] & given_B for i, m in enumerate(self.modalities)},
+                **{target(m): counts_BM[:, i] for i, m in enumerate(self.modalities)},
+            },
+        )
+
+    def _times(self, exists_BM: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Each modality's noise level, and which of them are told: at level 0, without loss."""
+        (B, M), device = exists_BM.shape, exists_BM.device
+        t_BM = torch.randint(self.times, (B, 1), generator=generator, device=device).expand(B, M)
+        own_BM = torch.randint(self.times, (B, M), generator=generator, device=device)
+        kind_B = torch.rand(B, generator=generator, device=device)
+        t_BM = torch.where((kind_B < self.independent)[:, None], own_BM, t_BM)
+        some_BM = random_shown(exists_BM, generator) & (exists_BM.sum(1) > 1)[:, None]
+        some_BM = some_BM & (some_BM != exists_BM).any(1)[:, None]  # one at least is left to make
+        told_BM = some_BM & (kind_B >= 1 - self.told)[:, None]
+        return torch.where(told_BM, 0, t_BM), told_BM
+
+    def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
+        raise AssertionError("any2all has no phase of sums")
+
+    def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
+        raise AssertionError("any2all has no phase of sums")
+
+    # --- inference -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def synthesize(
+        self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: Noise
+    ) -> Tensor:
+        """What is shown comes back bit by bit; one pattern of shown modalities for a whole batch is fastest."""
+        if not bool(shown_BM.any(1).all()):
+            raise DataError("nothing to synthesize from: an image with no shown modality")
+        made = torch.zeros(images_BMHW.shape, dtype=torch.float32, device=images_BMHW.device)
+        for pattern in torch.unique(shown_BM, dim=0):
+            rows = (shown_BM == pattern).all(1).nonzero().flatten()
+            known = [clean(images_BMHW[rows, m]) if shown else none() for m, shown in enumerate(pattern.tolist())]
+            own = generator if isinstance(generator, torch.Generator) else [generator[int(row)] for row in rows]
+            like_BMHW = torch.zeros_like(made[rows])
+            made[rows] = self.restore(net, known, sampler, own, like_BMHW=like_BMHW)
+        return torch.where(shown_BM[:, :, None, None], images_BMHW.float(), made)
+
+    @torch.no_grad()
+    def restore(
+        self, net: nn.Module, measured: Sequence[Measured], sampler: Sampler, generator: Noise, *, like_BMHW: Tensor
+    ) -> Tensor:
+        """All modalities in [0, 1] from any mix of clean, measured and missing ones; `like_BMHW` gives shape and device.
+
+        With everything missing it is an unconditional sample of a complete set.
+        """
+        assert isinstance(net, Prior)
+        _check_size(like_BMHW, net)
+        noise = normal(like_BMHW.float(), generator)
+        if sampler.kind in GUIDED:
+            denoise = self.denoiser(net, measured if sampler.told else ())
+            x = posterior.restore(denoise, self._schedule, noise, measured, sampler, generator)
+        elif any(known.kind == "linear" for known in measured):
+            raise ConfigError(f"sampler={sampler.kind}: takes clean images only; for raw data take {', '.join(GUIDED)}")
+        else:
+            x = draw(self.denoiser(net, measured), self._schedule, noise, sampler, generator)
+            x = posterior.replace_clean(x, measured)
+        return (x.clamp(-1, 1) + 1) / 2
+
+    def denoiser(self, net: nn.Module, told: Sequence[Measured] = ()) -> Denoiser:
+        """The prior at one noise level; clean modalities that it is told stand at level 0 instead."""
+        clean_images = {m: known.y for m, known in enumerate(told) if known.kind == "clean"}
+
+        def denoise(x_BMHW: Tensor, t: int) -> Guess:
+            t_BM = torch.full(x_BMHW.shape[:2], t, dtype=torch.long, device=x_BMHW.device)
+            heard_BMHW = x_BMHW
+            if clean_images:
+                t_BM[:, list(clean_images)] = 0
+                heard_BMHW = torch.stack([clean_images.get(m, x_BMHW[:, m]) for m in range(x_BMHW.shape[1])], dim=1)
+            with self._autocast(x_BMHW.device):
+                raw = net(heard_BMHW.float(), t_BM).float()
+            t_B = t_BM.new_full((len(x_BMHW),), t)
+            if self.parameterisation == "eps":
+                return Guess(self._schedule.x0_from_eps(x_BMHW, t_B, raw), raw)
+            return Guess(
+                self._schedule.x0_from_v(x_BMHW, t_B, raw),
+                self._schedule.eps_from_v(x_BMHW, t_B, raw),
+            )
+
+        return denoise
+
+    @property
+    def _schedule(self) -> Schedule:
+        return SCHEDULES[self.schedule](self.times)
+
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        """bf16 on CUDA, and on a CPU that multiplies in bf16 (three times faster there)."""
+        fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+        wanted = self.precision == "bf16" or (self.precision == "auto" and fast)
+        return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+
+
+class Prior(nn.Module):
+    def __init__(self, options: Any2all) -> None:
+        super().__init__()
+        self.modalities = len(options.modalities)
+        shape = dataclasses.replace(SIZES[options.size], checkpoint=options.checkpoint)
+        self.unet = UNet(self.modalities, self.modalities, shape, times=self.modalities)
+
+    def forward(self, x_BMHW: Tensor, t_BM: Tensor) -> Tensor:
+        """The denoiser: what is exported. A modality at time -1 is absent, and is not looked at."""
+        out: Tensor = self.unet(torch.where((t_BM >= 0)[:, :, None, None], x_BMHW, 0.0), t_BM)
+        return out
+
+    def example(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
+        """Inputs that `forward` takes, for exporters."""
+        return (
+            torch.zeros(batch, self.modalities, height, width),
+            torch.zeros(batch, self.modalities, dtype=torch.long),
+        )
+
+
+def _check_size(images_BMHW: Tensor, net: Prior) -> None:
+    height, width = images_BMHW.shape[-2:]
+    multiple = net.unet.shape.multiple
+    if height % multiple or width % multiple:
+        raise ConfigError(f"grid={height}x{width}: this network needs multiples of {multiple}")
