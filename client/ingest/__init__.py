@@ -1,1 +1,1 @@
-"""From the hospital's archive to a cohort: collect, group, classify, convert, de-identify, prepare (specs/data.md §3)."""
+"""From the archive to a cohort: collect, group, classify, convert, de-identify, prepare (specs/data.md §3)."""

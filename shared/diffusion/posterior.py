@@ -1,4 +1,4 @@
-"""Sampling given measurements y = A x + n, an operator for each modality, without retraining (seed_systems.md §4.3-4.5).
+"""Sampling given measurements y = A x + n, an operator per modality, without retraining (seed_systems.md §4.3-4.5).
 
 MPS walks the ancestral chain and steps against the gradient of the residual, through the network. MDS puts what is
 measured into the estimate of x_0 and goes on with the network's *raw* noise: with noise made anew from the corrected
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shared.diffusion import conjugate
 from shared.diffusion.gaussian import Grid, Schedule, Step, posterior
-from shared.diffusion.operators import Measured
+from shared.diffusion.operators import Measured, Operator
 from shared.diffusion.samplers import Denoiser, Guess, Sampler, log_snr, spaced
 from shared.randomness import Noise, normal
 
@@ -146,14 +146,18 @@ def consistent(x0_BMHW: Tensor, measured: Sequence[Measured], options: Sampler) 
         if known.operator is None:
             images[m] = known.y.to(x0_BMHW.dtype)
             continue
-        operator, gamma = known.operator, options.gamma
-        images[m] = conjugate.solve(
-            lambda x, operator=operator: x + gamma * operator.normal(x),  # type: ignore[misc]
-            images[m] + gamma * operator.adjoint(known.y),
-            images[m],
-            iterations=options.cg,
-        )
+        images[m] = _proximal(images[m], known.operator, known.y, options)
     return torch.stack(images, dim=1)
+
+
+def _proximal(x0_BHW: Tensor, operator: Operator, y: Tensor, options: Sampler) -> Tensor:
+    gamma = options.gamma
+    return conjugate.solve(
+        lambda x_BHW: x_BHW + gamma * operator.normal(x_BHW),
+        x0_BHW + gamma * operator.adjoint(y),
+        x0_BHW,
+        iterations=options.cg,
+    )
 
 
 def replace_clean(x_BMHW: Tensor, measured: Sequence[Measured]) -> Tensor:

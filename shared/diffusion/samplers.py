@@ -17,7 +17,6 @@ from shared.errors import ConfigError
 from shared.options import require
 from shared.randomness import Noise, normal
 
-
 Kind: TypeAlias = Literal["ancestral", "ddim", "multistep", "mean", "mps", "mds", "mds_fast"]
 GUIDED = ("mps", "mds", "mds_fast")  # shared/diffusion/posterior.py: they bring measurements in
 

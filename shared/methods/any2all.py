@@ -1,9 +1,9 @@
 """Any2all: one unconditional prior over a stack of modalities, any task by inference alone (seed_systems.md §4, §7.5).
 
-The prior is a diffusion U-Net over all modalities at once. The paper trains it on complete stacks, all modalities at one
-noise level. Here every modality has its own: a modality that a subject lacks is blank, silent in the time embedding and
-without loss, so incomplete stacks train it too; and a part of the samples sees some modalities clean, so that the network can
-be *told* a measured modality. What was measured comes in by sampling: clean images, raw k-space, or nothing.
+The prior is a diffusion U-Net over all modalities at once. The paper trains it on complete stacks with all modalities at
+one noise level. Here every modality has its own: one that a subject lacks is blank, silent in the time embedding and
+without loss, so incomplete stacks train it too; and a part of the samples sees some modalities clean, so that the network
+can be *told* them. What was measured comes in by sampling: clean images, raw k-space, or nothing.
 """
 
 import contextlib
@@ -157,7 +157,7 @@ class Any2all:
     def restore(
         self, net: nn.Module, measured: Sequence[Measured], sampler: Sampler, generator: Noise, *, like_BMHW: Tensor
     ) -> Tensor:
-        """All modalities in [0, 1] from any mix of clean, measured and missing ones; `like_BMHW` gives shape and device.
+        """All modalities in [0, 1] from any mix of clean, measured and missing ones, in the shape of `like_BMHW`.
 
         With everything missing it is an unconditional sample of a complete set.
         """

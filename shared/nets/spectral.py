@@ -7,6 +7,8 @@ change when a scanner's gain or offset does.
 import torch
 from torch import Tensor
 
+from shared.fourier import fft2c, ifft2c
+
 D0 = 0.06  # cycles per pixel: width of the Gaussian high-pass
 BINS = 256
 FLAT = 1e-6  # an image whose high-pass spans less than this is blank
@@ -31,20 +33,7 @@ def high_pass(images: Tensor) -> Tensor:
     """|F^-1(F(x) f_N)| with f_N = 1 - exp(-(u^2 + v^2) / (2 D0^2)), over the last two axes."""
     u_H, v_W = (torch.fft.fftshift(torch.fft.fftfreq(n, device=images.device)) for n in images.shape[-2:])
     f_HW = 1 - torch.exp(-(u_H[:, None] ** 2 + v_W[None, :] ** 2) / (2 * D0**2))
-    return uncentred(centred(images) * f_HW).abs()
-
-
-def centred(images: Tensor) -> Tensor:
-    """Orthonormal Fourier transform with the zero frequency at n // 2; its inverse is `uncentred`."""
-    axes = (-2, -1)
-    out: Tensor = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(images, axes), norm="ortho"), axes)
-    return out
-
-
-def uncentred(spectrum: Tensor) -> Tensor:
-    axes = (-2, -1)
-    out: Tensor = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(spectrum, axes), norm="ortho"), axes)
-    return out
+    return ifft2c(fft2c(images) * f_HW).abs()
 
 
 def equalize(images: Tensor, mask: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.nets.spectral import brain, centred, equalize, high_pass, spectral, uncentred
+from shared.nets.spectral import brain, equalize, high_pass, spectral
 
 
 def images(batch: int = 2, size: tuple[int, int] = (24, 20)) -> tuple[Tensor, Tensor]:
@@ -13,16 +13,6 @@ def images(batch: int = 2, size: tuple[int, int] = (24, 20)) -> tuple[Tensor, Te
     x[:, :, :4] = 0
     x[:, :, :, -3:] = 0
     return x, torch.ones(batch, 3, dtype=torch.bool)
-
-
-@pytest.mark.parametrize("size", [(8, 8), (9, 7), (1, 5), (16, 11)])
-def test_the_centred_transform_is_unitary_with_its_zero_frequency_in_the_middle(size: tuple[int, int]) -> None:
-    x = torch.randn(2, *size, dtype=torch.float64)
-    spectrum = centred(x)
-    torch.testing.assert_close(uncentred(spectrum).real, x)
-    torch.testing.assert_close(spectrum.abs().square().sum(), x.square().sum())
-    H, W = size
-    torch.testing.assert_close(spectrum[:, H // 2, W // 2].real, x.sum((1, 2)) / (H * W) ** 0.5)
 
 
 def test_the_high_pass_removes_what_is_constant() -> None:
