@@ -1,0 +1,309 @@
+"""What a scanner does to an image, y = A x + n: A, its adjoint, its noise (seed_systems.md §4.3, §9.2, §9.7, §9.8).
+
+An operator is linear and acts on real images of one modality, in any units; the network's scale, [-1, 1], is
+`measured`'s affair. Arithmetic is fp32 or fp64, never under autocast, and gradients pass through it. Coil maps and
+masks are made in acquisition.py.
+
+Noise: `sigma` is the standard deviation of one sample of y. A complex sample has sigma / sqrt(2) in its real part and
+as much in its imaginary part, so that E|n|^2 = sigma^2; a real one has sigma. What a mask leaves out is exactly 0.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shared.errors import DataError
+from shared.fourier import fft2c, ifft2c
+from shared.options import require
+from shared.randomness import Noise, normal
+
+Sd: TypeAlias = float | Tensor  # a tensor holds one for each sample of the batch
+T = TypeVar("T")
+
+
+class Operator(Protocol):
+    """Tensors of batch size 1 inside it serve the whole batch."""
+
+    @property
+    def sigma(self) -> Sd: ...
+
+    def forward(self, x_BHW: Tensor) -> Tensor: ...
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A real BHW image: the real part of A^H y."""
+
+    def normal(self, x_BHW: Tensor) -> Tensor:
+        """adjoint(forward(x)): the real part is taken inside (solving for a complex x is another, worse estimate)."""
+
+    def at(self, index: Sequence[int]) -> "Operator":
+        """The same for these samples of the batch."""
+
+    def to(self, device: torch.device | str) -> "Operator": ...
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Place:
+    """Where the model's grid lies in a scanner's field of view: x -> rows x columns^T, 0 where the grid ends."""
+
+    rows: Tensor  # (Hfov, H), or one for each sample
+    columns: Tensor  # (Wfov, W), or one for each sample
+
+    def forward(self, x_BHW: Tensor) -> Tensor:
+        return self.rows.to(x_BHW.dtype) @ x_BHW @ self.columns.to(x_BHW.dtype).mT
+
+    def adjoint(self, x_BHW: Tensor) -> Tensor:
+        return self.rows.to(x_BHW.dtype).mT @ x_BHW @ self.columns.to(x_BHW.dtype)
+
+    def at(self, index: Sequence[int]) -> "Place":
+        return Place(rows=_at(self.rows, index, single=2), columns=_at(self.columns, index, single=2))
+
+    def to(self, device: torch.device | str) -> "Place":
+        return _to(self, device)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class CartesianMRI:
+    """M F S: coil maps, centred orthonormal FFT, k-space mask. y is BCHW, complex; |A^T A| <= 1 with `unit_maps`.
+
+    The maps carry the phase of the image, for x is real. Where all maps are 0 nothing is measured.
+    """
+
+    maps_BCHW: Tensor  # complex; batch size 1 serves all
+    mask: Tensor  # bool: W, the columns that are measured; or BHW, B and H may be 1
+    sigma: Sd = 0.0
+    placement: Place | None = None
+
+    def __post_init__(self) -> None:
+        maps, mask = tuple(self.maps_BCHW.shape), tuple(self.mask.shape)
+        _rule(self.maps_BCHW.is_complex() and len(maps) == 4, f"coil maps of {self.maps_BCHW.dtype} and shape {maps}",
+              "must be complex, with axes sample, coil, row, column")  # fmt: skip
+        _rule(bool(torch.isfinite(self.maps_BCHW).all()), "coil maps", "hold NaN or infinite values")
+        _rule(self.mask.dtype == torch.bool, f"mask of {self.mask.dtype}", "must be of bool")
+        fits = mask == maps[3:] if len(mask) == 1 else len(mask) == 3 and mask[1] in (1, maps[2]) and mask[2] == maps[3]
+        _rule(fits, f"mask of shape {mask}", f"must be ({maps[3]},) or (samples, {maps[2]}, {maps[3]}), "
+              f"as the coil maps of shape {maps} ask")  # fmt: skip
+        _rule(bool(self.mask.any()), "mask", "leaves no sample of k-space")
+        if self.placement is not None:
+            fov = self.placement.rows.shape[-2], self.placement.columns.shape[-2]
+            _rule(
+                fov == maps[2:], f"placement in a field of view of {fov}", f"must be that of the coil maps, {maps[2:]}"
+            )
+
+    def forward(self, x_BHW: Tensor) -> Tensor:
+        with _exact(x_BHW) as x_BHW:
+            return self.sampled(fft2c(self.maps_BCHW * self._placed(x_BHW)[:, None]))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        self._check(y)
+        with _exact(y) as y:
+            image_BHW = (self.maps_BCHW.conj() * ifft2c(self.sampled(y))).sum(1).real
+            return self.placement.adjoint(image_BHW) if self.placement else image_BHW
+
+    def normal(self, x_BHW: Tensor) -> Tensor:
+        """The centring shifts cancel, and so does the transform along an axis that the mask does not cut."""
+        with _exact(x_BHW) as x_BHW:
+            mask_B1HW = self._mask_B1HW
+            axes = (-1,) if mask_B1HW.shape[-2] == 1 else (-2, -1)
+            kept = torch.fft.ifftshift(mask_B1HW, axes)
+            coils = torch.fft.fftn(self.maps_BCHW * self._placed(x_BHW)[:, None], dim=axes)
+            image = (self.maps_BCHW.conj() * torch.fft.ifftn(torch.where(kept, coils, 0), dim=axes)).sum(1).real
+            return self.placement.adjoint(image) if self.placement else image
+
+    def sampled(self, y: Tensor) -> Tensor:
+        """y with what the mask leaves out set to 0."""
+        return torch.where(self._mask_B1HW, y, 0)
+
+    def at(self, index: Sequence[int]) -> "CartesianMRI":
+        return dataclasses.replace(
+            self,
+            maps_BCHW=_at(self.maps_BCHW, index),
+            mask=_at(self.mask, index, single=1),
+            sigma=_at(self.sigma, index),
+            placement=self.placement.at(index) if self.placement else None,
+        )
+
+    def to(self, device: torch.device | str) -> "CartesianMRI":
+        return _to(self, device)
+
+    @property
+    def _mask_B1HW(self) -> Tensor:
+        return self.mask[None, None, None] if self.mask.ndim == 1 else self.mask[:, None]
+
+    def _placed(self, x_BHW: Tensor) -> Tensor:
+        return self.placement.forward(x_BHW) if self.placement else x_BHW
+
+    def _check(self, y: Tensor) -> None:
+        batch, *rest = self.maps_BCHW.shape
+        _rule(y.is_complex(), f"k-space of {y.dtype}", "must be complex")
+        _rule(y.ndim == 4 and list(y.shape[1:]) == rest and batch in (1, len(y)), f"k-space of shape {tuple(y.shape)}",
+              f"must be (samples, coils, rows, columns) as the coil maps, {tuple(self.maps_BCHW.shape)}")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SuperResolution:
+    """Each measured pixel is the mean of factor x factor pixels."""
+
+    factor: int
+    sigma: Sd = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.factor >= 1, "factor", self.factor, "1 or more")
+
+    def forward(self, x_BHW: Tensor) -> Tensor:
+        _rule(all(n % self.factor == 0 for n in x_BHW.shape[-2:]), f"image of shape {tuple(x_BHW.shape[-2:])}",
+              f"must divide by the factor {self.factor}")  # fmt: skip
+        with _exact(x_BHW) as x_BHW:
+            return F.avg_pool2d(x_BHW[:, None], self.factor)[:, 0]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        with _exact(y) as y:
+            return y.repeat_interleave(self.factor, -2).repeat_interleave(self.factor, -1) / self.factor**2
+
+    def normal(self, x_BHW: Tensor) -> Tensor:
+        return self.adjoint(self.forward(x_BHW))
+
+    def at(self, index: Sequence[int]) -> "SuperResolution":
+        return dataclasses.replace(self, sigma=_at(self.sigma, index))
+
+    def to(self, device: torch.device | str) -> "SuperResolution":
+        return _to(self, device)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class GaussianBlur:
+    """A Gaussian of `sd` pixels along both axes; beyond the image is 0. It is its own adjoint."""
+
+    sd: float
+    sigma: Sd = 0.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.sd < math.inf, "sd", self.sd, "above 0")
+
+    def forward(self, x_BHW: Tensor) -> Tensor:
+        with _exact(x_BHW) as x_BHW:
+            rows_HH, columns_WW = (self._along(n, x_BHW) for n in x_BHW.shape[-2:])
+            return rows_HH @ x_BHW @ columns_WW
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.forward(y)
+
+    def normal(self, x_BHW: Tensor) -> Tensor:
+        return self.forward(self.forward(x_BHW))
+
+    def at(self, index: Sequence[int]) -> "GaussianBlur":
+        return dataclasses.replace(self, sigma=_at(self.sigma, index))
+
+    def to(self, device: torch.device | str) -> "GaussianBlur":
+        return _to(self, device)
+
+    def _along(self, size: int, like: Tensor) -> Tensor:
+        """Symmetric; a whole kernel adds up to 1, and one cut off by the border to less."""
+
+        def kernel(distance: Tensor) -> Tensor:
+            return torch.exp(-0.5 * (distance / self.sd) ** 2)
+
+        reach = math.ceil(6 * self.sd)
+        at = torch.arange(size, dtype=torch.float64)
+        whole = kernel(torch.arange(-reach, reach + 1, dtype=torch.float64)).sum()
+        return (kernel(at[:, None] - at) / whole).to(like)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """What is known of one modality of a batch, on the network's scale [-1, 1]."""
+
+    kind: Literal["clean", "none", "linear"]
+    y: Tensor | None = None  # clean: y_BHW is the image; linear: y = operator.forward(x) + noise
+    operator: Operator | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.y is not None, self.operator is not None) == (self.kind != "none", self.kind == "linear")
+
+    def at(self, index: Sequence[int]) -> "Measured":
+        return Measured(
+            self.kind,
+            None if self.y is None else self.y[list(index)],
+            None if self.operator is None else self.operator.at(index),
+        )
+
+    def to(self, device: torch.device | str) -> "Measured":
+        return Measured(
+            self.kind,
+            None if self.y is None else self.y.to(device),
+            None if self.operator is None else self.operator.to(device),
+        )
+
+
+def none() -> Measured:
+    return Measured("none")
+
+
+def clean(image_BHW: Tensor) -> Measured:
+    """An image in [0, 1]."""
+    return Measured("clean", 2 * finite(image_BHW, "image") - 1)
+
+
+def measured(y: Tensor, operator: Operator, scale: Sd) -> Measured:
+    """y of an image in physical units, phys = (x + 1) / 2 * scale, told in terms of x: A x = 2 / scale y - A 1."""
+    scale_B = torch.as_tensor(scale, dtype=torch.float64, device=y.device)
+    _rule(bool(((scale_B > 0) & scale_B.isfinite()).all()), f"scale {scale}", "must be above 0 and finite")
+    _rule(scale_B.ndim == 0 or scale_B.shape == y.shape[:1], f"scale of shape {tuple(scale_B.shape)}",
+          f"must be one number, or one for each of the {len(y)} samples")  # fmt: skip
+    ones = torch.ones_like(operator.adjoint(finite(y, "measurement")))
+    gain = (2 / scale_B).to(ones.dtype)
+    y = gain.reshape(-1, *[1] * (y.ndim - 1)) * y - operator.forward(ones)
+    sigma = float(gain) * operator.sigma if gain.ndim == 0 else gain * operator.sigma
+    return Measured("linear", only_sampled(y, operator), dataclasses.replace(operator, sigma=sigma))  # type: ignore[type-var]
+
+
+def simulate(operator: Operator, x_BHW: Tensor, noise: Noise | None) -> Tensor:
+    """y of the image x, in the image's units; a seed gives the same noise whatever the mask."""
+    y = operator.forward(x_BHW)
+    sigma = torch.as_tensor(operator.sigma, dtype=x_BHW.dtype, device=y.device).reshape(-1, *[1] * (y.ndim - 1))
+    return only_sampled(y + sigma * normal(y, noise), operator)
+
+
+def only_sampled(y: Tensor, operator: Operator) -> Tensor:
+    return operator.sampled(y) if isinstance(operator, CartesianMRI) else y
+
+
+def finite(values: Tensor, what: str) -> Tensor:
+    broken = values.numel() - int(torch.isfinite(values).sum())
+    _rule(not broken, what, f"holds {broken} NaN or infinite values of {values.numel()}")
+    return values
+
+
+@contextmanager
+def _exact(values: Tensor) -> Iterator[Tensor]:
+    """No autocast, and never half precision: neither an FFT nor a residual can be trusted to it."""
+    with torch.autocast(values.device.type, enabled=False):
+        yield values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _at(values: Any, index: Sequence[int], *, single: int = 0) -> Any:
+    """Indexed along the batch, unless it serves all: a number, a tensor of `single` axes, or of batch size 1."""
+    if not isinstance(values, Tensor) or values.ndim == single or len(values) == 1:
+        return values
+    return values[list(index)]
+
+
+def _to(own: T, device: torch.device | str) -> T:
+    """Every field that can move, moved."""
+    moved = {
+        field.name: value.to(device)
+        for field in dataclasses.fields(own)  # type: ignore[arg-type]
+        if isinstance(value := getattr(own, field.name), Tensor | Place)
+    }
+    return dataclasses.replace(own, **moved)  # type: ignore[type-var]
+
+
+def _rule(kept: bool, what: str, rule: str) -> None:
+    if not kept:
+        raise DataError(f"{what}: {rule}")
