@@ -7,7 +7,7 @@ site's private disk: identity key, staging, provenance. The cohort that comes ou
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shared.vocabulary import Modality
 
@@ -41,8 +41,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aside:
-    """Something that was not used: one line of exclusions.csv. `where` names patients and stays at the site."""
+    """Something that was not used. `where`, `patient` and `series` stay at the site; `why` names nobody."""
 
-    what: str  # "file" | "series" | "subject"
+    what: Literal["file", "series", "subject"]
     where: str  # the file, the series or the subject, as the site knows it
     why: str
+    patient: str = ""
+    series: str = ""
