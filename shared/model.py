@@ -195,7 +195,8 @@ def _sampled(
                     raw[m] if m in raw else clean(images_BMHW[:, i]) if shown_M[i] else none()
                     for i, m in enumerate(model.modalities)
                 ]
-                made_BMHW = model.method.restore(net, known, sampler, noise, like_BMHW=images_BMHW).double()
+                made_BMHW = model.method.restore(net, known, sampler, noise, like_BMHW=images_BMHW)
+                made_BMHW = torch.where(shown_BM[:, :, None, None], images_BMHW, made_BMHW).double()
             else:
                 made_BMHW = model.method.synthesize(net, images_BMHW, shown_BM, sampler, noise).double()
         from_mean = made_BMHW - mean

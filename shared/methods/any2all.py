@@ -1,9 +1,9 @@
 """Any2all: one unconditional prior over a stack of modalities, any task by inference alone (seed_systems.md §4, §7.5).
 
-The prior is a diffusion U-Net over all modalities at once. The paper trains it on complete stacks with all modalities at
-one noise level. Here every modality has its own: one that a subject lacks is blank, silent in the time embedding and
-without loss, so incomplete stacks train it too; and a part of the samples sees some modalities clean, so that the network
-can be *told* them. What was measured comes in by sampling: clean images, raw k-space, or nothing.
+The prior is a diffusion U-Net over all modalities at once. The paper trains it on complete stacks, with one noise level
+for all. Here every modality has its own: one that a subject lacks is blank, silent in the time embedding and without
+loss, so incomplete stacks train it too; and part of the samples sees some modalities clean, so that the network can be
+*told* them. What was measured comes in by sampling: clean images, raw k-space, or nothing.
 """
 
 import contextlib
@@ -176,7 +176,7 @@ class Any2all:
 
     def denoiser(self, net: nn.Module, told: Sequence[Measured] = ()) -> Denoiser:
         """The prior at one noise level; clean modalities that it is told stand at level 0 instead."""
-        clean_images = {m: known.y for m, known in enumerate(told) if known.kind == "clean"}
+        clean_images = {m: known.y for m, known in enumerate(told) if known.kind == "clean" and known.y is not None}
 
         def denoise(x_BMHW: Tensor, t: int) -> Guess:
             t_BM = torch.full(x_BMHW.shape[:2], t, dtype=torch.long, device=x_BMHW.device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from shared.diffusion.gaussian import Schedule, evenly, linear
+from shared.diffusion.posterior import POSTERIORS
 from shared.diffusion.samplers import SAMPLERS, Denoiser, Guess, Sampler, draw
 from shared.errors import ConfigError
 
@@ -144,7 +145,7 @@ def test_multistep_beats_ddim_at_ten_steps() -> None:
 
 
 def test_the_table_and_the_option_name_the_same_samplers() -> None:
-    assert set(get_args(get_type_hints(Sampler)["kind"])) == set(SAMPLERS)
+    assert set(get_args(get_type_hints(Sampler)["kind"])) == set(SAMPLERS) | set(POSTERIORS)
 
 
 @pytest.mark.parametrize(
