@@ -34,6 +34,7 @@ from shared.diffusion.samplers import Sampler
 from shared.errors import DataError
 from shared.model import Filled, Progress, fill
 from shared.options import plain
+from shared.taught import check_taught, untaught_remarks
 from shared.training import find_device
 from shared.vocabulary import Modality
 
@@ -74,6 +75,7 @@ def synthesize(
     inputs = {m: path for m, path in sources.files.items() if m in bundle.model.modalities and m not in wanted}
     unknown = [m for m in sources.files if m not in bundle.model.modalities]
     _check(bundle, sources, subject, inputs, wanted, unknown, out)
+    wanted, left = check_taught(bundle.model, tuple(inputs), wanted, asked=targets is not None)
     sampler = sampler or bundle.model.sampler
     sampler = sampler if samples is None else dataclasses.replace(sampler, samples=samples)
     keys = {m: _key(bundle, inputs, m, sampler, seed) for m in wanted}
@@ -100,6 +102,8 @@ def synthesize(
         remarks=(
             *(f"{r.file or r.subject}: {r.why}" for r in sources.remarks),
             *(f"{sources.files[m].name}: {m} is not among the model's modalities" for m in unknown),
+            *left,
+            *untaught_remarks(bundle.model, tuple(inputs), wanted),
         ),
     )
 

@@ -38,6 +38,12 @@ class Roster:
         return sorted(ordered[:n])
 
 
+    def patterns(self, modalities: Sequence[Modality]) -> list[list[Modality]]:
+        """Which modalities some training subject has together: no count, no site."""
+        found = {pattern for inventory in self.inventories.values() for pattern in inventory.patterns}
+        return sorted(([m for m in modalities if m in pattern] for pattern in found), key=lambda p: (len(p), p))
+
+
 def round_up(value: float) -> int:
     return -int(-value // 1)
 

@@ -422,6 +422,7 @@ class Rounds:
             "run": self.run_name,
             "rounds": {phase.name: self._rounds_in(phase) for phase in self.method.phases},
             "sites": len(roster.nodes),
+            "patterns": roster.patterns(self.method.modalities),
             "seed": self.config.seed,
             "code": code_version(),
             "torch": torch.__version__,
