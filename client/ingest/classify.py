@@ -66,9 +66,14 @@ _OTHER_PARTS = re.compile(
 )
 
 
-def _synthetic(series: Series) -> str:
+def is_synthetic(series: Series) -> bool:
+    """Did Lacuna, or something like it, make this image?"""
     said = " ".join(series.first.text(tag) for tag in ("SeriesDescription", "DerivationDescription", "ImageType"))
-    return "a synthetic image: never an input again" if "SYNTHETIC" in said.upper() else ""
+    return "SYNTHETIC" in said.upper()
+
+
+def _synthetic(series: Series) -> str:
+    return "a synthetic image: never an input again" if is_synthetic(series) else ""
 
 
 def _derived(series: Series) -> str:

@@ -22,6 +22,7 @@ from pydicom.sequence import Sequence as DicomSequence
 from shared.errors import DataError
 
 MAX_HEADER = 64 * 2**20  # bytes of tags that are read of one file; an enhanced series of 2000 frames has 10 MB
+MAX_WHOLE = 256 * 2**20  # bytes of a file that is read with its voxels
 MAX_TEXT = 256  # characters kept of one value
 MAX_FRAMES = 20_000
 Point = tuple[float, float, float]
@@ -433,3 +434,15 @@ def _shared(tags: dict[str, Any]) -> Tags:
     if len(_seen) > 256:
         _seen.clear()
     return _seen.setdefault(key, tags)
+
+
+def whole(path: Path) -> Dataset | None:
+    """The file with its voxels, for who must look at them; None where it is too large or can't be read again."""
+    try:
+        if path.stat().st_size > MAX_WHOLE:
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return pydicom.dcmread(path, force=True)
+    except Exception:  # its fault, if it has one, is named by `read` and by the conversion
+        return None
