@@ -40,7 +40,7 @@ class Loaded:
     scalings: Mapping[Modality, Scaling]  # of the modalities present, in the order of the images
     placement: Placement
     affine: NDArray[np.float64]  # of the subject's whole RAS volume
-    reference: Path  # the file whose geometry the others share
+    reference: Path | None  # the file whose geometry the others share; None: the affine alone says it
 
 
 def load(sources: Sources, grid: Grid, leave: Leave) -> Loaded:

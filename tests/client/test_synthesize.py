@@ -13,7 +13,8 @@ import torch
 from support.models import AMM_TINY, release
 from support.worlds import subject_volumes
 
-from client.synthesize import WARNING, synthesize
+from client.outputs import WARNING
+from client.synthesize import synthesize
 from shared.bundle import Bundle
 from shared.data.modalities import MODALITIES, bids_path, modality_of
 from shared.data.volumes import write
@@ -214,13 +215,40 @@ def test_a_change_from_many_samples_to_one_leaves_no_old_spread(bundle: Bundle, 
     assert not list((tmp_path / "out").rglob("*uncertainty*"))
 
 
-def test_a_stop_on_the_way_leaves_nothing(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_a_stopped_job_goes_on_to_the_same_bytes(bundle: Bundle, tmp_path: Path, at_once: int) -> None:
+    folder, steps = subject(tmp_path), []
+
+    def stop(done: int, of: int) -> None:
+        steps.append(done)
+        if done >= 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(bundle, folder, tmp_path / "out", sampler=DDIM, progress=stop, at_once=at_once)
+    (left,) = (tmp_path / "out").iterdir()
+    assert left.name.startswith(".partial-sub-07-")
+    assert left.stat().st_mode & 0o077 == 0
+    (left / "000999.npz").write_bytes(b"damaged")
+    (left / ".000998.npz.partial").write_bytes(b"half written")
+    more: list[int] = []
+    synthesize(bundle, folder, tmp_path / "out", sampler=DDIM, progress=lambda n, _: more.append(n), at_once=at_once)
+    assert more[0] > steps[-1]
+    synthesize(bundle, folder, tmp_path / "whole", sampler=DDIM, at_once=at_once)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_slices_of_another_job_are_not_taken(bundle: Bundle, tmp_path: Path) -> None:
     def stop(done: int, of: int) -> None:
         raise KeyboardInterrupt
 
+    folder = subject(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        synthesize(bundle, subject(tmp_path), tmp_path / "out", progress=stop, at_once=1)
-    assert not (tmp_path / "out").exists()
+        synthesize(bundle, folder, tmp_path / "out", sampler=DDIM, progress=stop, at_once=4)
+    calls: list[int] = []
+    synthesize(bundle, folder, tmp_path / "out", sampler=DDIM, seed=1, progress=lambda n, _: calls.append(n), at_once=4)
+    assert calls[0] == 4
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_other_ways_to_name_a_subject(bundle: Bundle, tmp_path: Path) -> None:
