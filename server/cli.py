@@ -150,6 +150,81 @@ def evaluate(
 
 
 @app.command()
+def restore(
+    run: Run,
+    runs_folder: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="mds_paper | mps_paper | mds_fast | told | mean ...; repeat it.", show_default="mds_fast, told"
+        ),
+    ] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(help="reconstruct | synthesise | mixed; repeat it.", show_default="all")
+    ] = None,
+    slices: Annotated[int, typer.Option(min=2, help="Held-out slices, one of each subject while they last.")] = 24,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Monte-Carlo samples, averaged.", show_default="the sampler's")
+    ] = None,
+    acceleration: Annotated[int, typer.Option(min=1, help="Of the simulated raw data.")] = 4,
+    coils: Annotated[int, typer.Option(min=1)] = 8,
+    acs: Annotated[int, typer.Option(min=0, help="Lines in the middle that are always measured.")] = 0,
+    noise: Annotated[float, typer.Option(min=0, help="Of a complex sample, for images in [0, 1].")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Of slices, noise and samples; paired over all ways.")] = 0,
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda")] = "auto",
+) -> None:
+    """Score a prior (method any2all) at reconstruction from raw data, synthesis, and both, against floors.
+
+    Writes scores.csv, gains.csv, summary.json and pictures to runs/RUN/restoration; prints the table.
+    """
+    from server import progress
+    from server.restoration import printable
+    from server.restoration import restore as carry_out
+    from server.tasks import Scan
+
+    with progress.bar("restoring", 0) as advance:
+        outcomes = carry_out(
+            runs_folder / run,
+            samplers=sampler or ["mds_fast", "told"],
+            groups=group or (),
+            scan=Scan(acceleration=acceleration, coils=coils, acs=acs, noise=noise),
+            count=slices,
+            samples=samples,
+            seed=seed,
+            device=device,
+            progress=advance,
+        )
+    progress.table("means over slices, in the brain; gains in dB with 95 % intervals", *printable(outcomes))
+
+
+@app.command()
+def generate(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="Folder for sets.npy and a contact sheet.")],
+    runs_folder: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
+    count: Annotated[int, typer.Option(min=1, help="Complete sets to make.")] = 8,
+    sampler: Annotated[str, typer.Option(help="ancestral | ddim | multistep | mds_fast ...")] = "ancestral",
+    steps: Annotated[int | None, typer.Option(min=1, show_default="the sampler's")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same sets.")] = 0,
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda")] = "auto",
+) -> None:
+    """Draw complete sets of modalities from a prior (method any2all), out of nothing: what has it learnt?"""
+    import dataclasses
+
+    from server import progress
+    from server.generation import generate as carry_out
+    from shared.config import load_sampler
+
+    chosen = load_sampler(sampler)
+    chosen = chosen if steps is None else dataclasses.replace(chosen, steps=steps)
+    with progress.bar("generating sets", 0) as advance:
+        done = carry_out(
+            runs_folder / run, out, count=count, sampler=chosen, seed=seed, device=device, progress=advance
+        )
+    typer.echo(str(done))
+
+
+@app.command()
 def export(
     run: Run,
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],

@@ -36,7 +36,7 @@ def compare(
     config = runs.read_config(folder)
     if not runs.finished(folder):
         raise DataError(f"{folder.name}: the run is not finished; go on with it by resume={folder.name}")
-    trained, heldout = _cohorts(config, "sites"), _cohorts(config, "heldout")
+    trained, heldout = find_cohorts(config, "sites"), find_cohorts(config, "heldout")
     if not heldout:
         raise DataError(f"{config.world}/heldout: no held-out subjects to score on")
     model = read_model(folder / "final")
@@ -70,7 +70,8 @@ def headline_figures(folder: Path) -> dict[str, float]:
     return {str(name): float(value) for name, value in found.items()}
 
 
-def _cohorts(config: Config, part: str) -> dict[SiteName, Cohort]:
+def find_cohorts(config: Config, part: str) -> dict[SiteName, Cohort]:
+    """A world's cohorts of one part (sites, heldout), prepared for the run's grid."""
     root = Path(str(config.world)) / part
     wanted = config.federation.sites
     cohorts = {}

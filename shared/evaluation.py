@@ -252,6 +252,11 @@ def difference(
     found = [ours[key] - theirs[key] for key in ours if key in theirs]
     if not found:
         return None
+    return interval(found)
+
+
+def interval(found: Sequence[float]) -> Difference:
+    """Mean and 95 % confidence interval of paired differences."""
     n, mean = len(found), sum(found) / len(found)
     if n == 1:
         return Difference(mean=mean, low=-math.inf, high=math.inf, subjects=1)
