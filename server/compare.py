@@ -73,7 +73,7 @@ def headline_figures(folder: Path) -> dict[str, float]:
 def find_cohorts(config: Config, part: str) -> dict[SiteName, Cohort]:
     """A world's cohorts of one part (sites, heldout), prepared for the run's grid."""
     root = Path(str(config.world)) / part
-    wanted = config.federation.sites
+    wanted = None if config.federation.sites == (runs.POOLED,) else config.federation.sites
     cohorts = {}
     for bids in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []:
         if wanted is None or bids.name in wanted:

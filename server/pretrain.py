@@ -20,8 +20,6 @@ from server.simulation import client_app, find_cohorts, prepare_cohorts
 from shared.checkpoint import write_text
 from shared.config import Config
 
-POOLED = "pooled"
-
 
 def pretrain(config: Config, folder: Path) -> Path:
     """All phases on the union of the world's cohorts; resumes from the last finished round."""
@@ -35,12 +33,12 @@ def pretrain(config: Config, folder: Path) -> Path:
         with tempfile.TemporaryDirectory() as scratch:
             mine = folder if first else _copy_of(folder, Path(scratch))
             node = {
-                "site": POOLED,
+                "site": runs.POOLED,
                 "cohort": os.pathsep.join(str(bids.resolve()) for bids in cohorts.values()),
-                "state": str((mine / "sites" / POOLED).resolve()),
+                "state": str((mine / "sites" / runs.POOLED).resolve()),
                 "device": config.device,
             }
-            runs.serve(LocalGrid(client_app(), {POOLED: node}), mine, quiet=not first)
+            runs.serve(LocalGrid(client_app(), {runs.POOLED: node}), mine, quiet=not first)
             _wait_for_all()
     finally:
         if started_here:
@@ -51,7 +49,7 @@ def pretrain(config: Config, folder: Path) -> Path:
 def one_site(config: Config) -> Config:
     """Nobody to wait for, and nobody to keep a slice from."""
     federation = dataclasses.replace(
-        config.federation, sites=(POOLED,), min_sites=1, min_holders=1, alone=False, engine="local"
+        config.federation, sites=(runs.POOLED,), min_sites=1, min_holders=1, alone=False, engine="local"
     )
     return dataclasses.replace(config, federation=federation)
 

@@ -24,6 +24,8 @@ from shared.config import Config, load, same_run
 from shared.errors import ConfigError, DataError
 from shared.training import threads
 
+POOLED = "pooled"  # the one site of a pretraining: all cohorts of the world
+
 Check = Callable[[Config], object]
 Form = Callable[[Config], Config]  # what is asked -> what is carried out and stored
 
