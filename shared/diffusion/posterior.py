@@ -176,7 +176,8 @@ def _onward(
         spread = options.eta * math.sqrt((1 - abar_next) / (1 - abar) * (1 - abar / abar_next))
     else:
         spread = options.eta * math.sqrt(1 - abar_next)
-    x = math.sqrt(abar_next) * x0 + math.sqrt(1 - abar_next - spread**2) * eps
+    on_eps = math.sqrt(max(0.0, 1 - abar_next - spread**2))  # dds at eta 1: 0, and rounding may pass below it
+    x = math.sqrt(abar_next) * x0 + on_eps * eps
     if spread > 0:
         x = x + spread * normal(x, generator)
     return x

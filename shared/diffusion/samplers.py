@@ -47,9 +47,9 @@ class Sampler:
         require(self.eta == 0 or self.kind in ("ddim", "mds"), "eta", self.eta, f"0 for kind={self.kind}")
         require(self.eta_convention == "ddim" or self.kind == "mds", "eta_convention", self.eta_convention,
                 f"ddim for kind={self.kind}")  # fmt: skip
-        require(self.zeta > 0, "zeta", self.zeta, "above 0")
+        require(0 < self.zeta < math.inf, "zeta", self.zeta, "above 0 and finite")
         require(not self.anneal or self.kind == "mps", "anneal", self.anneal, f"false for kind={self.kind}")
-        require(self.gamma >= 0, "gamma", self.gamma, "0 or more")
+        require(0 <= self.gamma < math.inf, "gamma", self.gamma, "0 or more and finite")
         require(self.cg >= 1, "cg", self.cg, "1 or more")
         require(
             not self.told or self.kind in GUIDED, "told", self.told, f"false for kind={self.kind}, which always does"
