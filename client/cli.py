@@ -19,6 +19,7 @@ app = typer.Typer(
     help="""What a site does with its own images; nothing here sends anything.
 
 **prepare** checks a BIDS cohort and caches it, **synthesize** fills in what a subject lacks from a signed bundle,
+**reconstruct** does so from raw measurements too,
 **evaluate** scores a bundle on the site's own subjects, **ledger** shows what left the site and verifies its chain.
 
 Exit codes: 0 done · 2 a wrong key or value · 3 data or a bundle that can't be used.""",
@@ -111,6 +112,100 @@ def synthesize(
         typer.echo(f"{path} (was there already, from the same inputs and bundle)")
     for path in done.made.values():
         typer.echo(str(path))
+    if done.preview is not None:
+        typer.echo(str(done.preview))
+
+
+@app.command()
+def reconstruct(
+    bundle: Bundle,
+    subject: Annotated[Path, typer.Option(help="The subject's BIDS folder, sub-*, with the volumes that it has.")],
+    out: Annotated[Path, typer.Option(help="Folder for the volumes, their uncertainty, sidecars, a preview.")],
+    trust: Trust = None,
+    any_signer: AnySigner = False,
+    measured: Annotated[
+        list[str] | None,
+        typer.Option(help="MODALITY=FILE: k-space in fastMRI or ISMRMRD layout (HDF5); repeat it.", show_default=False),
+    ] = None,
+    maps: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="MODALITY=FILE: its coil maps, HDF5 or npy. Default: the k-space file's own, or estimated.",
+            show_default=False,
+        ),
+    ] = None,
+    simulate: Annotated[
+        list[str] | None,
+        typer.Option(help="Measure this volume of the subject, hide it, and score the result.", show_default=False),
+    ] = None,
+    acceleration: Annotated[int, typer.Option(min=1, help="simulate: one line in so many.")] = 4,
+    coils: Annotated[int, typer.Option(min=1, help="simulate: coils around the head.")] = 8,
+    acs: Annotated[int, typer.Option(min=0, help="simulate: lines measured round the centre.")] = 0,
+    noise: Annotated[float, typer.Option(min=0, help="simulate: sd of a complex sample, of the image's range.")] = 0.01,
+    mask: Annotated[str, typer.Option(help="simulate: equispaced | random")] = "equispaced",
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="X,Y,Z in mm, for raw data alone whose header does not say it.", show_default=False),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Default: what is measured, and what the subject lacks; repeat it.", show_default=False),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="mds_fast | mds_paper | mps_paper | told. Default: the bundle's, or mds_fast.", show_default=False
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Monte-Carlo samples; 2 or more give an uncertainty.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same volume.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Reconstruct raw measurements and fill in what a subject lacks, from any mix of volumes and k-space.
+
+    Rows of k-space are the anterior-posterior index, columns the left-right one; ISMRMRD files say their directions.
+    """
+    from client.cases import Raw
+    from client.measurements import Simulation
+    from client.reconstruct import parse_pairs, parse_spacing
+    from client.reconstruct import reconstruct as carry_out
+    from shared.data.modalities import parse
+    from shared.options import build
+
+    simulation = {"acceleration": acceleration, "coils": coils, "acs": acs, "noise": noise, "mask": mask}
+    raw = Raw(
+        measured=parse_pairs("measured", measured or []),
+        maps=parse_pairs("maps", maps or []),
+        simulate=tuple(parse(name) for name in simulate or []),
+        simulation=build(Simulation, simulation, "simulate"),
+        spacing_mm=None if spacing is None else parse_spacing(spacing),
+    )
+    loaded = _load(bundle, trust, any_signer)
+    with _bar("reconstructing") as advance:
+        done = carry_out(
+            loaded,
+            subject,
+            raw,
+            out,
+            sampler=_sampler(sampler),
+            samples=samples,
+            seed=seed,
+            device=device,
+            targets=[parse(name) for name in target] if target else None,
+            progress=advance,
+        )
+    for remark in done.remarks:
+        typer.echo(f"left aside: {remark}", err=True)
+    for modality, line in done.flags.items():
+        typer.echo(f"{modality}: {line}", err=True)
+    for path in done.kept.values():
+        typer.echo(f"{path} (was there already, from the same inputs and bundle)")
+    for path in done.made.values():
+        typer.echo(str(path))
+    for modality, score in done.scores.items():
+        typer.echo(f"{modality} against the hidden volume: " + ", ".join(f"{k} {v:g}" for k, v in score.items()))
     if done.preview is not None:
         typer.echo(str(done.preview))
 

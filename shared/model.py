@@ -41,6 +41,12 @@ class Restores(Protocol):
         """All modalities in [0, 1], of the shape and on the device of `like_BMHW`."""
 
 
+class Scanned(Protocol):
+    """Raw data of a whole stack; `Measured` itself, or what reads the slices when they are wanted."""
+
+    def at(self, index: Sequence[int]) -> Measured: ...
+
+
 class Kept(Protocol):
     """Slices that are finished, kept on disk for work that is stopped and goes on."""
 
@@ -123,7 +129,7 @@ def fill(
     sampler: Sampler,
     keys: tuple[str | int, ...],
     device: torch.device,
-    measured: Mapping[Modality, Measured] | None = None,
+    measured: Mapping[Modality, Scanned] | None = None,
     at_once: int | None = None,
     kept: Kept | None = None,
     progress: Progress | None = None,

@@ -44,7 +44,8 @@ MODALITIES: Mapping[Modality, Form] = {  # the canonical order
     "TOF": Form(kind="mr", folder="anat", ending="acq-tof_angio", aliases=("tofmra", "mratof", "tofangio", "mra")),
 }
 
-SYNTHETIC = ("synthetic", "uncertainty")  # desc-<one of these> marks what Lacuna made: never an input again
+# desc-<one of these> marks what Lacuna made: never an input again
+SYNTHETIC = ("synthetic", "uncertainty", "reconstructed", "reconstructionuncertainty")
 LESION_ENDINGS = ("label-lesion_mask", "label-tumour_dseg", "label-tumor_dseg")  # lesion 1, or tumour parts 1 to 4
 LESION_LABELS: Mapping[int, str] = {1: "necrosis", 2: "oedema", 3: "non-enhancing", 4: "enhancing"}
 _CONTRAST = ("ce", "gd", "postgd", "post", "postcontrast", "contrast")  # acq-<one of these>_T1w is T1CE too

@@ -164,7 +164,7 @@ class Placement:
 
     def from_grid(self, stack_DHW: NDArray[Any]) -> Array:
         """Grid to the subject's whole volume, 0 where the grid does not reach."""
-        rows, columns = self._weights_from()
+        rows, columns = self.weights_from()
         data_DHW = np.zeros((*stack_DHW.shape[:-3], *self.shape_DHW), np.float32)
         data_DHW[..., slice(*self.z), :, :] = rows @ stack_DHW.astype(np.float32) @ columns.T
         return data_DHW
@@ -176,7 +176,8 @@ class Placement:
             _weights(self.start_yx[1] + self.step_yx[1] * np.arange(self.grid_HW[1]), width, self.step_yx[1]),
         )
 
-    def _weights_from(self) -> tuple[Array, Array]:
+    def weights_from(self) -> tuple[Array, Array]:
+        """`from_grid` in the plane, as matrices: image = rows @ grid @ columns.T."""
         _, height, width = self.shape_DHW
         return (
             _weights((np.arange(height) - self.start_yx[0]) / self.step_yx[0], self.grid_HW[0], 1 / self.step_yx[0]),
