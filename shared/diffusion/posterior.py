@@ -50,7 +50,11 @@ def mps(
 ) -> Tensor:
     """Multimodal posterior sampling. The gradient is of the plain norm, for every sample of the batch alone."""
 
+    anything = any(known.kind != "none" for known in measured)
+
     def push(x: Tensor, step: Step) -> tuple[Guess, Tensor]:
+        if not anything:  # no residual, nothing to step against
+            return denoise(x, step.t), torch.zeros_like(x)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             guess = denoise(x, step.t)

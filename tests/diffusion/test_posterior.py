@@ -5,7 +5,7 @@ the same noise, and 10 000 chains against the propagated mean and covariance. MP
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -93,11 +93,13 @@ def conditional_error(stack: Stack, seen: Sequence[Seen], steps: Sequence[Affine
     """Of the mean of what is hidden."""
     truth, _ = stack.conditional(seen)
     off = stack.shape(propagate(steps, stack.dim)[0] - truth)[0]
-    return torch.stack([off[m].norm() for m, one in enumerate(seen) if one.y is None]).norm().item()
+    return float(torch.stack([off[m] for m, one in enumerate(seen) if one.y is None]).norm())
 
 
 @pytest.mark.parametrize("make", [linear, cosine])
-def test_mds_finds_the_conditional_mean_as_steps_grow_and_rederived_noise_never_does(make: Any) -> None:
+def test_mds_finds_the_conditional_mean_as_steps_grow_and_rederived_noise_never_does(
+    make: Callable[[int], Schedule],
+) -> None:
     stack = Stack()
     seen = stack.seen(["none", *["clean"] * (stack.modalities - 1)])
     errors, wrong = [], []
@@ -140,7 +142,7 @@ def test_mds_fast_is_of_second_order_where_nothing_is_measured() -> None:
             if fast
             else decomposition(stack, hidden, abars, eta=1.0, gamma=1.0)
         )
-        return (propagate(maps, stack.dim)[1] - stack.cov).norm().item()
+        return float((propagate(maps, stack.dim)[1] - stack.cov).norm())
 
     assert error(40, fast=True) > 8 * error(160, fast=True), stack.seed
     assert error(40, fast=False) < 6 * error(160, fast=False), stack.seed
