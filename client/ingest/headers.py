@@ -5,39 +5,33 @@ Every tag that a step of the ingest looks at stands in `_TAGS`; names, addresses
 text from the file: it may name a patient.
 """
 
-import math
+import io
 import struct
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 import pydicom
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
 
+from client.ingest.faults import LONG, MAX_FRAMES, Tags, encoding_fault, number, pixel_fault, tag_fault
 from shared.errors import DataError
 
 MAX_HEADER = 64 * 2**20  # bytes of tags that are read of one file; an enhanced series of 2000 frames has 10 MB
+NEAR = 2**16  # bytes from the start, within which the voxels usually begin
 MAX_WHOLE = 256 * 2**20  # bytes of a file that is read with its voxels
 MAX_TEXT = 256  # characters kept of one value
-MAX_FRAMES = 20_000
 Point = tuple[float, float, float]
 
-NATIVE = {  # transfer syntax -> (implicit, little endian)
-    "1.2.840.10008.1.2": (True, True),
-    "1.2.840.10008.1.2.1": (False, True),
-    "1.2.840.10008.1.2.2": (False, False),
-}
-COMPRESSED = {
-    f"1.2.840.10008.1.2.{end}" for end in ("4.50", "4.51", "4.57", "4.70", "4.80", "4.81", "4.90", "4.91", "5")
-}
 DEFLATED = "1.2.840.10008.1.2.1.99"
 DICOMDIR = "1.2.840.10008.1.3.10"
-_LONG = {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN"}
 _ARCHIVES = {
     b"PK\x03\x04": "zip",
     b"PK\x05\x06": "zip",
@@ -80,9 +74,8 @@ _SEQUENCES = (
     "ContrastBolusAgentSequence",
 )
 # fmt: on
-_WANTED = [tag_for_keyword(word) for word in (*_TAGS, *_ONE_FILE, *_SEQUENCES)]
-
-Tags = Mapping[str, Any]  # keyword -> text, number, tuple of these; a tag that is absent or empty is not there
+_TAG = {word: tag_for_keyword(word) or 0 for word in (*_TAGS, *_ENHANCED, *_PET)}
+_WANTED = [tag_for_keyword(word) or 0 for word in (*_TAGS, *_ONE_FILE, *_SEQUENCES)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +105,9 @@ class Header:
         return tuple(str(word).upper() for word in (value if isinstance(value, tuple) else (value,)))
 
 
-_seen: dict[tuple[Any, ...], Tags] = {}  # tags of the last files: those of one series are nearly all equal
+# the files of a series have nearly all tags in common: each is understood once, and kept once
+_seen: dict[tuple[Any, ...], Tags] = {}
+_known: dict[tuple[str, bytes], Any] = {}
 
 
 def read(path: Path) -> Header:
@@ -131,17 +126,6 @@ def read(path: Path) -> Header:
         raise DataError("damaged: sequences nested without end") from None
     except Exception as error:  # a damaged header can lead a parser anywhere
         raise DataError(f"damaged DICOM header ({type(error).__name__})") from error
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or None."""
-    if isinstance(value, tuple):
-        value = value[0] if value else None
-    try:
-        found = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return found if math.isfinite(found) else None
 
 
 class _Bounded:
@@ -171,27 +155,25 @@ def _read(path: Path, file: IO[bytes]) -> Header:
     start = file.read(512)
     size = path.stat().st_size
     _check_start(start, size)
-    file.seek(0)
-    bounded = _Bounded(file, size)
     whole = start[128:132] == b"DICM"
     syntax = _syntax(file) if whole else ""
     if syntax == DEFLATED:
         raise DataError("a deflated transfer syntax, which is not unpacked here")
-    bounded.seek(0)
-    dataset = pydicom.dcmread(bounded, stop_before_pixels=True, force=not whole, specific_tags=_WANTED)  # type: ignore[arg-type]
+    dataset, short = _parse(file, size, force=not whole)
     sop_class = _text(dataset, "SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
     if sop_class == DICOMDIR:
         raise DataError("a DICOMDIR: a table of contents, no image")
     if not sop_class:
-        raise DataError("truncated in its header" if bounded.short else "not a DICOM file: it names no SOP class")
+        raise DataError("truncated in its header" if short else "not a DICOM file: it names no SOP class")
     if not _text(dataset, "SOPInstanceUID"):
-        raise DataError("truncated in its header" if bounded.short else "has no SOP Instance UID")
+        raise DataError("truncated in its header" if short else "has no SOP Instance UID")
     tags, positions = _tags(dataset)
+    slope = _value(dataset, "RescaleSlope") if "RescaleSlope" in dataset else tags.get("RescaleSlope", 1.0)
     faults = (
-        "truncated in its header" if bounded.short else "",
-        _encoding_fault(dataset, syntax),
-        _tag_fault(dataset, tags),
-        _pixel_fault(dataset, tags, file, size, syntax),
+        "truncated in its header" if short else "",
+        encoding_fault(dataset.original_encoding, syntax),
+        tag_fault(tags, slope),
+        pixel_fault(dataset.original_encoding, tags, file, size, syntax),
         "its position is not three numbers" if positions is None else "",
     )
     number_ = number(_value(dataset, "InstanceNumber"))
@@ -206,6 +188,22 @@ def _read(path: Path, file: IO[bytes]) -> Header:
         tags=_shared(tags),
         fault=next(filter(None, faults), ""),
     )
+
+
+def _parse(file: IO[bytes], size: int, *, force: bool) -> tuple[Dataset, bool]:
+    """The tags wanted, the file left where its voxels begin; and whether it ended before they did."""
+    file.seek(0)
+    near = io.BytesIO(file.read(NEAR))
+    with suppress(Exception):  # such as a sequence that is not at its end there
+        dataset = pydicom.dcmread(near, stop_before_pixels=True, force=force, specific_tags=_WANTED)
+        at = near.tell()
+        if bytes(near.getbuffer()[at : at + 2]) in (b"\xe0\x7f", b"\x7f\xe0"):  # the usual case, and the fast one
+            file.seek(at)
+            return dataset, False
+    bounded = _Bounded(file, size)
+    bounded.seek(0)
+    dataset = pydicom.dcmread(cast(BinaryIO, bounded), stop_before_pixels=True, force=force, specific_tags=_WANTED)
+    return dataset, bounded.short
 
 
 def _check_start(start: bytes, size: int) -> None:
@@ -232,7 +230,7 @@ def _syntax(file: IO[bytes]) -> str:
         group, element, kind, length = struct.unpack("<HH2sH", file.read(8))
         if group != 2:
             break
-        if kind in _LONG:
+        if kind in LONG:
             (length,) = struct.unpack("<I", file.read(4))
         if element == 0x0010:
             return file.read(min(length, 64)).decode("ascii", "replace").strip("\0 ")
@@ -300,11 +298,20 @@ def _tags(dataset: Dataset) -> tuple[dict[str, Any], tuple[Point, ...] | None]:
 
 def _add(tags: dict[str, Any], dataset: Dataset, keywords: Iterable[str]) -> None:
     for keyword in keywords:
-        value = _value(dataset, keyword)
-        if value is not None and not isinstance(value, DicomSequence) and keyword not in tags:
-            plain = _plain(value)
-            if plain != "":
-                tags[keyword] = plain
+        if keyword in tags or _TAG[keyword] not in dataset:
+            continue
+        raw: Any = dataset.get_item(_TAG[keyword])
+        key = (keyword, raw.value) if isinstance(raw, RawDataElement) and isinstance(raw.value, bytes) else None
+        plain = _known.get(key) if key is not None else None
+        if plain is None:
+            value = _value(dataset, keyword)
+            plain = "" if value is None or isinstance(value, DicomSequence) else _plain(value)
+            if key is not None:
+                if len(_known) > 4096:
+                    _known.clear()
+                _known[key] = plain
+        if plain != "":
+            tags[keyword] = plain
 
 
 def _rename(tags: dict[str, Any], frames: DicomSequence) -> None:
@@ -352,80 +359,6 @@ def _positions(frames: Iterable[Dataset]) -> tuple[Point, ...] | None:
 
 def _several(value: Any) -> list[Any]:
     return list(value) if isinstance(value, MultiValue | list | tuple) else [value]
-
-
-def _encoding_fault(dataset: Dataset, syntax: str) -> str:
-    if not syntax:
-        return ""
-    implicit, little = dataset.original_encoding
-    if syntax in NATIVE:
-        if (implicit, little) != NATIVE[syntax]:
-            return "its transfer syntax and the way its tags are written differ"
-    elif syntax not in COMPRESSED:
-        return "its transfer syntax is none that can be converted"
-    elif (implicit, little) != (False, True):
-        return "its transfer syntax and the way its tags are written differ"
-    return ""
-
-
-def _tag_fault(dataset: Dataset, tags: Tags) -> str:
-    for keyword, count in (("PixelSpacing", 2), ("ImageOrientationPatient", 6)):
-        if keyword in dataset or keyword in tags:
-            values = tags.get(keyword, ())
-            values = values if isinstance(values, tuple) else (values,)
-            if len(values) != count or any(number(v) is None for v in values):
-                return f"{keyword} is not {count} numbers"
-    spacing = tags.get("PixelSpacing", (1.0, 1.0))
-    if min(spacing) <= 0:
-        return f"PixelSpacing {spacing[0]:g} x {spacing[1]:g} mm: must be above 0"
-    thickness = number(tags.get("SliceThickness", 1.0))
-    if thickness is None or thickness < 0:
-        return "SliceThickness: must be 0 or more"
-    slope = _value(dataset, "RescaleSlope") if "RescaleSlope" in dataset else tags.get("RescaleSlope", 1.0)
-    if number(slope) is None or number(slope) == 0:
-        return "RescaleSlope is 0 or no number: every voxel would be the same"
-    orientation = tags.get("ImageOrientationPatient")
-    if orientation is not None:
-        row, column = orientation[:3], orientation[3:]
-        lengths = [math.hypot(*row), math.hypot(*column)]
-        dot = sum(a * b for a, b in zip(row, column, strict=True))
-        if any(abs(length - 1) > 0.01 for length in lengths) or abs(dot) > 0.01:
-            return "ImageOrientationPatient is not two directions at a right angle"
-    if (number(tags.get("NumberOfFrames", 1.0)) or 1) > MAX_FRAMES:
-        return f"more than {MAX_FRAMES} frames"
-    return ""
-
-
-def _pixel_fault(dataset: Dataset, tags: Tags, file: IO[bytes], size: int, syntax: str) -> str:
-    """Compare what the header promises with what follows it, without reading a voxel."""
-    shape = [number(tags.get(key, default)) for key, default in _SHAPE]
-    if any(n is None or n < 1 for n in shape[:2]):
-        return "no image: it has no rows and columns"
-    rows, columns, samples, bits, frames = (int(n or 1) for n in shape)
-    start = file.tell()
-    head = file.read(12)
-    if len(head) < 8:
-        return "truncated: no pixel data" if start >= size else "no pixel data"
-    implicit, little = dataset.original_encoding
-    order = "<" if little else ">"
-    if implicit or head[4:6] not in _LONG:
-        length, start = struct.unpack(f"{order}I", head[4:8])[0], start + 8
-    else:
-        length, start = struct.unpack(f"{order}I", head[8:12])[0] if len(head) == 12 else 0, start + 12
-    needed = rows * columns * samples * frames * bits // 8
-    if length == 0xFFFFFFFF:
-        if syntax in NATIVE:
-            return "its transfer syntax says plain voxels, and they are compressed"
-        file.seek(max(start, size - 4096))
-        return "" if b"\xfe\xff\xdd\xe0" in file.read() else "truncated: its compressed voxels have no end"
-    if syntax in COMPRESSED:
-        return "its transfer syntax says compressed voxels, and they are plain"
-    if start + length > size:
-        return f"truncated: {max(size - start, 0)} of {length} bytes of voxels"
-    return f"holds {length} bytes of voxels where {needed} are needed" if length < needed else ""
-
-
-_SHAPE = (("Rows", None), ("Columns", None), ("SamplesPerPixel", 1), ("BitsAllocated", 16), ("NumberOfFrames", 1))
 
 
 def _shared(tags: dict[str, Any]) -> Tags:

@@ -13,7 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from client.ingest.headers import Header, Point, Tags
+from client.ingest.faults import Tags
+from client.ingest.headers import Header, Point
 from client.ingest.records import Aside
 from shared.data.volumes import MAX_VOXELS, SPACING_LIMITS
 
