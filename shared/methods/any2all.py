@@ -175,22 +175,27 @@ class Any2all:
         return (x.clamp(-1, 1) + 1) / 2
 
     def denoiser(self, net: nn.Module, told: Sequence[Measured] = ()) -> Denoiser:
-        """The prior at one noise level; clean modalities that it is told stand at level 0 instead."""
+        """The prior at one noise level; clean modalities that it is told stand at level 0 instead.
+
+        The estimate of those is their image: what the network says of them was never trained.
+        """
         clean_images = {m: known.y for m, known in enumerate(told) if known.kind == "clean" and known.y is not None}
+
+        def with_told(x_BMHW: Tensor) -> Tensor:
+            if not clean_images:
+                return x_BMHW
+            return torch.stack([clean_images.get(m, x_BMHW[:, m]) for m in range(x_BMHW.shape[1])], dim=1)
 
         def denoise(x_BMHW: Tensor, t: int) -> Guess:
             t_BM = torch.full(x_BMHW.shape[:2], t, dtype=torch.long, device=x_BMHW.device)
-            heard_BMHW = x_BMHW
-            if clean_images:
-                t_BM[:, list(clean_images)] = 0
-                heard_BMHW = torch.stack([clean_images.get(m, x_BMHW[:, m]) for m in range(x_BMHW.shape[1])], dim=1)
+            t_BM[:, list(clean_images)] = 0
             with self._autocast(x_BMHW.device):
-                raw = net(heard_BMHW.float(), t_BM).float()
+                raw = net(with_told(x_BMHW).float(), t_BM).float()
             t_B = t_BM.new_full((len(x_BMHW),), t)
             if self.parameterisation == "eps":
-                return Guess(self._schedule.x0_from_eps(x_BMHW, t_B, raw), raw)
+                return Guess(with_told(self._schedule.x0_from_eps(x_BMHW, t_B, raw)), raw)
             return Guess(
-                self._schedule.x0_from_v(x_BMHW, t_B, raw),
+                with_told(self._schedule.x0_from_v(x_BMHW, t_B, raw)),
                 self._schedule.eps_from_v(x_BMHW, t_B, raw),
             )
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from shared.diffusion.acquisition import birdcage, equispaced
 from shared.diffusion.operators import CartesianMRI, Measured, clean, measured, none
-from shared.diffusion.samplers import Sampler
+from shared.diffusion.samplers import GUIDED, Sampler
 from shared.errors import ConfigError, DataError
 from shared.methods.any2all import ABSENT, Any2all, Prior
 from shared.records import Batch
@@ -168,6 +168,21 @@ def test_a_fully_measured_modality_is_itself_and_half_measured_data_pull_towards
     torch.testing.assert_close(out[:, 1], stack[:, 1], rtol=0, atol=2e-3)
     without = method.restore(net, [known[0], *[none()] * 4], sampler, torch.Generator().manual_seed(0), like_BMHW=stack)
     assert (out[:, 2] - stack[:, 2]).norm() < 0.7 * (without[:, 2] - stack[:, 2]).norm()
+
+
+@pytest.mark.parametrize("kind", GUIDED)
+def test_what_the_network_says_of_a_told_modality_moves_nothing(kind: str) -> None:
+    """It was never trained to say anything of it."""
+    method, stack = make(), images()
+    known = [clean(stack[:, 0]), raw_of(stack[:, 1]), none(), clean(stack[:, 3]), none()]
+    sampler = Sampler(kind=kind, steps=4, told=True)  # type: ignore[arg-type]
+    outs = []
+    for louder in (0.0, 5.0):
+        net = awake(method)
+        with torch.no_grad():
+            net.unet.out.bias[: net.unet.shape.patch**2] += louder
+        outs.append(method.restore(net, known, sampler, torch.Generator().manual_seed(0), like_BMHW=stack))
+    assert torch.equal(*outs)
 
 
 def test_raw_data_need_a_sampler_that_can_take_them() -> None:
