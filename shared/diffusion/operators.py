@@ -27,6 +27,8 @@ from shared.randomness import Noise, normal
 Sd: TypeAlias = float | Tensor  # a tensor holds one for each sample of the batch
 T = TypeVar("T")
 
+_WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
+
 
 class Operator(Protocol):
     """Tensors of batch size 1 inside it serve the whole batch."""
@@ -84,17 +86,17 @@ class CartesianMRI:
         maps, mask = tuple(self.maps_BCHW.shape), tuple(self.mask.shape)
         _rule(self.maps_BCHW.is_complex() and len(maps) == 4, f"coil maps of {self.maps_BCHW.dtype} and shape {maps}",
               "must be complex, with axes sample, coil, row, column")  # fmt: skip
-        _rule(bool(torch.isfinite(self.maps_BCHW).all()), "coil maps", "hold NaN or infinite values")
+        finite(self.maps_BCHW, "coil maps")
         _rule(self.mask.dtype == torch.bool, f"mask of {self.mask.dtype}", "must be of bool")
         fits = mask == maps[3:] if len(mask) == 1 else len(mask) == 3 and mask[1] in (1, maps[2]) and mask[2] == maps[3]
         _rule(fits, f"mask of shape {mask}", f"must be ({maps[3]},) or (samples, {maps[2]}, {maps[3]}), "
               f"as the coil maps of shape {maps} ask")  # fmt: skip
-        _rule(bool(self.mask.any()), "mask", "leaves no sample of k-space")
+        _rule(bool(self.mask.reshape(len(self._mask_B1HW), -1).any(1).all()), "mask", "leaves no sample of k-space")
         if self.placement is not None:
-            fov = self.placement.rows.shape[-2], self.placement.columns.shape[-2]
-            _rule(
-                fov == maps[2:], f"placement in a field of view of {fov}", f"must be that of the coil maps, {maps[2:]}"
-            )
+            fov = (self.placement.rows.shape[-2], self.placement.columns.shape[-2])
+            _rule(fov == maps[2:], f"placement in a field of view of {fov}", f"must be {maps[2:]}, as the coil maps")
+        _rule(len(self._batches()) <= 1, f"coil maps of shape {maps}, mask of shape {mask}, noise and placement",
+              f"must be of as many samples, or of one; here they are of {sorted(self._batches())}")  # fmt: skip
 
     def forward(self, x_BHW: Tensor) -> Tensor:
         with _exact(x_BHW) as x_BHW:
@@ -107,13 +109,11 @@ class CartesianMRI:
             return self.placement.adjoint(image_BHW) if self.placement else image_BHW
 
     def normal(self, x_BHW: Tensor) -> Tensor:
-        """The centring shifts cancel, and so does the transform along an axis that the mask does not cut."""
+        """The centring shifts cancel: the middle of it is a convolution, and the same wherever the origin lies."""
         with _exact(x_BHW) as x_BHW:
-            mask_B1HW = self._mask_B1HW
-            axes = (-1,) if mask_B1HW.shape[-2] == 1 else (-2, -1)
-            kept = torch.fft.ifftshift(mask_B1HW, axes)
-            coils = torch.fft.fftn(self.maps_BCHW * self._placed(x_BHW)[:, None], dim=axes)
-            image = (self.maps_BCHW.conj() * torch.fft.ifftn(torch.where(kept, coils, 0), dim=axes)).sum(1).real
+            kept = torch.fft.ifftshift(self._mask_B1HW.expand(-1, -1, *self.maps_BCHW.shape[2:]), (-2, -1))
+            coils = torch.fft.fft2(self.maps_BCHW * self._placed(x_BHW)[:, None])
+            image = (self.maps_BCHW.conj() * torch.fft.ifft2(torch.where(kept, coils, 0))).sum(1).real
             return self.placement.adjoint(image) if self.placement else image
 
     def sampled(self, y: Tensor) -> Tensor:
@@ -140,10 +140,19 @@ class CartesianMRI:
         return self.placement.forward(x_BHW) if self.placement else x_BHW
 
     def _check(self, y: Tensor) -> None:
-        batch, *rest = self.maps_BCHW.shape
+        maps = tuple(self.maps_BCHW.shape)
         _rule(y.is_complex(), f"k-space of {y.dtype}", "must be complex")
-        _rule(y.ndim == 4 and list(y.shape[1:]) == rest and batch in (1, len(y)), f"k-space of shape {tuple(y.shape)}",
-              f"must be (samples, coils, rows, columns) as the coil maps, {tuple(self.maps_BCHW.shape)}")  # fmt: skip
+        _rule(y.ndim == 4 and y.shape[1:] == maps[1:] and self._batches() <= {len(y)},
+              f"k-space of shape {tuple(y.shape)}",
+              f"must be ({', '.join(map(str, self._batches() or ('samples',)))}, {maps[1]}, {maps[2]}, {maps[3]}), "
+              "as the coil maps and the mask")  # fmt: skip
+
+    def _batches(self) -> set[int]:
+        """How many samples it is for: none if it serves any number."""
+        place = self.placement
+        each: list[tuple[Sd, int]] = [(self.maps_BCHW, 0), (self.mask, 1), (self.sigma, 0)]
+        each += [(place.rows, 2), (place.columns, 2)] if place else []
+        return {len(v) for v, single in each if isinstance(v, Tensor) and v.ndim > single} - {1}
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -247,7 +256,7 @@ def none() -> Measured:
 
 def clean(image_BHW: Tensor) -> Measured:
     """An image in [0, 1]."""
-    return Measured("clean", 2 * finite(image_BHW, "image") - 1)
+    return Measured("clean", 2 * _wide(finite(image_BHW, "image")) - 1)
 
 
 def measured(y: Tensor, operator: Operator, scale: Sd) -> Measured:
@@ -284,7 +293,11 @@ def finite(values: Tensor, what: str) -> Tensor:
 def _exact(values: Tensor) -> Iterator[Tensor]:
     """No autocast, and never half precision: neither an FFT nor a residual can be trusted to it."""
     with torch.autocast(values.device.type, enabled=False):
-        yield values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+        yield _wide(values)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(_WIDER.get(values.dtype, values.dtype))
 
 
 def _at(values: Any, index: Sequence[int], *, single: int = 0) -> Any:
