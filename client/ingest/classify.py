@@ -242,6 +242,9 @@ _POST = re.compile(
     r"(?<![a-z])(gd|gad|gado\w*|post|postcontrast|ce|km|kontrast\w*|contrast|c\+|dotarem|gadovist|prohance|magnevist|"
     r"multihance|clariscan|inj\w*|mdc)(?![a-z])(?!\W*fossa)|\+\W?c(?![a-z])"
 )
+_WITHOUT = re.compile(
+    r"(?<![a-z])(ohne|without|w/o|sans|senza|no|non|pre)\W*(km|kontrast\w*|contrast|gd|gad\w*|mdc|ce|c)\b"
+)
 _PRE = re.compile(r"(?<![a-z])(pre|precontrast|nativ\w*|unenhanced|ohne|sans|without|no|non)(?![a-z])")
 
 
@@ -261,7 +264,7 @@ def _description(series: Series) -> str:
 
 def _t1(series: Series, says: str) -> Verdict:
     said = re.sub(r"[_\\/]", " ", series.first.text("SeriesDescription")).lower()
-    post, pre = bool(_POST.search(said)), bool(_PRE.search(said))
+    post, pre = bool(_POST.search(_WITHOUT.sub("native", said))), bool(_PRE.search(_WITHOUT.sub("native", said)))
     if _agent(series):
         if pre and not post:
             return _no(f"{says}: its contrast tag and its description contradict each other; say T1 or T1CE")

@@ -21,7 +21,7 @@ Encoding = tuple[bool | None, bool | None]  # implicit, little endian
 
 
 def encoding_fault(encoding: Encoding, syntax: str) -> str:
-    if not syntax:
+    if not syntax or encoding[0] is None:
         return ""
     implicit, little = encoding
     if syntax in NATIVE:

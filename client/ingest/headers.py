@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
 
-from client.ingest.faults import LONG, MAX_FRAMES, Tags, encoding_fault, number, pixel_fault, tag_fault
+from client.ingest.faults import LONG, MAX_FRAMES, Encoding, Tags, encoding_fault, number, pixel_fault, tag_fault
 from shared.errors import DataError
 
 MAX_HEADER = 64 * 2**20  # bytes of tags that are read of one file; an enhanced series of 2000 frames has 10 MB
@@ -156,7 +156,7 @@ def _read(path: Path, file: IO[bytes]) -> Header:
     size = path.stat().st_size
     _check_start(start, size)
     whole = start[128:132] == b"DICM"
-    syntax = _syntax(file) if whole else ""
+    syntax, encoding = _syntax(file) if whole else ("", (None, None))
     if syntax == DEFLATED:
         raise DataError("a deflated transfer syntax, which is not unpacked here")
     dataset, short = _parse(file, size, force=not whole)
@@ -171,7 +171,7 @@ def _read(path: Path, file: IO[bytes]) -> Header:
     slope = _value(dataset, "RescaleSlope") if "RescaleSlope" in dataset else tags.get("RescaleSlope", 1.0)
     faults = (
         "truncated in its header" if short else "",
-        encoding_fault(dataset.original_encoding, syntax),
+        encoding_fault(encoding, syntax),
         tag_fault(tags, slope),
         pixel_fault(dataset.original_encoding, tags, file, size, syntax),
         "its position is not three numbers" if positions is None else "",
@@ -223,19 +223,28 @@ def _check_start(start: bytes, size: int) -> None:
         raise DataError("not a DICOM file")
 
 
-def _syntax(file: IO[bytes]) -> str:
-    """The transfer syntax, read before anything that it may ask to unpack: group 2 is always explicit little endian."""
+def _syntax(file: IO[bytes]) -> tuple[str, Encoding]:
+    """The transfer syntax, before anything that it may ask to unpack; and how the first tag after it is really written.
+
+    The file's own group is always explicit little endian.
+    """
     file.seek(132)
+    syntax = ""
     for _ in range(64):
-        group, element, kind, length = struct.unpack("<HH2sH", file.read(8))
-        if group != 2:
+        head = file.read(8)
+        if len(head) < 8:
             break
+        group, element, kind, length = struct.unpack("<HH2sH", head)
+        if group != 2:
+            explicit = kind.isalpha() and kind.isupper()
+            return syntax, (not explicit, head[0] != 0)
         if kind in LONG:
-            (length,) = struct.unpack("<I", file.read(4))
+            (length,) = struct.unpack("<I", file.read(4).ljust(4, b"\0"))
+        value = file.read(min(length, 64))
         if element == 0x0010:
-            return file.read(min(length, 64)).decode("ascii", "replace").strip("\0 ")
-        file.seek(length, 1)
-    return ""
+            syntax = value.decode("ascii", "replace").strip("\0 ")
+        file.seek(length - len(value), 1)
+    return syntax, (None, None)
 
 
 def _value(dataset: Dataset, keyword: str) -> Any:
