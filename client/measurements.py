@@ -29,7 +29,7 @@ from shared.options import plain, require
 from shared.randomness import generator
 from shared.vocabulary import Modality
 
-SENSE_STRENGTH, SENSE_ITERATIONS = 1e-2, 30
+SENSE_STRENGTH, SENSE_ITERATIONS = 1e-3, 30  # at 1e-2 the image, and so its scale, is a tenth too dark at R = 4
 FAR = 3.0  # times the noise: a residual beyond it is not noise
 FAR_SHARE = 0.05  # of the measurement, where it has no noise
 OTSU_BINS = 256
@@ -239,7 +239,7 @@ def explain(residuals: Sequence[tuple[float, float | None]]) -> str | None:
     far = [ratio > FAR if ratio is not None else share > FAR_SHARE for share, ratio in residuals]
     if not any(far):
         return None
-    share, ratio = max(residuals, key=lambda pair: pair[0])
+    share, ratio = max(residuals, key=lambda pair: pair[0] if pair[1] is None else pair[1])
     size = f"{ratio:.3g} times the noise" if ratio is not None else f"{share:.1%} of the measurement"
     return (
         f"In {sum(far)} of {len(far)} slices the image does not explain the measurement: up to {size} is left. "

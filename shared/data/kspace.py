@@ -38,6 +38,7 @@ from shared.errors import DataError
 
 MOST_SLICES, MOST_COILS = 2048, 256
 MOST_SAMPLES = 2**27  # of one slice: a gigabyte
+AT_ONCE = 64  # acquisitions
 MAPS = ("sensitivity_maps", "maps")  # what their dataset may be called
 OUTER = 0.75  # of the way to the highest frequency: beyond it there is little but noise
 
@@ -52,6 +53,7 @@ class _Source:
     reduction: Reduction
     geometry: Geometry
     load: Load
+    reference: bool  # are there lines for calibration alone?
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +183,7 @@ def _fastmri(file: h5py.File) -> _Source:
         return y_CHW, (y_CHW != 0).any(axis=(0, 1))[None].repeat(height, 0) if given_HW is None else given_HW
 
     geometry = Geometry(order=tuple(range(slices)), turn=Turn(), affine=None)
-    return _Source(layout="fastMRI", coils=coils, reduction=reduction, geometry=geometry, load=load)
+    return _Source(layout="fastMRI", coils=coils, reduction=reduction, geometry=geometry, load=load, reference=False)
 
 
 def _fastmri_mask(file: h5py.File, height: int, width: int) -> Mask | None:
@@ -220,19 +222,23 @@ def _ismrmrd(file: h5py.File) -> _Source:
 
     def load(file: h5py.File, z: int, calibration: bool) -> Raw:
         sum_CHW, count_W = np.zeros((*shape_CH, width), np.complex64), np.zeros(width, int)
-        for n in np.flatnonzero((lines.used_N if calibration else lines.imaging_N) & (lines.slice_N == z)):
-            values = file[f"{group}/data"][int(n)]["data"]
-            if values.size != 2 * lines.coils * height:
-                raise DataError(f"acquisition {n} holds {values.size} numbers, not 2 x {lines.coils} x {height}")
-            sum_CHW[..., lines.line_N[n]] += (
-                np.ascontiguousarray(values, np.float32).view(np.complex64).reshape(shape_CH)
-            )
-            count_W[lines.line_N[n]] += 1
+        wanted = np.flatnonzero((lines.used_N if calibration else lines.imaging_N) & (lines.slice_N == z))
+        values_of = file[f"{group}/data"].fields("data")
+        for start in range(0, len(wanted), AT_ONCE):
+            some = wanted[start : start + AT_ONCE]
+            for n, values in zip(some, values_of[some], strict=True):
+                if values.size != 2 * lines.coils * height:
+                    raise DataError(f"acquisition {n} holds {values.size} numbers, not 2 x {lines.coils} x {height}")
+                samples = np.ascontiguousarray(values, np.float32).view(np.complex64)
+                sum_CHW[..., lines.line_N[n]] += samples.reshape(shape_CH)
+                count_W[lines.line_N[n]] += 1
         return sum_CHW / np.maximum(count_W, 1), np.broadcast_to(count_W > 0, (height, width))
 
     reduction = reduction_of(header, (height, width))
     geometry = geometry_of(header, reduction.image_HW, data["head"][lines.first])
-    return _Source(layout="ISMRMRD", coils=lines.coils, reduction=reduction, geometry=geometry, load=load)
+    reference = bool((lines.used_N & ~lines.imaging_N).any())
+    return _Source(layout="ISMRMRD", coils=lines.coils, reduction=reduction, geometry=geometry, load=load,
+                   reference=reference)  # fmt: skip
 
 
 # --- what both share ------------------------------------------------------------------------------------------------
@@ -248,7 +254,7 @@ class _Look:
 
 def _look(file: h5py.File, source: _Source, z: int) -> _Look:
     raw = source.load(file, z, False)
-    whole = source.load(file, z, True) if source.layout == "ISMRMRD" else raw
+    whole = source.load(file, z, True) if source.reference else raw
     broken = whole[0].size - int(np.isfinite(whole[0]).sum())
     if broken:
         raise DataError(f"{broken} of {whole[0].size} samples of slice {z} are NaN or infinite")
@@ -309,7 +315,7 @@ class _Maps:
 
     def read(self, z: int) -> NDArray[Any]:
         with self._array() as array:
-            return np.asarray(array[z] if array.ndim == 4 else array[()])
+            return np.array(array[z] if array.ndim == 4 else array[()])
 
     @contextlib.contextmanager
     def _array(self) -> Iterator[Any]:

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
+from shared import bundle
 from shared.methods import METHODS
 from shared.options import build
 
@@ -50,3 +52,15 @@ def release(
     }
     (folder / "model.json").write_text(json.dumps(record))
     return folder
+
+
+ANY_TINY = {"modalities": ["T1", "T2", "FLAIR"], "size": "tiny", "precision": "fp32", "times": 50}
+
+
+def signed(folder: Path, final: Path) -> tuple[Path, Path]:
+    """A bundle of a released model and the public key that it is trusted by; without the exported denoiser, which
+    takes a minute to make and is never read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle, "export_denoiser", lambda model, folder: {})
+        bundle.make_signing_key(folder / "key")
+        return bundle.export(final, folder / "bundle", key=folder / "key"), bundle.public_path(folder / "key")

@@ -73,6 +73,7 @@ def acquisition(line_CN: NDArray[Any], line: int, z: int, flags: Sequence[int] =
 
 
 def write_ismrmrd(path: Path, xml: str, acquisitions: Sequence[Any]) -> Path:
+    path.unlink(missing_ok=True)
     with ismrmrd.Dataset(str(path), "dataset") as dataset:
         dataset.write_xml_header(xml)
         for made in acquisitions:
