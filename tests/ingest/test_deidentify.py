@@ -232,7 +232,8 @@ def test_an_overlay_is_suspected() -> None:
 
 def test_a_real_sidecar_keeps_physics_and_no_names() -> None:
     raw = {"InstitutionName": "Indiana University", "PatientName": "XAtest", "ScanningSequence": "GR\\IR",
-           "EchoTime": 0.00241, "ImageType": ["ORIGINAL", "PRIMARY", "M", "NONE"], "AcquisitionDateTime": "2022-07-11T12:05:17.042500",
+           "EchoTime": 0.00241, "ImageType": ["ORIGINAL", "PRIMARY", "M", "NONE"],
+           "AcquisitionDateTime": "2022-07-11T12:05:17.042500",
            "SeriesInstanceUID": "1.3.12.2", "AcquisitionTime": "12:05:17", "SliceTiming": [0, 0.5],
            "SpoilingState": True,
            "PhaseEncodingDirection": "j-", "ConversionSoftwareVersion": "v1.0.20260724", "BidsGuess": ["anat", "_T1w"],
