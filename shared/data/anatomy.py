@@ -159,7 +159,7 @@ def from_mni() -> Anatomy:
     ventricles = brain & (fluid > 0.5) & _is_by_the_ventricles(z, y, x)
 
     region = np.where(brain, np.uint8(REGIONS.index("cerebrum")), np.uint8(0))
-    region[brain & _is_cerebellum(z, y, x)] = REGIONS.index("cerebellum")
+    region[brain & is_cerebellum(z, y, x)] = REGIONS.index("cerebellum")
     region[brain & _is_brainstem(z, y, x)] = REGIONS.index("brainstem")
     for name, parts in _NUCLEI.items():
         for centre, half_axes, pitch in parts:
@@ -181,7 +181,7 @@ def _is_by_the_ventricles(z: Array, y: Array, x: Array) -> NDArray[np.bool_]:
     return near & ((np.abs(x) > 10) | (z > 6)) & ((np.abs(x) > 10) | (y > -12))
 
 
-def _is_cerebellum(z: Array, y: Array, x: Array) -> NDArray[np.bool_]:
+def is_cerebellum(z: Array, y: Array, x: Array) -> NDArray[np.bool_]:
     """Under the tentorium, which rises toward the middle and falls toward the back."""
     tentorium = -12.0 - 0.28 * (np.abs(x) - 8.0) - 0.002 * (y + 55) ** 2
     return (z < tentorium) & (y < -36) & (y > -100)

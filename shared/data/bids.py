@@ -4,6 +4,7 @@ Nothing here opens an image. Whatever is left aside gets a `Remark`; remarks nam
 """
 
 import csv
+import json
 import math
 import re
 from collections import defaultdict
@@ -29,6 +30,7 @@ _COLUMNS: Mapping[str, str] = {
     "cdrsumofboxes": "cdrsb",
     "adascog13": "adas13",
 }
+DECISIONS = "decisions.json"  # a person's word, written by `lacuna-site review`
 _UNKNOWN = ("", "n/a", "na", "nan", "none")
 
 
@@ -68,7 +70,34 @@ def find_subjects(bids: Path) -> list[Sources]:
     folders = sorted(path for path in bids.iterdir() if path.name.startswith("sub-"))
     if not folders:
         raise DataError(f"cohort {bids.name}: holds no sub-* folder, so it is not a BIDS folder")
-    return [find_files(bids, folder) for folder in folders]
+    decisions = read_decisions(bids)
+    return [_decided(find_files(bids, folder), decisions) for folder in folders]
+
+
+def read_decisions(bids: Path) -> dict[str, Mapping[str, str]]:
+    """By subject: `decision` (accept or reject), `why`, `at`. No file, no decisions; a damaged one is a DataError."""
+    try:
+        found = json.loads((bids / DECISIONS).read_text(encoding="utf-8"))
+        return {
+            str(name): {"decision": entry["decision"], "why": str(entry["why"]), "at": str(entry.get("at", ""))}
+            for name, entry in found.items()
+            if entry["decision"] in ("accept", "reject")
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{DECISIONS}: can't be read ({type(error).__name__}); mend it, or delete it and review again"
+        ) from None
+
+
+def _decided(sources: Sources, decisions: Mapping[str, Mapping[str, str]]) -> Sources:
+    """Rejected by a person: its files stay, and are not used."""
+    entry = decisions.get(sources.subject)
+    if entry is None or entry["decision"] != "reject":
+        return sources
+    remark = Remark(subject=sources.subject, file="", done="excluded", why=f"rejected by a person: {entry['why']}")
+    return Sources(subject=sources.subject, files={}, lesion=None, remarks=(remark,))
 
 
 def read_participants(bids: Path) -> dict[str, Participant]:

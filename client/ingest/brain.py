@@ -1,0 +1,239 @@
+"""What of a head is brain: taken as it comes where it was stripped before, else found by a rule for each kind.
+
+MR: a surface grown from within (bet.py), or a network that the site itself supplies and pins by its SHA-256. CT: what
+lies within the skull. PET: where there is uptake. Whatever finds the brain, quality.py asks whether it is one.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from client.ingest import bet
+from client.ingest.resample import Mask, coarse, grid_with_spacing, resample, resample_mask
+from shared.data.modalities import MODALITIES
+from shared.data.volumes import Volume
+from shared.errors import ConfigError, DataError
+from shared.options import require
+from shared.vocabulary import Modality
+
+BLANK_SHARE = 0.15  # of the voxels: what was stripped before has so much exact background, or more
+MOST_BRAIN_ML = 2400.0  # a shown part beyond this is a head
+BONE_HU = 250.0
+TISSUE_HU = (-20.0, 110.0)
+UPTAKE = 0.3  # of a PET image's bright end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strip:
+    """How the brain is found. `sha256` is of the weight file; where the file lies is the site's own matter."""
+
+    tool: Literal["bet", "weights"] = "bet"
+    fraction: float = 0.5  # the paper's b_t: larger, a smaller brain
+    sha256: str | None = None
+    spacing_mm: float = 1.0  # that the network was trained on
+    output: Literal["probability", "logit", "distance"] = "probability"  # distance: mm, below 0 inside, as SynthStrip
+    multiple_of: int = 32  # the network's edges
+
+    def __post_init__(self) -> None:
+        require(0 < self.fraction < 1, "fraction", self.fraction, "between 0 and 1")
+        require(self.spacing_mm > 0, "spacing_mm", self.spacing_mm, "above 0 mm")
+        require(self.multiple_of >= 1, "multiple_of", self.multiple_of, "1 or more")
+        if self.tool == "weights":
+            pinned = self.sha256 is not None and len(self.sha256) == 64
+            require(pinned, "sha256", self.sha256, "the weight file's SHA-256 in 64 hex digits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    mask_DHW: Mask
+    how: str
+
+
+def find_brain(volume: Volume, modality: Modality, options: Strip, weights: Path | None = None) -> Found:
+    """The brain in a volume. DataError where the rule finds nothing."""
+    before = stripped_before(volume, modality)
+    if before is not None:
+        return Found(mask_DHW=before, how="stripped before")
+    kind = MODALITIES[modality].kind
+    if kind == "ct":
+        return Found(mask_DHW=_within_skull(volume), how="within the skull")
+    if kind == "pet":
+        return Found(mask_DHW=_uptake(volume), how="uptake")
+    if options.tool == "weights":
+        return Found(mask_DHW=_by_network(volume, options, weights), how="weights")
+    return Found(mask_DHW=_by_surface(volume, options.fraction), how="surface")
+
+
+def stripped_before(volume: Volume, modality: Modality) -> Mask | None:
+    """The brain of an image whose background is blank, when no skull surrounds what is shown."""
+    data = volume.data_DHW
+    background = float(data[0, 0, 0])
+    corners = data[:: max(1, data.shape[0] - 1), :: max(1, data.shape[1] - 1), :: max(1, data.shape[2] - 1)]
+    shown = data != background
+    if not (corners == background).all() or not BLANK_SHARE <= 1 - shown.mean() < 0.99:
+        return None
+    part = _solid(_largest(shown))
+    if part.sum() * _voxel_ml(volume) > MOST_BRAIN_ML or shown[part].mean() < 0.9:
+        return None
+    return None if _has_skull(volume, part, modality) else part
+
+
+def _has_skull(volume: Volume, part: Mask, modality: Modality) -> bool:
+    """From the surface inward: scalp, then a dark layer of bone (bright in CT), then brain."""
+    small = coarse(Volume(data_DHW=volume.data_DHW, affine=volume.affine), 2.0)
+    inside = part
+    if small is not volume:
+        inside = resample_mask(part, volume.affine, small.data_DHW.shape, small.affine, np.eye(4))
+    steps = np.linalg.norm(small.affine[:3, :3], axis=0)[::-1]
+    depth = ndimage.distance_transform_edt(inside, sampling=steps)
+    upper = np.zeros_like(inside)
+    reached = np.flatnonzero(inside.any(axis=(1, 2)))
+    if not len(reached):
+        return False
+    upper[(reached[0] + reached[-1]) // 2 :] = True  # the face has no such layers
+    values = small.data_DHW
+    if MODALITIES[modality].kind == "ct":
+        rim = inside & upper & (depth < 15)
+        return bool(rim.any() and (values[rim] > BONE_HU).mean() > 0.1)
+    profile = [np.median(values[(depth > d) & (depth <= d + 2) & upper]) for d in range(0, 24, 2)
+               if ((depth > d) & (depth <= d + 2) & upper).any()]  # fmt: skip
+    if len(profile) < 9:
+        return False
+    bone = 1 + int(np.argmin(profile[1:8]))
+    outside, beneath = max(profile[:bone]), float(np.median(profile[bone + 1 :]))
+    return bool(profile[bone] < 0.5 * min(outside, beneath))
+
+
+def _by_surface(volume: Volume, fraction: float) -> Mask:
+    """At about 1 mm: finer voxels only take time, and thick slices are cut into cubes."""
+    shape, affine = grid_with_spacing(volume, max(1.0, float(np.linalg.norm(volume.affine[:3, :3], axis=0).min())))
+    data = resample(volume, shape, affine, np.eye(4), sharp=False)
+    cubes = Volume(data_DHW=data, affine=affine)
+    points, triangles = bet.surface(cubes, bet.estimate(cubes), fraction)
+    mask = bet.fill(points, triangles, volume.data_DHW.shape, volume.affine)
+    if not mask.any():
+        raise DataError("no brain found: the surface that grows within a head collapsed")
+    return _largest(mask)
+
+
+def _within_skull(volume: Volume) -> Mask:
+    """Soft tissue that bone surrounds: bone is closed, its openings are cut, the largest part is the brain."""
+    small = coarse(volume, 2.0)
+    smooth = ndimage.gaussian_filter(small.data_DHW, 0.7)
+    steps = np.linalg.norm(small.affine[:3, :3], axis=0)[::-1]
+    bone = small.data_DHW > BONE_HU
+    if bone.sum() * _voxel_ml(small) < 50:
+        raise DataError("no brain found: a CT in Hounsfield units shows a skull, this one shows no bone")
+    tissue = (smooth > TISSUE_HU[0]) & (smooth < TISSUE_HU[1]) & ~bone
+    core = ndimage.distance_transform_edt(tissue, sampling=steps) > 4.0  # a foramen is narrower
+    # what a closed skull holds: slices from the crown down, each filled between bone
+    vault = np.stack([ndimage.binary_fill_holes(_closed(plane, 3)) for plane in bone]) & ~bone
+    part = _largest(core & vault)
+    if not part.any():
+        raise DataError("no brain found: nothing of a brain's density lies within the bone")
+    away = ndimage.distance_transform_edt(~part, sampling=steps)
+    brain = _solid((away <= 5.0) & (smooth > TISSUE_HU[0]) & ~bone)
+    if small is volume:
+        return brain
+    return resample_mask(brain, small.affine, volume.data_DHW.shape, volume.affine, np.eye(4))
+
+
+def _uptake(volume: Volume) -> Mask:
+    smooth = ndimage.gaussian_filter(volume.data_DHW, 1.0)
+    bright = float(np.percentile(smooth, 98))
+    if not bright > 0:
+        raise DataError("no brain found: there is no uptake")
+    part = _largest(ndimage.binary_opening(smooth > UPTAKE * bright))
+    if not part.any():
+        raise DataError("no brain found: its uptake has no shape")
+    return _solid(part)
+
+
+def _by_network(volume: Volume, options: Strip, weights: Path | None) -> Mask:
+    network = load_weights(weights, cast(str, options.sha256))
+    shape, affine = grid_with_spacing(volume, options.spacing_mm)
+    data = resample(volume, shape, affine, np.eye(4), sharp=False)
+    low, high = np.percentile(data, (0.5, 99.5))
+    unit = np.clip((data - low) / max(float(high - low), 1e-6), 0, 1).astype(np.float32)
+    edges = [-(-n // options.multiple_of) * options.multiple_of for n in shape]
+    padded = np.pad(unit, [(0, edge - n) for edge, n in zip(edges, shape, strict=True)])
+    with torch.inference_mode():
+        answer = network(torch.from_numpy(padded)[None, None])
+    if not isinstance(answer, torch.Tensor) or tuple(answer.shape) != (1, 1, *edges):
+        got = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+        raise ConfigError(
+            f"strip.weights: the network gives {got}; must give (1, 1, D, H, W) for an input of that shape"
+        )
+    value = answer[0, 0, : shape[0], : shape[1], : shape[2]].float().numpy()
+    inside = {"probability": value > 0.5, "logit": value > 0, "distance": value < 1.0}[options.output]
+    if not inside.any():
+        raise DataError("no brain found: the network marks no voxel")
+    return resample_mask(_solid(_largest(inside)), affine, volume.data_DHW.shape, volume.affine, np.eye(4))
+
+
+def load_weights(path: Path | None, sha256: str) -> Any:
+    """A TorchScript (.pt) or torch.export (.pt2) network, after its bytes proved to be the pinned ones."""
+    if path is None:
+        raise ConfigError("strip.weights: name the weight file that strip.sha256 pins")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"strip.weights={path}: can't be read: {error.strerror}") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256.lower():
+        raise ConfigError(
+            f"strip.weights={path}: its SHA-256 is {digest[:12]}..., not the pinned {sha256[:12]}...; not loaded"
+        )
+    return _network(path, digest)
+
+
+_loaded: dict[str, Any] = {}
+_jit_load: Any = torch.jit.load  # untyped
+
+
+def _network(path: Path, digest: str) -> Any:
+    """Once per process."""
+    if digest not in _loaded:
+        try:
+            if path.suffix == ".pt2":
+                _loaded[digest] = torch.export.load(path).module()
+            else:
+                _loaded[digest] = _jit_load(str(path)).eval()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ConfigError(
+                f"strip.weights={path}: no TorchScript or torch.export file ({type(error).__name__})"
+            ) from None
+    return _loaded[digest]
+
+
+def _largest(mask: Mask) -> Mask:
+    parts, n = ndimage.label(mask)
+    if n <= 1:
+        return mask
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return cast(Mask, parts == int(sizes.argmax()))
+
+
+def _solid(mask: Mask) -> Mask:
+    return cast(Mask, ndimage.binary_fill_holes(mask))
+
+
+def _closed(plane: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
+    padded = np.pad(plane, reach)
+    closed = ndimage.binary_closing(padded, iterations=reach)
+    return cast(NDArray[np.bool_], closed[reach:-reach, reach:-reach])
+
+
+def _voxel_ml(volume: Volume) -> float:
+    return float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000
+
+
+def masked(volume: Volume, brain_DHW: Mask) -> Volume:
+    return replace(volume, data_DHW=np.where(brain_DHW, volume.data_DHW, 0).astype(np.float32))
