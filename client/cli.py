@@ -18,7 +18,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="""What a site does with its own images; nothing here sends anything.
 
-**prepare** checks a BIDS cohort and caches it, **synthesize** fills in what a subject lacks from a signed bundle,
+**ingest** makes a cohort of DICOM, **prepare** checks a BIDS cohort and caches it, **synthesize** fills in what a
+subject lacks from a signed bundle,
 **reconstruct** does so from raw measurements too,
 **evaluate** scores a bundle on the site's own subjects, **ledger** shows what left the site and verifies its chain.
 
@@ -37,6 +38,98 @@ Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
 Kind = Annotated[
     str | None, typer.Option(help="mean | multistep | ddim | ancestral. Default: the bundle's.", show_default=False)
 ]
+
+
+@app.command()
+def ingest(
+    source: Annotated[
+        str, typer.Argument(help="A folder, http(s)://host/dicom-web, or receive:PORT/AETITLE.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The cohort: new, or one of an earlier ingest.", show_default=False)],
+    state: Annotated[
+        Path, typer.Option(help="This site's private disk: the key, what was converted, lists.", show_default=False)
+    ],
+    review: Annotated[
+        bool, typer.Option("--review", help="Stop after STATE/ingest/series.csv is written, for you to edit.")
+    ] = False,
+    modality: Annotated[
+        list[str] | None, typer.Option(help="Only these; repeat it. Default: all that are found.", show_default=False)
+    ] = None,
+    visit_days: Annotated[
+        int, typer.Option(min=0, help="A patient's studies within so many days are one visit; 0: of the same day.")
+    ] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one per core")] = None,
+    spacing: Annotated[
+        float | None, typer.Option(help="Voxels in mm; default: the reference image's own.", show_default=False)
+    ] = None,
+    template: Annotated[
+        bool, typer.Option("--template", help="Bring every subject into the space of MNI152 (affine).")
+    ] = False,
+    auth_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Holds the server's authorization, `Bearer ...` or `Basic ...`; mode 600.", show_default=False
+        ),
+    ] = None,
+    studies: Annotated[
+        Path | None, typer.Option(help="Of a server, only these: StudyInstanceUIDs, one a line.", show_default=False)
+    ] = None,
+    dates: Annotated[str, typer.Option(help="Of a server, only these study dates: 20240101-20241231.")] = "",
+    idle: Annotated[float, typer.Option(min=1, help="Seconds without a new image that end `receive:`.")] = 60.0,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="AE titles that may send; repeat it. Default: all.", show_default=False)
+    ] = None,
+) -> None:
+    """From DICOM or BIDS to a de-identified, co-registered cohort of brains, with a reason for all that was left out.
+
+    **Where from.** A folder is walked whatever its names and nesting; nothing is unpacked, nothing in it is changed. A
+    DICOMweb server is asked page by page; its authorization comes from --auth-file or LACUNA_DICOMWEB_AUTH, never from
+    the command line. `receive:11112/LACUNA` listens for what a PACS sends by C-STORE.
+
+    **What is what.** Rules over the tags map each series to a modality or set it aside with a reason. Look at them
+    first: run with --review, open STATE/ingest/series.csv in a spreadsheet, change the column `modality` where the
+    rules are wrong (empty: do not use), and run the same command without --review. For names that your scanners use
+    again and again, add lines to STATE/ingest/aliases.csv: a pattern for the series description, and a modality
+    (`*t1*gd*,T1CE`). One series per modality and visit is taken: what covers more, then 3D, then finer, then later.
+
+    **What comes out.** OUT is BIDS: pseudonyms, no dates, no free text, brains only, one grid per subject; CT in HU,
+    PET as a ratio to the cerebellum (SUVR). exclusions.csv and quality.html say what was left out and show the rest;
+    `lacuna-site review OUT` takes a person's decisions, `lacuna-site prepare OUT` makes the training cache.
+
+    **Again.** The same command goes on where it was stopped, and changes nothing when nothing changed. Other sources
+    add to the same OUT as long as STATE is the same. STATE/identity.key links pseudonyms to patients: keep it, and keep
+    it private. A table STATE/participants.tsv (participant_id = PatientID; age, sex, diagnosis, mmse, ...) is merged.
+    """
+    from client.ingest.pipeline import ingest as carry_out
+    from client.ingest.preparation import Preparation
+    from client.ingest.runner import prepare_all
+    from client.ingest.sources import find_source
+
+    options = Preparation(spacing_mm=spacing, to_template=template)
+
+    def prepare_jobs(jobs, cohort, progress):  # type: ignore[no-untyped-def]
+        return prepare_all(jobs, cohort, options=options, workers=workers, progress=progress)
+
+    done = carry_out(
+        find_source(source, auth_file=auth_file, studies=studies, dates=dates, idle=idle, peers=tuple(peer or ())),
+        out,
+        state,
+        prepare=prepare_jobs,
+        preparation=options.digest,
+        modalities=modality,
+        review=review,
+        visit_days=visit_days,
+        workers=workers,
+        bar=_bar,
+    )
+    for name, value in done.summary:
+        typer.echo(f"{name:<28}{value}")
+    for subject, why in done.excluded.items():
+        typer.echo(f"excluded: {subject}: {why}")
+    typer.echo(f"{'why each was left aside':<28}{done.asides_file}")
+    if done.series_file is not None:
+        typer.echo(f"{'what each series is':<28}{done.series_file}")
+    typer.echo("edit it, then run again without --review" if review else str(done.cohort))
 
 
 @app.command()
@@ -88,11 +181,42 @@ def synthesize(
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same volume.")] = 0,
     device: Device = "auto",
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on with an input far from what the bundle was trained on; recorded.")
+    ] = False,
+    dicom: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the study that the subject's images came from: each synthetic volume is written as a "
+            "series of it, to OUT/SUBJECT/dicom. Names the patient.",
+            show_default=False,
+        ),
+    ] = None,
+    burn_in: Annotated[
+        bool, typer.Option("--burn-in", help="Of the DICOM series: write the warning into the pixels too.")
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(help="Send the DICOM series there: https://host/dicom-web, or AET@host:port.", show_default=False),
+    ] = None,
+    auth_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Holds the DICOMweb server's authorization, `Bearer ...` or `Basic ...`; mode 600. Or LACUNA_DICOMWEB_AUTH.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Fill in what a subject lacks, in the grid of its own images, marked as synthetic."""
+    """Fill in what a subject lacks, in the grid of its own images, marked as synthetic.
+
+    With --dicom, back into the PACS: `lacuna-site synthesize --bundle B --trust K.pub --subject COHORT/sub-x --out D
+    --dicom STUDY --push https://pacs/dicom-web`. An input unlike what the bundle was trained on is said, or refused.
+    """
+    from client.dicom_send import Back
     from client.synthesize import synthesize as carry_out
     from shared.data.modalities import parse
 
+    back = Back.asked(dicom, burn_in=burn_in, push=push, auth_file=auth_file)
     loaded = _load(bundle, trust, any_signer)
     with _bar("synthesizing") as advance:
         done = carry_out(
@@ -105,7 +229,10 @@ def synthesize(
             device=device,
             targets=[parse(name) for name in target] if target else None,
             progress=advance,
+            force=force,
         )
+    for remark in done.unusual:
+        typer.echo(f"unusual input: {remark}", err=True)
     for remark in done.remarks:
         typer.echo(f"left aside: {remark}", err=True)
     for path in done.kept.values():
@@ -114,6 +241,14 @@ def synthesize(
         typer.echo(str(path))
     if done.preview is not None:
         typer.echo(str(done.preview))
+    if back is not None:
+        series = back.write({**done.kept, **done.made}, out / done.subject / "dicom")
+        for one in series:
+            typer.echo(f"{one.folder} ({len(one.files)} images, series {one.uid})")
+        with _bar("sending") as advance:
+            where = back.send(series, progress=advance)
+        if where is not None:
+            typer.echo(f"{sum(len(one.files) for one in series)} images stored by {where}")
 
 
 @app.command()

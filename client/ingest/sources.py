@@ -70,3 +70,33 @@ def parse_receiver(text: str) -> tuple[str, int, str]:
 def place(incoming: Path, name: str) -> Path:
     """The folder for what comes from one source; the same source finds what it fetched before."""
     return incoming / hashlib.sha256(name.encode()).hexdigest()[:12]
+
+
+def find_source(
+    text: str,
+    *,
+    auth_file: Path | None = None,
+    studies: Path | None = None,
+    dates: str = "",
+    idle: float = 60.0,
+    peers: tuple[str, ...] = (),
+) -> Source:
+    """What the command line names. The network is loaded only for whom it is for."""
+    if is_web(text):
+        from client.ingest.dicomweb import Web, read_authorization
+
+        wanted = tuple(_lines(studies)) if studies is not None else ()
+        return Web(url=check_url(text), authorization=read_authorization(auth_file), studies=wanted, dates=dates)
+    if is_receiver(text):
+        from client.ingest.receive import Receiver
+
+        address, port, title = parse_receiver(text)
+        return Receiver(address=address, port=port, title=title, idle=idle, peers=peers)
+    return Folder(path=Path(text))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"studies={path}: can't be read ({type(error).__name__})") from None
