@@ -15,6 +15,7 @@ from client.site import Site
 from shared.config import RunSettings
 from shared.data.cohort import Cohort, cache_folder
 from shared.data.missing import suppress
+from shared.data.preparation import hash_json
 from shared.data.slices import Pool, Slices
 from shared.errors import PlanRefused
 from shared.methods import Method
@@ -30,7 +31,8 @@ def take_inventory(site: Site, config: str, schema: str) -> Inventory:
     settings = RunSettings.parse(config)
     check_schema(site, settings, schema)
     method = settings.build_method()
-    patterns = present(open_cohorts(site, settings), method.modalities)
+    cohorts = open_cohorts(site, settings)
+    patterns = present(cohorts, method.modalities)
     why = why_not(site, patterns)
     return Inventory(
         site=site.name,
@@ -38,7 +40,14 @@ def take_inventory(site: Site, config: str, schema: str) -> Inventory:
         subjects=at_least(patterns, settings.min_cell),
         patterns=suppress(patterns, settings.min_cell),
         refused={} if why is None else {phase.name: why for phase in method.phases},
+        preparation=preparation_of(cohorts),
     )
+
+
+def preparation_of(cohorts: Sequence[Cohort]) -> str:
+    """One digest for the site. Cohorts that were prepared in different ways have one of their own, like no other's."""
+    digests = sorted({cohort.preparation for cohort in cohorts})
+    return digests[0] if len(digests) == 1 else hash_json(["several", *digests])
 
 
 def at_least(patterns: Mapping[tuple[Modality, ...], int], min_cell: int) -> int:

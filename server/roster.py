@@ -37,7 +37,6 @@ class Roster:
         ordered = sorted(willing, key=lambda site: seed_of(seed, phase, round, site, "roster"))
         return sorted(ordered[:n])
 
-
     def patterns(self, modalities: Sequence[Modality]) -> list[list[Modality]]:
         """Which modalities some training subject has together: no count, no site."""
         found = {pattern for inventory in self.inventories.values() for pattern in inventory.patterns}
@@ -78,10 +77,37 @@ def gather(
         if federation.sites is not None and inventory.site not in federation.sites:
             continue
         nodes[inventory.site], inventories[inventory.site] = node, inventory
+    if not federation.mixed_preparation:
+        for site, why in mixed(inventories).items():
+            refusals[site] = why
+            say(f"refused: {site}: {why}")
+            del nodes[site], inventories[site]
     if len(nodes) < federation.min_sites:
         reasons = "; ".join(sorted(refusals.values())) or "no more nodes came"
         raise RunFailed(f"min_sites={federation.min_sites}: only {len(nodes)} sites passed the handshake: {reasons}")
     return Roster(nodes=nodes, inventories=inventories, refusals=refusals)
+
+
+def mixed(inventories: Mapping[SiteName, Inventory]) -> dict[SiteName, str]:
+    """Sites whose images were prepared unlike the others', and why they are refused.
+
+    What most of the willing sites have is the run's preparation; among equals, that of the first site by name. A site
+    that takes no part in some phase has no vote.
+    """
+    digests = [inventories[site].preparation for site in sorted(inventories) if not inventories[site].refused]
+    if not digests:
+        return {}
+    chosen = max(dict.fromkeys(digests), key=digests.count)  # the first of the most common
+    return {
+        site: f"its images were prepared as {_named(inventory.preparation)}, the run's as {_named(chosen)}: ingest and "
+        "prepare them again with the options of the others, or set federation.mixed_preparation=true"
+        for site, inventory in sorted(inventories.items())
+        if inventory.preparation != chosen
+    }
+
+
+def _named(digest: str) -> str:
+    return digest[:12] or "(not by lacuna-site ingest)"
 
 
 def check_coverage(roster: Roster, method: Method, targets: Sequence[Modality] | None) -> Coverage:

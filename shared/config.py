@@ -56,6 +56,7 @@ class Federation:
     min_cell: int = 5
     limits: Limits = Limits()
     alone: bool = False
+    mixed_preparation: bool = False  # sites whose images were prepared in different ways may train together
 
     def __post_init__(self) -> None:
         require(0 < self.fraction <= 1, "fraction", self.fraction, "in (0, 1]")

@@ -56,6 +56,7 @@ class Inventory:
     subjects: int  # at least so many: a hidden cell counts as one
     patterns: Mapping[tuple[Modality, ...], int]  # present modalities -> subjects; -k means "1 to k-1"
     refused: Mapping[str, str] = field(default_factory=dict)  # phase -> why the site takes no part in it
+    preparation: str = ""  # digest of how its images were prepared; "" where `lacuna-site ingest` did not make them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ _REFUSALS: Mapping[str, type[LacunaError]] = {
 Head: TypeAlias = dict[
     str, int | float | str | bytes | bool | list[int] | list[float] | list[str] | list[bytes] | list[bool]
 ]
+PREPARATION = re.compile(r"|[0-9a-f]{64}")  # a digest, or nothing: a site has no other words here
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -116,6 +117,7 @@ def pack_inventory(inventory: Inventory) -> RecordDict:
         "subjects": inventory.subjects,
         "patterns": json.dumps([[list(pattern), n] for pattern, n in sorted(inventory.patterns.items())]),
         "refused": json.dumps(dict(inventory.refused), sort_keys=True),
+        "preparation": inventory.preparation,
     }
     return RecordDict({"inventory": ConfigRecord(text)})
 
@@ -126,12 +128,16 @@ def unpack_inventory(content: RecordDict) -> Inventory:
         site = str(head["site"])
         if not SITE_NAME.fullmatch(site):
             raise ValueError(f"site name {site[:64]!r} must match {SITE_NAME.pattern}")
+        preparation = str(head["preparation"])
+        if not PREPARATION.fullmatch(preparation):
+            raise ValueError(f"preparation {preparation[:64]!r} must be empty or 64 hex digits")
         return Inventory(
             site=site,
             schema=str(head["schema"]),
             subjects=int(head["subjects"]),  # type: ignore[arg-type]
             patterns={tuple(map(str, pattern)): int(n) for pattern, n in json.loads(str(head["patterns"]))},
             refused={str(k): str(v)[:500] for k, v in json.loads(str(head["refused"])).items()},
+            preparation=preparation,
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UpdateRejected(f"malformed inventory: {type(error).__name__}: {str(error)[:200]}") from None

@@ -25,6 +25,7 @@ from typing import Any
 from client.ingest import page, review
 from client.ingest.preparation import Preparation, Quality, Ready, prepare
 from client.ingest.records import Job
+from shared.data.bids import PREPARATION, read_preparation
 from shared.data.modalities import bids_path
 from shared.data.preparation import hash_file, hash_json
 from shared.data.volumes import SPACING_LIMITS, shape_and_affine, write
@@ -33,7 +34,7 @@ from shared.options import build, plain
 from shared.vocabulary import Modality
 
 Progress = Callable[[int, int], None]  # (subjects done, subjects in all)
-PREPARATION, QUALITY, PAGE = "preparation.json", "quality", "quality.html"
+QUALITY, PAGE = "quality", "quality.html"
 MEMORY_PER_VOXEL = 220  # bytes of working memory, at the largest
 
 
@@ -200,10 +201,9 @@ def _read(path: Path) -> Outcome:
 
 
 def _stored_digest(cohort: Path) -> str:
-    try:
-        return str(json.loads((cohort / PREPARATION).read_text(encoding="utf-8"))["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    with suppress(DataError):  # damaged: written anew
+        return read_preparation(cohort)
+    return ""
 
 
 def _run(todo: Mapping[int, _Task], processes: int) -> Iterator[tuple[int, Outcome]]:

@@ -30,6 +30,7 @@ _COLUMNS: Mapping[str, str] = {
     "cdrsumofboxes": "cdrsb",
     "adascog13": "adas13",
 }
+PREPARATION = "preparation.json"  # how the images were prepared, written by `lacuna-site ingest`
 DECISIONS = "decisions.json"  # a person's word, written by `lacuna-site review`
 _UNKNOWN = ("", "n/a", "na", "nan", "none")
 
@@ -88,6 +89,21 @@ def read_decisions(bids: Path) -> dict[str, Mapping[str, str]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{DECISIONS}: can't be read ({type(error).__name__}); mend it, or delete it and review again"
+        ) from None
+
+
+def read_preparation(bids: Path) -> str:
+    """The digest of how `lacuna-site ingest` prepared the images; "" for a cohort that it did not make as a whole."""
+    try:
+        digest = json.loads((bids / PREPARATION).read_text(encoding="utf-8"))["digest"]
+        if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise ValueError("digest")
+        return digest
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{PREPARATION}: can't be read ({type(error).__name__}); run `lacuna-site ingest` again"
         ) from None
 
 

@@ -27,7 +27,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shared.data.bids import SPLITS, Clinical, Done, Participant, Remark, Sources, find_subjects, read_participants
+from shared.data.bids import (
+    SPLITS,
+    Clinical,
+    Done,
+    Participant,
+    Remark,
+    Sources,
+    find_subjects,
+    read_participants,
+    read_preparation,
+)
 from shared.data.intensities import RULES_VERSION, Scaling
 from shared.data.modalities import in_order, parse
 from shared.data.preparation import PIPELINE, Result, has_sizes, hash_file, hash_json, prepare_subject
@@ -72,6 +82,7 @@ class Cohort:
     subjects: tuple[Subject, ...]
     modalities: tuple[Modality, ...]  # that any subject has
     digest: str
+    preparation: str = ""  # digest of how `lacuna-site ingest` prepared the images; "" where it did not
 
     @staticmethod
     def open(cache: Path) -> "Cohort":
@@ -98,6 +109,7 @@ class Cohort:
             subjects=tuple(build(Subject, {name: entry[name] for name in names}, "subject") for entry in entries),
             modalities=tuple(content["modalities"]),
             digest=content["digest"],
+            preparation=content.get("preparation", ""),
         )
 
     def patterns(self, split: str | None = None) -> dict[tuple[Modality, ...], int]:
@@ -171,7 +183,7 @@ def prepare(
             done.append(result)
             if progress is not None:
                 progress(len(done), len(sources))
-        return _conclude(folder, grid, wanted, participants, done)
+        return _conclude(folder, grid, wanted, participants, done, read_preparation(bids))
     except OSError as error:
         raise DataError(f"cohort {bids.name}: its cache can't be written: {error.strerror or error}") from error
 
@@ -227,6 +239,7 @@ def _conclude(
     asked: Sequence[Modality] | None,
     participants: Mapping[str, Participant],
     done: Sequence[Result],
+    preparation: str,
 ) -> Prepared:
     """cohort.json and exclusions.csv, and a sweep of what is no longer part of the cohort."""
     entries, remarks = [], []
@@ -258,6 +271,8 @@ def _conclude(
         "modalities": found,
         "subjects": entries,
     }
+    if preparation:
+        content["preparation"] = preparation
     content = {**plain(content), "digest": _digest(content)}
     _write_text(folder / "cohort.json", json.dumps(content, indent=1, sort_keys=True))
     _sweep(folder, {entry["name"] for entry in entries})
