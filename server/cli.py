@@ -171,11 +171,12 @@ def restore(
     acs: Annotated[int, typer.Option(min=0, help="Lines in the middle that are always measured.")] = 0,
     noise: Annotated[float, typer.Option(min=0, help="Of a complex sample, for images in [0, 1].")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of slices, noise and samples; paired over all ways.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Default: runs/RUN/restoration.", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="auto | cpu | cuda")] = "auto",
 ) -> None:
     """Score a prior (method any2all) at reconstruction from raw data, synthesis, and both, against floors.
 
-    Writes scores.csv, gains.csv, summary.json and pictures to runs/RUN/restoration; prints the table.
+    Writes scores.csv, gains.csv, summary.json and pictures; prints the table.
     """
     from server import progress
     from server.restoration import printable
@@ -192,6 +193,7 @@ def restore(
             samples=samples,
             seed=seed,
             device=device,
+            out=out,
             progress=advance,
         )
     progress.table("means over slices, in the brain; gains in dB with 95 % intervals", *printable(outcomes))
@@ -230,16 +232,29 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     key: Annotated[Path, typer.Option(help="Ed25519 signing key, mode 0600; made where there is none.")],
     runs_folder: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
+    ranges: Annotated[
+        Path | None,
+        typer.Option(
+            help="The coordinator's own BIDS cohort: what inputs the bundle is for. Default: WORLD/coordinator.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Turn a finished run into a signed bundle: weights, config, provenance, hashes, torch.export and ONNX denoiser."""
     from server.compare import headline_figures
+    from server.trained_on import ranges_for
     from shared import bundle
 
     if not key.exists():
         typer.echo(f"made a signing key: {key} (keep it), {bundle.public_path(key)} (give it to the sites)", err=True)
         bundle.make_signing_key(key)
     folder = runs_folder / run
-    typer.echo(str(bundle.export(folder / "final", out, key=key, metrics=headline_figures(folder))))
+    made_for = ranges_for(folder, ranges)
+    if made_for is None:
+        typer.echo(
+            "no subjects of the coordinator's own: sites can't check what they show the bundle (--ranges)", err=True
+        )
+    typer.echo(str(bundle.export(folder / "final", out, key=key, metrics=headline_figures(folder), ranges=made_for)))
 
 
 @app.command()

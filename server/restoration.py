@@ -41,9 +41,10 @@ def restore(
     device: str,
     groups: Sequence[str] = (),
     samples: int | None = None,
+    out: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
-    """All tasks of a finished run's model with each sampler, and the floors; writes the folder's files."""
+    """All tasks of a finished run's model with each sampler, and the floors; files into `out`."""
     config = runs.read_config(folder)
     if not runs.finished(folder):
         raise DataError(f"{folder.name}: the run is not finished; go on with it by resume={folder.name}")
@@ -67,7 +68,7 @@ def restore(
         "samplers": {name: plain(sampler) for name, sampler in chosen.items()},
         "device": str(on),
     }
-    write(folder / "restoration", outcomes, held, model, how)
+    write(out or folder / "restoration", outcomes, held, model, how)
     return outcomes
 
 

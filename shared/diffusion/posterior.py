@@ -23,6 +23,8 @@ Push: TypeAlias = Callable[
     [Tensor, Step], tuple[Guess, Tensor]
 ]  # (x_t, step) -> what the network thinks, what to subtract
 
+ERROR = 0.1  # of the last estimates of x_0, on the scale of [-1, 1]
+MOST_GAMMA = 1e3  # more would fit rounding, and conjugate gradients would need many iterations
 _TINY = 1e-12  # under the root of a residual that is 0
 
 
@@ -101,7 +103,7 @@ def mds(
     """Multimodal decomposition sampling, with the network's raw noise."""
     for t, abar, abar_next in grid:
         guess = denoise(x, t)
-        x0 = consistent(_clipped(guess.x0, options), measured, options)
+        x0 = consistent(_clipped(guess.x0, options), measured, options, abar)
         x = _onward(x0, guess.eps, abar, abar_next, options, generator)
     return x
 
@@ -119,7 +121,7 @@ def mds_fast(
     last: tuple[Tensor, float] | None = None
     for t, abar, abar_next in grid:
         guess = denoise(x, t)
-        x0 = consistent(_clipped(guess.x0, options), measured, options)
+        x0 = consistent(_clipped(guess.x0, options), measured, options, abar)
         if abar_next == 1:
             return x0
         h = log_snr(abar_next) - log_snr(abar)
@@ -140,7 +142,7 @@ Posterior: TypeAlias = Callable[[Denoiser, Sequence[Measured], Tensor, Grid, Sam
 POSTERIORS: Mapping[str, Posterior] = {"mps": mps, "mds": mds, "mds_fast": mds_fast}
 
 
-def consistent(x0_BMHW: Tensor, measured: Sequence[Measured], options: Sampler) -> Tensor:
+def consistent(x0_BMHW: Tensor, measured: Sequence[Measured], options: Sampler, abar: float) -> Tensor:
     """Of a clean modality its image; of a linear one argmin gamma |y - A x|^2 + |x - x_0|^2; else x_0 itself."""
     images = list(x0_BMHW.unbind(1))
     for m, known in enumerate(measured):
@@ -150,18 +152,29 @@ def consistent(x0_BMHW: Tensor, measured: Sequence[Measured], options: Sampler) 
         if known.operator is None:
             images[m] = known.y.to(x0_BMHW.dtype)
             continue
-        images[m] = _proximal(images[m], known.operator, known.y, options)
+        images[m] = _proximal(images[m], known.operator, known.y, _weight(known.operator, options, abar), options.cg)
     return torch.stack(images, dim=1)
 
 
-def _proximal(x0_BHW: Tensor, operator: Operator, y: Tensor, options: Sampler) -> Tensor:
-    gamma = options.gamma
+def _proximal(x0_BHW: Tensor, operator: Operator, y: Tensor, gamma: Tensor | float, iterations: int) -> Tensor:
     return conjugate.solve(
         lambda x_BHW: x_BHW + gamma * operator.normal(x_BHW),
         x0_BHW + gamma * operator.adjoint(y),
         x0_BHW,
-        iterations=options.cg,
+        iterations=iterations,
     )
+
+
+def _weight(operator: Operator, options: Sampler, abar: float) -> Tensor | float:
+    """gamma; or, where it is None, as a MAP estimate has it: the estimate's squared error over the noise's variance.
+
+    The error of x_0 is taken to be sigma_t, what a prior of unit variance leaves open, and never below ERROR.
+    """
+    if options.gamma is not None:
+        return options.gamma
+    noise_B11 = torch.as_tensor(operator.sigma, dtype=torch.float64).reshape(-1, 1, 1)
+    gamma_B11 = (max(1 - abar, ERROR**2) / noise_B11.square().clamp(min=1e-12)).clamp(max=MOST_GAMMA)
+    return gamma_B11.float() if len(gamma_B11) > 1 else float(gamma_B11)
 
 
 def replace_clean(x_BMHW: Tensor, measured: Sequence[Measured]) -> Tensor:

@@ -32,7 +32,7 @@ class Sampler:
     spacing: Literal["even", "log_snr", "mixed"] | None = None  # of the times; None: what suits the kind
     zeta: float = 0.5  # mps: length of the step against the residual
     anneal: bool = False  # mps: that length shrinks with the noise
-    gamma: float = 5.0  # linear measurements: their weight against the network's estimate
+    gamma: float | None = 5.0  # linear measurements: their weight against the estimate; None: from the noise, by step
     cg: int = 5  # linear measurements: iterations of conjugate gradients in each step
     told: bool = (
         False  # mps, mds, mds_fast: the network is shown clean modalities at noise level 0, each having its own
@@ -49,7 +49,7 @@ class Sampler:
                 f"ddim for kind={self.kind}")  # fmt: skip
         require(0 < self.zeta < math.inf, "zeta", self.zeta, "above 0 and finite")
         require(not self.anneal or self.kind == "mps", "anneal", self.anneal, f"false for kind={self.kind}")
-        require(0 <= self.gamma < math.inf, "gamma", self.gamma, "0 or more and finite")
+        require(self.gamma is None or 0 <= self.gamma < math.inf, "gamma", self.gamma, "0 or more and finite, or null")
         require(self.cg >= 1, "cg", self.cg, "1 or more")
         require(
             not self.told or self.kind in GUIDED, "told", self.told, f"false for kind={self.kind}, which always does"
@@ -81,7 +81,7 @@ def draw(denoise: Denoiser, schedule: Schedule, x: Tensor, options: Sampler, gen
 
 def spaced(schedule: Schedule, options: Sampler) -> list[int]:
     """The times of the steps, noisiest first."""
-    usual = {"multistep": "log_snr", "mds_fast": "mixed"}
+    usual = {"multistep": "log_snr", "mds_fast": "log_snr"}
     return SPACINGS[options.spacing or usual.get(options.kind, "even")](schedule, options.steps)
 
 
