@@ -195,8 +195,28 @@ class OnGrid:
     scaling: Scaling
 
     def at(self, index: Sequence[int]) -> Measured:
-        first = self.loaded.placement.z[0]
-        parts = [self.scan.load(first + z) for z in index]
+        return self._measured(index, [self._load(z) for z in index])
+
+    def residuals(self, mean_DHW: Tensor, slices: Sequence[int]) -> list[tuple[float, float | None]]:
+        """Of each slice |y - A x| / |y|, and the same by what noise alone would leave; None without noise."""
+        found: list[tuple[float, float | None]] = []
+        for z in slices:
+            part = self._load(z)
+            known = self._measured([z], [part])
+            assert known.y is not None
+            assert isinstance(known.operator, CartesianMRI)
+            inside = torch.from_numpy(self.loaded.brain_DHW[z : z + 1])
+            left = known.y - known.operator.forward(2 * torch.where(inside, mean_DHW[z : z + 1], 0.0) - 1)
+            samples = int(part.mask_HW.sum()) * left.shape[1]
+            size = float(left.abs().square().sum().sqrt()) * (self.scaling.high - self.scaling.low) / 2
+            whole, noise = float(part.y_CHW.abs().square().sum().sqrt()), self.scan.noise * samples**0.5
+            found.append((size / max(whole, 1e-30), size / noise if noise > 0 else None))
+        return found
+
+    def _load(self, z: int) -> Slice:
+        return self.scan.load(self.loaded.placement.z[0] + z)
+
+    def _measured(self, index: Sequence[int], parts: Sequence[Slice]) -> Measured:
         operator = CartesianMRI(
             maps_BCHW=torch.stack([part.maps_CHW for part in parts]),
             mask=torch.stack([part.mask_HW for part in parts]),
@@ -206,25 +226,6 @@ class OnGrid:
         y_BCHW = torch.stack([part.y_CHW for part in parts])
         floor_BHW = self.scaling.low * torch.from_numpy(self.loaded.brain_DHW[list(index)]).float()
         return measured(y_BCHW - operator.forward(floor_BHW), operator, self.scaling.high - self.scaling.low)
-
-    def residuals(self, mean_DHW: Tensor, slices: Sequence[int]) -> list[tuple[float, float | None]]:
-        """Of each slice |y - A x| / |y|, and the same by what noise alone would leave; None without noise."""
-        found: list[tuple[float, float | None]] = []
-        for z in slices:
-            known = self.at([z])
-            assert known.y is not None
-            assert isinstance(known.operator, CartesianMRI)
-            inside = torch.from_numpy(self.loaded.brain_DHW[z : z + 1])
-            left = known.y - known.operator.forward(2 * torch.where(inside, mean_DHW[z : z + 1], 0.0) - 1)
-            samples = int(known.operator.mask.sum()) * left.shape[1]
-            size, whole = float(left.abs().square().sum().sqrt()), float(self._size(z))
-            noise = float(known.operator.sigma) * samples**0.5
-            found.append((size * (self.scaling.high - self.scaling.low) / 2 / max(whole, 1e-30),
-                          size / noise if noise > 0 else None))  # fmt: skip
-        return found
-
-    def _size(self, z: int) -> float:
-        return float(self.scan.load(self.loaded.placement.z[0] + z).y_CHW.abs().square().sum().sqrt())
 
     def _place(self) -> Place:
         rows, columns = self.loaded.placement.weights_from()

@@ -156,8 +156,8 @@ def fill(
     size, done, before = at_once or AT_ONCE.get(device.type, 8), 0, len(slices) - len(todo)
     while done < len(todo):
         chosen = todo[done : done + size]
-        raw = {m: known.at(chosen).to(device) for m, known in (measured or {}).items()}
         try:
+            raw = {m: known.at(chosen).to(device) for m, known in (measured or {}).items()}
             mean_BMHW, sd_BMHW = _sampled(model, net, shown_MDHW[:, chosen].transpose(0, 1), shown_M, raw, chosen,
                                           sampler, keys, device)  # fmt: skip
         except torch.OutOfMemoryError:
