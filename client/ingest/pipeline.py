@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 from client.ingest import bids, listing, tables
 from client.ingest.burned_in import suspect_text
@@ -44,18 +43,7 @@ from shared.errors import ConfigError
 MARK = ".lacuna-ingest"  # in a cohort: by whose key its subjects are named
 
 
-class Outcome(Protocol):
-    """What became of one job."""
-
-    @property
-    def subject(self) -> str: ...
-    @property
-    def session(self) -> str | None: ...
-    @property
-    def excluded(self) -> str | None: ...
-
-
-Prepare = Callable[[Sequence[Job], Path, Progress], Sequence[Outcome]]
+Prepare = Callable[[Sequence[Job], Path, Progress], Sequence[tables.Outcome]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,12 +112,12 @@ def ingest(
         jobs = _jobs(record, state, identity)
         tables.write_json(state / "provenance.json", _provenance(record, identity))
         with bar("preparing") as advance:
-            outcomes = prepare(jobs, cohort, advance) if jobs else ()
+            outcomes = prepare(jobs, cohort, advance)
         excluded = {_name(o.subject, o.session): o.excluded for o in outcomes if o.excluded}
         _sweep(cohort, jobs, excluded)
         tables.write_participants(cohort, jobs)
-        tables.write_exclusions(cohort, tables.read_asides(folder), excluded, identity)
-        tables.write_cohort(cohort, jobs, excluded, preparation)
+        tables.write_exclusions(cohort, tables.read_asides(folder), outcomes, identity)
+        tables.write_cohort(cohort, outcomes, preparation)
         return replace(
             done, asides=len(found.asides) + len(more), visits=len(jobs) - len(excluded), excluded=excluded
         )  # fmt: skip

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from client.ingest.records import Aside, Job
 from shared.data.bids import NUMBERS, WORDS
 from shared.data.modalities import in_order
+from shared.vocabulary import Modality
 
 ASIDES = "left_aside"
 BIDS_VERSION = "1.10.0"
@@ -28,6 +29,21 @@ README = """A cohort made by `lacuna-site ingest`: de-identified, registered wit
 It is patient data all the same. exclusions.csv says what was left out and why, preparation.json how the images were
 prepared, quality.html shows them. Pseudonyms can be undone with the site's key alone, which is not in here.
 """
+
+
+class Outcome(Protocol):
+    """What became of one job in the preparation."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def session(self) -> str | None: ...
+    @property
+    def files(self) -> Mapping[Modality, str]: ...
+    @property
+    def left(self) -> Mapping[Modality, str]: ...
+    @property
+    def excluded(self) -> str | None: ...
 
 
 class Named(Protocol):
@@ -56,20 +72,25 @@ def read_asides(folder: Path) -> list[Aside]:
     return found
 
 
-def write_exclusions(cohort: Path, asides: Iterable[Aside], excluded: Mapping[str, str], identity: Named) -> None:
-    """Under pseudonyms. `excluded`: what the preparation left out, by subject or subject/session."""
+def write_exclusions(cohort: Path, asides: Iterable[Aside], outcomes: Sequence[Outcome], identity: Named) -> None:
+    """Under pseudonyms: what the ingest left aside, and what the preparation did."""
     counts = Counter(
         (
             identity.subject(aside.patient) if aside.patient else "",
+            "",
             aside.what,
             identity.uid(aside.series) if aside.series and aside.what == "series" else "",
             aside.why,
         )
         for aside in asides
     )
-    rows = [(*key, str(count)) for key, count in counts.items()]
-    rows += [(subject, "subject", "", why, "1") for subject, why in excluded.items()]
-    write_csv(cohort / "exclusions.csv", ("subject", "what", "series", "why", "count"), sorted(rows))
+    rows: list[tuple[str, ...]] = [(*key, str(count)) for key, count in counts.items()]
+    for outcome in outcomes:
+        subject, session = outcome.subject, outcome.session or ""
+        if outcome.excluded:
+            rows.append((subject, session, "subject", "", outcome.excluded, "1"))
+        rows += [(subject, session, "modality", "", f"{m}: {why}", "1") for m, why in outcome.left.items()]
+    write_csv(cohort / "exclusions.csv", ("subject", "session", "what", "series", "why", "count"), sorted(rows))
 
 
 def write_participants(cohort: Path, jobs: Sequence[Job]) -> None:
@@ -101,21 +122,17 @@ def write_description(cohort: Path) -> None:
     write_text(cohort / "README", README)
 
 
-def write_cohort(cohort: Path, jobs: Sequence[Job], excluded: Mapping[str, str], preparation: str) -> None:
+def write_cohort(cohort: Path, outcomes: Sequence[Outcome], preparation: str) -> None:
     """cohort.json: who has what, as a missing pattern, and how it was prepared."""
-    rows = []
-    for job in jobs:
-        name = f"{job.subject}/{job.session}" if job.session else job.subject
-        if name not in excluded and (cohort / name).is_dir():
-            rows.append({"subject": job.subject, "session": job.session, "modalities": list(in_order(job.inputs))})
-    everything = in_order(modality for row in rows for modality in row["modalities"])  # type: ignore[union-attr]
-    patterns = Counter("".join("1" if m in row["modalities"] else "0" for m in everything) for row in rows)  # type: ignore[operator]
+    present = [(o, in_order(o.files)) for o in outcomes if o.files and o.excluded is None]
+    everything = in_order(modality for _, modalities in present for modality in modalities)
+    patterns = Counter("".join("1" if m in modalities else "0" for m in everything) for _, modalities in present)
     content = {
         "made_by": "lacuna-site ingest",
         "preparation": preparation,
         "modalities": list(everything),
         "patterns": dict(sorted(patterns.items())),
-        "subjects": rows,
+        "subjects": [{"subject": o.subject, "session": o.session, "modalities": list(m)} for o, m in present],
     }
     write_json(cohort / "cohort.json", content)
 

@@ -18,6 +18,8 @@ class Prepared:
     subject: str
     session: str | None
     excluded: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Site:
             why = self.refuse(job)
             if why is None:
                 (cohort / job.subject / (job.session or "") / "anat").mkdir(parents=True, exist_ok=True)
-            done.append(Prepared(job.subject, job.session, why))
+            done.append(Prepared(job.subject, job.session, why, {} if why else dict.fromkeys(job.inputs, "")))
             progress(len(done), len(jobs))
         return done
 
