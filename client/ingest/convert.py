@@ -101,7 +101,8 @@ def _run(folder: Path) -> str:
     """dcm2niix in its own process, with a limit on its time and memory and a look at what it says."""
     out = folder / "out"
     out.mkdir()
-    command = [dcm2niix.bin, "-g", "i", "-b", "y", "-ba", "y", "-z", "n", "-w", "1", "-f", "image", "-o"]
+    command = [dcm2niix.bin, "-g", "i", "-b", "y", "-ba", "y", "-z", "n", "-w", "1", "-f", "image"]
+    command += ["-l", "n", "-o"]  # unsigned voxels as signed ones: it pushes back the tilt of no others
     process = subprocess.Popen(
         [*command, str(out), str(folder / "in")], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, cwd=folder, env={"PATH": "", "HOME": str(folder), "LC_ALL": "C"},
