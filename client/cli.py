@@ -129,6 +129,8 @@ def ingest(
     typer.echo(f"{'why each was left aside':<28}{done.asides_file}")
     if done.series_file is not None:
         typer.echo(f"{'what each series is':<28}{done.series_file}")
+    if done.visits == 0:
+        raise DataError(f"out={out}: no subject can be used; {out / 'exclusions.csv'} says why")
     typer.echo("edit it, then run again without --review" if review else str(done.cohort))
 
 
@@ -202,7 +204,8 @@ def synthesize(
     auth_file: Annotated[
         Path | None,
         typer.Option(
-            help="Holds the DICOMweb server's authorization, `Bearer ...` or `Basic ...`; mode 600. Or LACUNA_DICOMWEB_AUTH.",
+            help="Holds the DICOMweb server's authorization, `Bearer ...` or `Basic ...`; mode 600. "
+            "Or set LACUNA_DICOMWEB_AUTH.",
             show_default=False,
         ),
     ] = None,
