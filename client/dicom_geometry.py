@@ -99,8 +99,8 @@ def best_series(study: Sequence[SourceSeries], shape_XYZ: tuple[int, ...], affin
 
 def shown_by(series: SourceSeries, position: Vector, reach: float) -> list[Frame]:
     """The frames of a source series that lie within `reach` of a slice, along the normal."""
-    at = float(position @ series.normal)
-    return [frame for frame in series.frames if abs(float(frame.position @ series.normal) - at) <= reach]
+    at, normal = position @ series.normal, series.normal
+    return [frame for frame in series.frames if abs(float(frame.position @ normal - at)) <= reach]
 
 
 def is_parallel(series: SourceSeries, orientation: Sequence[float]) -> bool:

@@ -116,7 +116,11 @@ def _post(url: str, batch: Iterable[Path], authorization: str | None) -> Any:
                     return json.loads(error.read(MOST_ANSWER))
                 except ValueError:
                     pass
-            hint = {401: " (set LACUNA_AUTHORIZATION)", 403: " (its right to store)", 404: " (its DICOMweb root)"}
+            hint = {
+                401: " (--auth-file or LACUNA_DICOMWEB_AUTH)",
+                403: " (its right to store)",
+                404: " (its DICOMweb root)",
+            }
             raise DataError(f"HTTP {error.code} {error.reason}{hint.get(error.code, '')}") from None
         except ValueError:
             raise DataError("the answer is no DICOM JSON: not a STOW-RS service") from None

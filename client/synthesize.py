@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from client import outputs
+from client.guard import guard
 from client.outputs import WARNING, Files, Made
 from client.slices import SliceStore
 from client.sources import Subject, check_out, check_targets, check_there, find, load_all
@@ -38,6 +39,7 @@ class Synthesized:
     kept: Mapping[Modality, Path]  # were there already, from the same inputs, bundle, sampler and seed
     preview: Path | None
     remarks: tuple[str, ...]  # files that were left aside, and why
+    unusual: tuple[str, ...]  # what of the input lies outside of what the bundle was trained on
 
 
 def synthesize(
@@ -52,10 +54,12 @@ def synthesize(
     targets: Sequence[Modality] | None = None,
     at_once: int | None = None,
     progress: Progress | None = None,
+    force: bool = False,
 ) -> Synthesized:
     """Fill in `targets`, by default all that the subject lacks. A target that the subject has is hidden from the model.
 
     `subject` is a BIDS subject folder, a folder of NIfTI files with usual names, or each modality's file.
+    An input far from what the bundle was trained on is refused, unless `force`.
     """
     sources = find(subject)
     known = bundle.model.modalities
@@ -72,12 +76,15 @@ def synthesize(
     files = {m: Files(out, sources.subject, m) for m in wanted}
     todo = [m for m in wanted if not files[m].are_whole(keys[m])]
     preview = outputs.preview_path(out, sources.subject)
+    guarded = None
     if todo:
         loaded = load_all(dataclasses.replace(sources, files=inputs, lesion=None), bundle)
+        guarded = guard(bundle, loaded, force=force)
         where = find_device(device)
         store = SliceStore(out, sources.subject, {**source, "device": where.type, "at_once": at_once})
         filled = _fill(bundle, loaded, sampler, seed, where, at_once, store, progress)
         facts = {"Inputs": outputs.inputs_facts(inputs), **outputs.model_facts(bundle, sampler, seed)}
+        facts["Guard"] = guarded.facts
         made = {m: _made(bundle, filled, m, {**facts, "Key": keys[m]}) for m in wanted}
         partial = store.make()
         given = [(f"{m}, measured", image) for m, image in zip(loaded.scalings, loaded.images_MDHW, strict=True)]
@@ -100,6 +107,7 @@ def synthesize(
             *left,
             *untaught_remarks(bundle.model, tuple(inputs), wanted),
         ),
+        unusual=() if guarded is None else guarded.remarks,
     )
 
 

@@ -112,8 +112,18 @@ def key_id(key: Ed25519PublicKey) -> str:
 # --- out ------------------------------------------------------------------------------------------------------------
 
 
-def export(run_final: Path, out: Path, *, key: Path, metrics: Mapping[str, float] | None = None) -> Path:
-    """The released model in `run_final` as a signed bundle at `out`; an older bundle there is replaced whole."""
+def export(
+    run_final: Path,
+    out: Path,
+    *,
+    key: Path,
+    metrics: Mapping[str, float] | None = None,
+    ranges: Mapping[str, Any] | None = None,
+) -> Path:
+    """The released model in `run_final` as a signed bundle at `out`; an older bundle there is replaced whole.
+
+    `ranges` say what inputs it is for (shared/data/ranges.py); None: a site then can't tell.
+    """
     signing = read_signing_key(key)
     if out.exists() and not (out / MANIFEST).is_file():
         raise ConfigError(f"bundle {out}: something else is there")
@@ -125,7 +135,7 @@ def export(run_final: Path, out: Path, *, key: Path, metrics: Mapping[str, float
         tensors = {name: value.contiguous() for name, value in model.net.state_dict().items()}
         (beside / WEIGHTS).write_bytes(dump_safetensors(tensors))
         checked = export_denoiser(model, beside)
-        manifest = _text(_manifest(model, checked, beside, metrics or {}))
+        manifest = _text(_manifest(model, checked, beside, metrics or {}, ranges))
         (beside / MANIFEST).write_bytes(manifest)
         (beside / SIGNATURE).write_bytes(_sign(manifest, signing))
         if out.exists():
@@ -136,7 +146,13 @@ def export(run_final: Path, out: Path, *, key: Path, metrics: Mapping[str, float
     return out
 
 
-def _manifest(model: Model, checked: Mapping[str, Any], folder: Path, metrics: Mapping[str, float]) -> dict[str, Any]:
+def _manifest(
+    model: Model,
+    checked: Mapping[str, Any],
+    folder: Path,
+    metrics: Mapping[str, float],
+    ranges: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "lacuna": version("lacuna"),
@@ -149,6 +165,7 @@ def _manifest(model: Model, checked: Mapping[str, Any], folder: Path, metrics: M
         "intensities": {"version": RULES_VERSION, "rules": {m: plain(RULES[m]) for m in model.modalities}},
         "provenance": model.record["provenance"],
         "metrics": dict(metrics),
+        "ranges": None if ranges is None else dict(ranges),
         "denoiser": checked,
         "files": {
             path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
