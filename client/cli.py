@@ -189,8 +189,8 @@ def synthesize(
     dicom: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the study that the subject's images came from: each synthetic volume is written as a "
-            "series of it, to OUT/SUBJECT/dicom. Names the patient.",
+            help="The ingest's STATE, or a folder of the study that the subject's images came from: each synthetic "
+            "volume is written as a series of that study, to OUT/SUBJECT/dicom. These files name the patient.",
             show_default=False,
         ),
     ] = None,
@@ -219,7 +219,7 @@ def synthesize(
     from client.synthesize import synthesize as carry_out
     from shared.data.modalities import parse
 
-    back = Back.asked(dicom, burn_in=burn_in, push=push, auth_file=auth_file)
+    back = Back.asked(dicom, subject, burn_in=burn_in, push=push, auth_file=auth_file)
     loaded = _load(bundle, trust, any_signer)
     with _bar("synthesizing") as advance:
         done = carry_out(

@@ -60,9 +60,9 @@ class SourceSeries:
         return np.array(found)
 
 
-def read_study(source: Path) -> tuple[SourceSeries, ...]:
-    """Every image series of the one study in a folder (or file), the largest first."""
-    files = _files(source)
+def read_study(source: Path, files: Sequence[Path] | None = None) -> tuple[SourceSeries, ...]:
+    """Every image series of the one study in a folder (or file, or among `files`), the largest first."""
+    files = _files(source) if files is None else files
     found: dict[str, list[Dataset]] = defaultdict(list)
     for path in files:
         header = _header(path)
