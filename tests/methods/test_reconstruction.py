@@ -3,8 +3,11 @@
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from scipy import optimize
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -203,6 +206,31 @@ def test_total_variation_never_raises_its_objective_and_reaches_its_least(seed: 
     others += [(best + 0.02 * torch.randn(best.shape, generator=g, dtype=F64)).clamp(min=0) for _ in range(5)]
     for other in others:
         assert bool((least <= objective(other, y, operator, strength) * (1 + 1e-4)).all())
+
+
+def test_total_variation_is_the_minimum_that_a_plain_search_finds(seed: int) -> None:
+    """Four pixels through an identity: lengths of gradients, not sums of their parts."""
+    pick = random.Random(seed)
+    identity, strength = GaussianBlur(sd=0.05), pick.uniform(0.05, 0.15)
+    y = torch.tensor([pick.uniform(0.2, 1) for _ in range(4)], dtype=F64).reshape(1, 2, 2)
+
+    def cost(x: NDArray[np.float64]) -> float:
+        return objective(torch.from_numpy(x).reshape(1, 2, 2), y, identity, strength).item()
+
+    search = optimize.minimize(cost, y.flatten().numpy(), method="Nelder-Mead",
+                               options={"xatol": 1e-7, "fatol": 1e-12, "maxiter": 4000})  # fmt: skip
+    found = total_variation(y, identity, strength=strength, iterations=60)
+    assert objective(found, y, identity, strength).item() <= search.fun + 1e-7
+
+
+def test_total_variation_never_oscillates(seed: int) -> None:
+    """Momentum alone would: without the M of MFISTA the objective rises and falls where the problem is easy."""
+    operator, x = scan(10, acceleration=2, coils=6, sigma=0.05), ellipses(seed, 10)
+    y = simulate(operator, x, torch.Generator().manual_seed(seed))
+    path = torch.stack([
+        objective(total_variation(y, operator, strength=1e-3, iterations=n), y, operator, 1e-3) for n in range(1, 31)
+    ])  # fmt: skip
+    assert bool((path.diff(dim=0) <= 1e-12 * path[0]).all()), path
 
 
 def test_total_variation_beats_the_other_two_on_a_piecewise_constant_image(seed: int) -> None:
