@@ -53,8 +53,8 @@ class Scan:
         require(self.noise >= 0, "noise", self.noise, "0 or more")
 
     def operator(self, height: int, width: int) -> CartesianMRI:
-        maps = birdcage(self.coils, height, width)
-        return CartesianMRI(maps_BCHW=maps, mask=equispaced(width, self.acceleration, self.acs), sigma=self.noise)
+        mask = equispaced(width, self.acceleration, self.acs, offset=None)  # through the centre, at any width
+        return CartesianMRI(maps_BCHW=birdcage(self.coils, height, width), mask=mask, sigma=self.noise)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
