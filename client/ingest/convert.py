@@ -99,6 +99,7 @@ def _stored(target: Path) -> Converted | None:
 
 def _run(folder: Path) -> str:
     """dcm2niix in its own process, with a limit on its time and memory and a look at what it says."""
+    folder = folder.resolve()  # it becomes the working directory, from which a relative path would lead elsewhere
     out = folder / "out"
     out.mkdir()
     command = [dcm2niix.bin, "-g", "i", "-b", "y", "-ba", "y", "-z", "n", "-w", "1", "-f", "image"]
