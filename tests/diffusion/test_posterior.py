@@ -31,6 +31,7 @@ from shared.diffusion.samplers import GUIDED, Guess, Sampler, ddim
 from shared.errors import ConfigError
 
 MIXTURES = (["none", "clean"], ["none", "linear"], ["clean", "linear", "none"], ["linear", "none", "linear", "clean"])
+GAMMA = 5.0
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -61,19 +62,28 @@ def known(seen: Sequence[Seen], batch: int) -> list[Measured]:
 )
 def test_mds_is_the_affine_map_that_the_spec_says(schedule: Schedule, eta: float, convention: str) -> None:
     stack, seen = mixed_subject()
-    options = Sampler(kind="mds", steps=30, eta=eta, eta_convention=convention, clip=False)  # type: ignore[arg-type]
+    options = Sampler(kind="mds", steps=30, eta=eta, eta_convention=convention, gamma=GAMMA, clip=False)  # type: ignore[arg-type]
     grid, abars = chosen(schedule, 30)
-    steps = decomposition(stack, seen, abars, eta=eta, gamma=options.gamma, convention=convention)
+    steps = decomposition(stack, seen, abars, eta=eta, gamma=GAMMA, convention=convention)
     run(stack, seen, steps, grid, options)
+
+
+def test_a_weight_of_null_follows_the_noise_of_the_measurement_and_of_the_step() -> None:
+    stack, seen = mixed_subject()
+    sigma = random.SystemRandom().uniform(0.05, 0.5)
+    seen = [one if one.operator is None else Seen(one.y, Dense(one.operator.a_KN, sigma)) for one in seen]
+    grid, abars = chosen(cosine(1000), 30)
+    steps = decomposition(stack, seen, abars, eta=1.0, gamma=lambda abar: max(1 - abar, 0.1**2) / sigma**2)
+    run(stack, seen, steps, grid, Sampler(kind="mds", steps=30, eta=1.0, gamma=None, clip=False))
 
 
 @pytest.mark.parametrize("schedule", [linear(1000), cosine(1000)], ids=["linear", "cosine"])
 @pytest.mark.parametrize("spacing", ["log_snr", "mixed"])
 def test_mds_fast_is_the_affine_map_of_its_solver(schedule: Schedule, spacing: str) -> None:
     stack, seen = mixed_subject()
-    options = Sampler(kind="mds_fast", steps=15, clip=False)
+    options = Sampler(kind="mds_fast", steps=15, gamma=GAMMA, clip=False)
     grid, abars = chosen(schedule, 15, spacing)
-    run(stack, seen, second_order(stack, seen, abars, gamma=options.gamma), grid, options)
+    run(stack, seen, second_order(stack, seen, abars, gamma=GAMMA), grid, options)
 
 
 def run(stack: Stack, seen: Sequence[Seen], steps: Sequence[Affine], grid: Grid, options: Sampler) -> None:

@@ -5,7 +5,7 @@ Written from seed_systems.md §1.1, §4.4, §4.5 and §10.1 alone: nothing here 
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -169,12 +169,18 @@ def pairs(abars: Sequence[float]) -> Iterable[tuple[float, float]]:
 
 
 def decomposition(
-    stack: Stack, seen: Sequence[Seen], abars: Sequence[float], *, eta: float, gamma: float, convention: str = "ddim"
+    stack: Stack,
+    seen: Sequence[Seen],
+    abars: Sequence[float],
+    *,
+    eta: float,
+    gamma: float | Callable[[float], float],
+    convention: str = "ddim",
 ) -> list[Affine]:
-    """MDS (§4.5): x0 is replaced or solved for, the network's raw eps is kept."""
-    D, c = replacement(stack, seen, gamma)
+    """MDS (§4.5): x0 is replaced or solved for, the network's raw eps is kept. `gamma` may follow abar."""
     steps = []
     for abar, ahead in pairs(abars):
+        D, c = replacement(stack, seen, gamma(abar) if callable(gamma) else gamma)
         x0, eps = stack.score(abar)
         sigma, on_eps = spread(abar, ahead, eta, convention)
         K = math.sqrt(ahead) * D @ x0.K + on_eps * eps.K
