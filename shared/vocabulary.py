@@ -1,5 +1,8 @@
 """The words of the house, one meaning each; a new word is added here before it is used (DESIGN.md §2).
 
+Of an ingest: a series is what one DICOM SeriesInstanceUID holds, a study the series of one appointment, a visit the
+studies of a subject that count as one point in time, state the site's private disk.
+
 Axes, as suffixes of tensor names: B batch, C channel, M modality, D depth (slices), H height, W width, N any count.
 Image arrays in memory are D H W = (superior, anterior, right) steps of a RAS volume, so a slice is axial.
 """

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
-from support.dicoms import write_series
+from support.dicoms import volume, write_series
 from support.shared_data import unpacked
 
 from client.ingest.classify import classify
@@ -107,6 +107,19 @@ def test_suv_is_uptake_per_dose_and_weight(tmp_path: Path) -> None:
     made = convert(found, "FDG", tmp_path / "out")
     assert made.sidecar["Units"] == "g/mL"
     assert read(made.nifti).data_DHW.max() == pytest.approx(559 * rule.factor, rel=0.01)
+
+
+def test_each_slice_of_a_pet_has_its_own_slope(tmp_path: Path) -> None:
+    data = volume("FDG")
+
+    def steeper(i: int, dataset: Dataset) -> None:
+        dataset.RescaleSlope = 1 + i / 2
+
+    write_series(tmp_path / "in", "FDG", data=data, change=steeper)
+    found = only(tmp_path / "in")
+    made = read(convert(found, "FDG", tmp_path / "out").nifti).data_DHW[:, ::-1, ::-1]
+    uptake_DHW = data * (1 + np.arange(16) / 2)[:, None, None] * uptake(found.headers).factor
+    assert np.allclose(made, uptake_DHW, rtol=1e-5)
 
 
 def test_a_dose_of_yesterday_evening_is_before_the_scan(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from support.dicoms import write_series, write_study
 from support.orthanc import Pacs, orthanc, pacs, running  # noqa: F401
+from support.shared_data import unpacked
 
 from client.ingest import dicomweb
 from client.ingest.dicomweb import Web, read_authorization
@@ -45,6 +46,17 @@ def test_what_is_fetched_is_what_was_stored(site: Any, pacs: Pacs, tmp_path: Pat
     site.ingest(Web(url=pacs.dicomweb), review=True)
     fetched = {p.read_bytes() for p in (site.state / "ingest" / "incoming").rglob("*.dcm")}
     assert fetched == {path.read_bytes() for path in paths}
+
+
+def test_real_series_of_three_makers_through_a_real_pacs(site: Any, pacs: Pacs) -> None:  # noqa: F811
+    """Siemens enhanced and GE classic T1 are inputs; Philips' field map and Siemens' EPI are left aside by name."""
+    for name in ("xa30_t1", "ge_t1", "enhanced_philips_siemens"):
+        pacs.store(unpacked(f"dicom/{name}.tar.xz"))
+    done = site.ingest(Web(url=pacs.dicomweb))
+    assert [list(job.inputs) for job in site.jobs] == [["T1"], ["T1"]]
+    assert done.files == 1 + 130 + 5
+    why = sorted(aside.why.split(",")[0] for aside in site.asides)
+    assert why == ["echo-planar", "magnitude and phase in one series"]
 
 
 def test_only_the_studies_asked_for(site: Any, pacs: Pacs, tmp_path: Path) -> None:  # noqa: F811
