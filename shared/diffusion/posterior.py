@@ -64,10 +64,10 @@ def mps(
         zeta = options.zeta * (math.sqrt(1 - step.abar) if options.anneal else 1.0)
         return Guess(guess.x0.detach(), guess.eps.detach()), zeta * gradient
 
-    return guided(denoise, x, grid, options, generator, push)
+    return guided(x, grid, options, generator, push)
 
 
-def guided(denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, generator: Noise | None, push: Push) -> Tensor:
+def guided(x: Tensor, grid: Grid, options: Sampler, generator: Noise | None, push: Push) -> Tensor:
     """The ancestral chain, each of whose steps is pushed: x_next = ancestral(x_t) - push(x_t)."""
     for step in grid:
         guess, back = push(x, step)
@@ -168,7 +168,8 @@ def _proximal(x0_BHW: Tensor, operator: Operator, y: Tensor, gamma: Tensor | flo
 def _weight(operator: Operator, options: Sampler, abar: float) -> Tensor | float:
     """gamma; or, where it is None, as a MAP estimate has it: the estimate's squared error over the noise's variance.
 
-    The error of x_0 is taken to be sigma_t, what a prior of unit variance leaves open, and never below ERROR.
+    The error of x_0 is taken to be sigma_t, what a prior of unit variance leaves open, and never below ERROR. For
+    complex samples, whose sigma is that of both components, this is half of a MAP's weight: on the careful side.
     """
     if options.gamma is not None:
         return options.gamma

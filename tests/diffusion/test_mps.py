@@ -76,8 +76,7 @@ def test_the_exact_likelihood_hits_the_true_posterior(make: Callable[[int], Sche
         chains = 10_000 if times == 100 else 3
         x = stack.noise(chains)
         options = Sampler(kind="mps", steps=times, clip=False)
-        denoise = stack.denoiser(schedule.abar_T)
-        out = guided(denoise, x, grid, options, seeded(stack.seed), exact(stack, seen, schedule.abar_T))
+        out = guided(x, grid, options, seeded(stack.seed), exact(stack, seen, schedule.abar_T))
         torch.testing.assert_close(out, follow(steps, x, seeded(stack.seed)), rtol=0, atol=1e-8, msg=str(stack.seed))
         assert chains == 3 or standard_errors(out, m, C) < 5, stack.seed
     assert errors[0] > 3 * errors[1] > 9 * errors[2], (errors, stack.seed)
