@@ -4,7 +4,10 @@ MR: a surface grown from within (bet.py), or a network that the site itself supp
 lies within the skull. PET: where there is uptake. Whatever finds the brain, quality.py asks whether it is one.
 """
 
+import contextlib
 import hashlib
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,6 +25,7 @@ from shared.errors import ConfigError, DataError
 from shared.options import require
 from shared.vocabulary import Modality
 
+OTHER_FRACTIONS = (0.0, 0.1, 0.15, -0.1)  # on top of the asked: bright fat beside thin bone lets a surface through
 BLANK_SHARE = 0.15  # of the voxels: what was stripped before has so much exact background, or more
 MOST_BRAIN_ML = 2400.0  # a shown part beyond this is a head
 BONE_HU = 250.0
@@ -41,7 +45,7 @@ class Strip:
     multiple_of: int = 32  # the network's edges
 
     def __post_init__(self) -> None:
-        require(0 < self.fraction < 1, "fraction", self.fraction, "between 0 and 1")
+        require(0.2 <= self.fraction <= 0.8, "fraction", self.fraction, "0.2 to 0.8")
         require(self.spacing_mm > 0, "spacing_mm", self.spacing_mm, "above 0 mm")
         require(self.multiple_of >= 1, "multiple_of", self.multiple_of, "1 or more")
         if self.tool == "weights":
@@ -55,19 +59,31 @@ class Found:
     how: str
 
 
-def find_brain(volume: Volume, modality: Modality, options: Strip, weights: Path | None = None) -> Found:
-    """The brain in a volume. DataError where the rule finds nothing."""
+def find_brain(volume: Volume, modality: Modality, options: Strip, weights: Path | None = None) -> Iterator[Found]:
+    """The brain in a volume, and then other answers to the same question, for when the one before does not convince.
+
+    DataError where the rule finds nothing.
+    """
     before = stripped_before(volume, modality)
     if before is not None:
-        return Found(mask_DHW=before, how="stripped before")
+        yield Found(mask_DHW=before, how="stripped before")
+        return
     kind = MODALITIES[modality].kind
     if kind == "ct":
-        return Found(mask_DHW=_within_skull(volume), how="within the skull")
-    if kind == "pet":
-        return Found(mask_DHW=_uptake(volume), how="uptake")
-    if options.tool == "weights":
-        return Found(mask_DHW=_by_network(volume, options, weights), how="weights")
-    return Found(mask_DHW=_by_surface(volume, options.fraction), how="surface")
+        yield Found(mask_DHW=_within_skull(volume), how="within the skull")
+    elif kind == "pet":
+        yield Found(mask_DHW=_uptake(volume), how="uptake")
+    elif options.tool == "weights":
+        yield Found(mask_DHW=_by_network(volume, options, weights), how="weights")
+    else:
+        found = 0
+        for more in OTHER_FRACTIONS:
+            fraction = options.fraction + more
+            with contextlib.suppress(DataError):
+                yield Found(mask_DHW=_by_surface(volume, fraction), how=f"surface, fraction {fraction:g}")
+                found += 1
+        if not found:
+            raise DataError("no brain found: the surface that grows within a head collapsed or burst")
 
 
 def stripped_before(volume: Volume, modality: Modality) -> Mask | None:
@@ -204,7 +220,9 @@ def _network(path: Path, digest: str) -> Any:
             if path.suffix == ".pt2":
                 _loaded[digest] = torch.export.load(path).module()
             else:
-                _loaded[digest] = _jit_load(str(path)).eval()
+                with warnings.catch_warnings():  # TorchScript is on its way out, but it is what published tools come as
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    _loaded[digest] = _jit_load(str(path)).eval()
         except (RuntimeError, ValueError, OSError) as error:
             raise ConfigError(
                 f"strip.weights={path}: no TorchScript or torch.export file ({type(error).__name__})"

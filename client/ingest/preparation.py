@@ -30,6 +30,7 @@ from shared.vocabulary import Modality
 
 VERSION = "1"  # raise it when the same options would give other images
 UNSHADED = ("TOF",)  # N4 would take inflow for shading
+CONVINCING = 0.4  # share of a found brain that tissues explain; below it the brain is looked for again
 LEAST = 1e-3  # of the brain's usual value: the background alone is 0 (shared/data/intensities.py)
 
 
@@ -180,8 +181,7 @@ def _choose_reference(
     reasons: dict[Modality, str] = {}
     for modality, volume in volumes.items():
         try:
-            found = brain.find_brain(volume, modality, options.strip, weights)
-            fit = template.fit(volume, found.mask_DHW)
+            found, fit = _find_brain(volume, modality, options, weights)
         except (DataError, RuntimeError) as error:
             reasons[modality] = _line(error)
             continue
@@ -197,6 +197,21 @@ def _choose_reference(
         raise DataError("; ".join(f"{m}: {w}" for m, w in reasons.items()))
     left.update({m: w for m, w in reasons.items() if m != first[0]})
     return first
+
+
+def _find_brain(
+    volume: Volume, modality: Modality, options: Preparation, weights: Path | None
+) -> tuple[brain.Found, template.Fit]:
+    """The first answer that convinces, or the one that the reference's tissues explain best."""
+    best: tuple[brain.Found, template.Fit] | None = None
+    for found in brain.find_brain(volume, modality, options.strip, weights):
+        fit = template.fit(volume, found.mask_DHW)
+        if best is None or fit.tissue > best[1].tissue:
+            best = (found, fit)
+        if fit.tissue >= CONVINCING:
+            break
+    assert best is not None  # find_brain raises rather than give nothing
+    return best
 
 
 def _figures(

@@ -28,7 +28,7 @@ class Limits:
     width_mm: tuple[float, float] = (95.0, 190.0)
     height_mm: tuple[float, float] = (60.0, 190.0)  # thick slabs of a short stack are less than a brain
     min_overlap: float = 0.82  # with the reference brain's outline, after an affine
-    min_tissue: float = 0.12  # share of the image that the reference's tissues explain
+    min_tissue: float = 0.15  # share of the image that the reference's tissues explain
     min_coverage: float = 0.85  # of the brain, by each other modality
     min_snr: float = 2.0
     max_voxel_mm: float = 8.0

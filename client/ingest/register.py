@@ -34,7 +34,7 @@ from shared.options import require
 sitk: Any = SimpleITK  # untyped
 SEED = 20260721  # of the metric's sample points: equal images give equal poses
 BINS = 32
-COARSE_MM, MIDDLE_MM = 6.0, 3.0
+COARSE_MM, MIDDLE_MM, SCORE_MM = 6.0, 3.0, 2.0
 MARGIN_MM = 12.0  # around the brain, where the metric still looks: skull and scalp help, the neck bends
 TURNS = (20.0, 40.0)  # degrees about each axis, of the fallback's starts
 
@@ -46,7 +46,7 @@ class Rigid:
     finest_mm: float = 1.0  # of the last level; a finer image is not sampled finer
     samples: int = 40_000  # voxels that a level looks at, at most
     min_score: float = 0.05  # below it two images are no pair
-    good_score: float = 0.13  # below it more starts are tried, and a person is asked to look
+    good_score: float = 0.1  # below it more starts are tried, and a person is asked to look
     pet_share: float = 0.5  # of both, where PET is one of the two: it is blurred and noisy
     max_shift_mm: float = 120.0
     max_turn_deg: float = 60.0
@@ -195,7 +195,7 @@ class _Task:
 
 def score(reference: Volume, moving: Volume, brain_DHW: Mask, pose: Pose) -> float:
     """How much the images tell of each other inside the brain: 2 I(a, b) / (H(a) + H(b)), less what chance gives."""
-    small = coarse(reference, MIDDLE_MM)
+    small = coarse(reference, SCORE_MM)
     shape = small.data_DHW.shape
     inside = resample_mask(brain_DHW, reference.affine, shape, small.affine, np.eye(4))
     seen = covered(moving, shape, small.affine, pose)
