@@ -45,7 +45,7 @@ COPIED = """
     LongitudinalTemporalInformationModified
 """.split()  # noqa: SIM905
 NEEDED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-          "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
+          "AccessionNumber", "ReferringPhysicianName", "PatientPosition")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ def _write(
         from client.burn_in import burn
 
         numbers_KRC = burn(numbers_KRC, LABEL, value=max(top, 1))
-    uid = generate_uid(prefix="2.25.")
+    uid = generate_uid(prefix=None)
     common = _common(sidecar, study, like, modality, uncertainty, number, uid, now)
     beside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
@@ -243,7 +243,7 @@ def _scanners(study: Sequence[SourceSeries]) -> list[Dataset]:
 
 def _image(common: Dataset, slices: Slices, k: int, pixels_RC: NDArray[np.uint16], top: int, kind: Kind) -> FileDataset:
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(kind.sop_class), generate_uid(prefix="2.25.")
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(kind.sop_class), generate_uid(prefix=None)
     meta.TransferSyntaxUID, meta.ImplementationClassUID = ExplicitVRLittleEndian, UID(IMPLEMENTATION)
     meta.ImplementationVersionName = "LACUNA"
     image = FileDataset("", {}, preamble=b"\0" * 128, file_meta=meta)

@@ -98,6 +98,21 @@ def errors_of(path: Path) -> list[str]:
     return [*bad, *dumped.stderr.splitlines(), *([tested.stdout] if not tested.stdout.startswith("yes") else [])]
 
 
+@pytest.mark.parametrize("modality", ["FLAIR", "CT", "FDG"])
+def test_a_study_that_says_little_gets_a_valid_series_too(modality: str, tmp_path: Path) -> None:
+    affine = turned((0, 0, 0))
+    study_at(tmp_path / "study", affine)
+    for path in (tmp_path / "study").rglob("IM*"):
+        image = dcmread(path)
+        for keyword in ("PatientPosition", "PatientBirthDate", "AccessionNumber", "StudyID", "StudyDescription",
+                        "StudyTime", "ReferringPhysicianName", "PatientSex", "Manufacturer"):  # fmt: skip
+            del image[keyword]
+        image.save_as(path)
+    mean, _ = volumes(tmp_path / "nifti", modality, affine)
+    for one in write_series({modality: mean}, read_study(tmp_path / "study"), tmp_path / "out", now=NOW):
+        assert not errors_of(one.files[0])
+
+
 def test_it_says_what_it_is_and_whose(tmp_path: Path) -> None:
     affine = turned((5, 0, 0))
     study_at(tmp_path / "study", affine)
@@ -127,6 +142,7 @@ def test_it_says_what_it_is_and_whose(tmp_path: Path) -> None:
     assert {one.SeriesInstanceUID for one in image.ReferencedSeriesSequence} == {one.uid for one in study}
     uids = [dcmread(p).SOPInstanceUID for one in made for p in one.files]
     assert len(set(uids)) == len(uids) == 18
+    assert all(int(uid.removeprefix("2.25.")) < 2**128 for uid in (*uids, made[0].uid))  # UUIDs, as 2.25 wants
     assert not set(uids) & {dcmread(p).SOPInstanceUID for p in (tmp_path / "study").rglob("IM*")}
     assert made[0].uid != made[1].uid
     assert made[0].uid not in {one.uid for one in study}

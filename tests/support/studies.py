@@ -72,17 +72,17 @@ def write_study(
     reverse: bool = False,
 ) -> Path:
     """One series per array, on one grid: x becomes the column, y the row, z the slice. `affine` is RAS, as NIfTI's."""
-    frame = generate_uid(prefix="2.25.")
+    frame = generate_uid(prefix=None)
     lps = LPS @ affine
     steps = np.linalg.norm(lps[:3, :3], axis=0)
     columns, rows = lps[:3, 0] / steps[0], lps[:3, 1] / steps[1]
     for number, data in enumerate(data_XYZ, start=1):
-        series = generate_uid(prefix="2.25.")
+        series = generate_uid(prefix=None)
         for k in range(data.shape[2]):
             image = FileDataset("", {}, preamble=b"\0" * 128, file_meta=FileMetaDataset())
             image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
             image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID = CLASSES[modality]
-            image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid(prefix="2.25.")
+            image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid(prefix=None)
             image.SpecificCharacterSet = "ISO_IR 100"
             image.PatientName, image.PatientID, image.PatientBirthDate, image.PatientSex = (
                 "Müller^Änne",
