@@ -25,7 +25,7 @@ from shared.errors import ConfigError, DataError
 from shared.evaluation import Difference, Filler, interval
 from shared.methods.baselines.reconstruction import cg_sense, total_variation, zero_filled
 from shared.metrics import METRICS
-from shared.model import Model, Progress, Restores
+from shared.model import Model, Progress, Restores, passes
 from shared.options import require
 from shared.randomness import generator
 from shared.vocabulary import Modality
@@ -205,10 +205,12 @@ def sampled(model: Model, sampler: Sampler, held: Held, scan: Scan, *, seed: int
         told = [one.to(device) for one in known(task, held, model.modalities, scan, seed)]
         like_BMHW = torch.zeros_like(held.images_BMHW, device=device)
         row = model.modalities.index(task.target)
+        planned = passes(model, [m for m, one in enumerate(told) if one.kind != "none"])
+        silent = next(one.silent for one in planned if row in one.rows)
         total_BHW = torch.zeros_like(like_BMHW[:, row])
         for k in range(sampler.samples):
             noise = [generator(device, seed, "restore", b, k) for b in range(len(held))]
-            total_BHW += method.restore(net, told, sampler, noise, like_BMHW=like_BMHW)[:, row]
+            total_BHW += method.restore(net, told, sampler, noise, like_BMHW=like_BMHW, silent=silent)[:, row]
         return (total_BHW / sampler.samples).cpu()
 
     return fill

@@ -6,10 +6,10 @@ however often the work was stopped, the result is the same. A method that can `r
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -36,9 +36,23 @@ class Restores(Protocol):
     """A method that takes raw measurements as well as images."""
 
     def restore(
-        self, net: nn.Module, measured: Sequence[Measured], sampler: Sampler, generator: Noise, *, like_BMHW: Tensor
+        self,
+        net: nn.Module,
+        measured: Sequence[Measured],
+        sampler: Sampler,
+        generator: Noise,
+        *,
+        like_BMHW: Tensor,
+        silent: Collection[int] = (),
     ) -> Tensor:
-        """All modalities in [0, 1], of the shape and on the device of `like_BMHW`."""
+        """All modalities in [0, 1], of the shape and on the device of `like_BMHW`; `silent` ones take no part."""
+
+
+class Pass(NamedTuple):
+    """One joint sample: what takes no part in it, and what is taken from it."""
+
+    silent: tuple[int, ...]
+    rows: tuple[int, ...]
 
 
 class Scanned(Protocol):
@@ -68,6 +82,12 @@ class Model:
     @property
     def modalities(self) -> tuple[Modality, ...]:
         return self.method.modalities
+
+    @property
+    def patterns(self) -> tuple[frozenset[Modality], ...] | None:
+        """Which modalities some training subject had together; None where an older version did not say."""
+        found = self.record.get("provenance", {}).get("patterns")
+        return None if found is None else tuple(frozenset(pattern) for pattern in found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +196,31 @@ def fill(
     return Filled(mean_MDHW=mean_MDHW, sd_MDHW=sd_MDHW)
 
 
+def passes(model: Model, known: Collection[int]) -> list[Pass]:
+    """How to make what is not known, each time among modalities that some training subject had together.
+
+    A prior that never saw all of them at once meets that joint badly (docs/log.md), so the others are silent meanwhile.
+    What no pattern holds beside all that is known is made from everything at once, as well as it goes.
+    """
+    every = set(range(len(model.modalities)))
+    patterns = [
+        {model.modalities.index(m) for m in p if m in model.modalities} for p in model.patterns or [model.modalities]
+    ]
+    fitting = [pattern for pattern in patterns if pattern >= set(known)]
+    found: list[Pass] = []
+    left = every - set(known)
+    while fitting:
+        best = max(fitting, key=lambda pattern: (len(pattern & left), sorted(every - pattern)))
+        if found and not best & left:
+            break
+        rows = best & left if found else best
+        found.append(Pass(silent=tuple(sorted(every - best)), rows=tuple(sorted(rows))))
+        left -= best
+    if left:
+        found.append(Pass(silent=(), rows=tuple(sorted(left if found else every))))
+    return found
+
+
 def _sampled(
     model: Model,
     net: nn.Module,
@@ -193,20 +238,38 @@ def _sampled(
     mean = torch.zeros(images_BMHW.shape, dtype=torch.float64, device=device)
     squares = torch.zeros_like(mean)
     for k in range(sampler.samples):
-        noise = [generator(device, *keys, z, k) for z in slices]
         with torch.no_grad():
-            if raw:
-                assert isinstance(model.method, Restores)
-                known = [
-                    raw[m] if m in raw else clean(images_BMHW[:, i]) if shown_M[i] else none()
-                    for i, m in enumerate(model.modalities)
-                ]
-                made_BMHW = model.method.restore(net, known, sampler, noise, like_BMHW=images_BMHW)
-                made_BMHW = torch.where(shown_BM[:, :, None, None], images_BMHW, made_BMHW).double()
-            else:
-                made_BMHW = model.method.synthesize(net, images_BMHW, shown_BM, sampler, noise).double()
+            made_BMHW = _sample(model, net, images_BMHW, shown_BM, raw, sampler, keys, slices, k).double()
         from_mean = made_BMHW - mean
         mean += from_mean / (k + 1)
         squares += from_mean * (made_BMHW - mean)
     spread = squares.clamp(min=0).sqrt() / math.sqrt(max(1, sampler.samples - 1))
     return mean.float().cpu(), spread.float().cpu()
+
+
+def _sample(
+    model: Model,
+    net: nn.Module,
+    images_BMHW: Tensor,
+    shown_BM: Tensor,
+    raw: Mapping[Modality, Measured],
+    sampler: Sampler,
+    keys: tuple[str | int, ...],
+    slices: Sequence[int],
+    k: int,
+) -> Tensor:
+    """Sample k of every slice."""
+    device = images_BMHW.device
+    if not isinstance(model.method, Restores) or not (raw or shown_BM.any()):
+        noise = [generator(device, *keys, z, k) for z in slices]
+        return model.method.synthesize(net, images_BMHW, shown_BM, sampler, noise)
+    known = [
+        raw[m] if m in raw else clean(images_BMHW[:, i]) if shown_BM[0, i] else none()
+        for i, m in enumerate(model.modalities)
+    ]
+    made_BMHW = images_BMHW.float().clone()
+    for silent, rows in passes(model, [i for i, one in enumerate(known) if one.kind != "none"]):
+        noise = [generator(device, *keys, z, k) for z in slices]  # the same in every pass
+        made = model.method.restore(net, known, sampler, noise, like_BMHW=images_BMHW, silent=silent)
+        made_BMHW[:, list(rows)] = made[:, list(rows)]
+    return torch.where(shown_BM[:, :, None, None], images_BMHW, made_BMHW)

@@ -26,7 +26,7 @@ def check_taught(
 
 def why_untaught(model: Model, shown: Sequence[Modality], target: Modality) -> str | None:
     """The pair that no training subject had, or None; a model of an older version does not say, and is believed."""
-    patterns = _patterns(model)
+    patterns = model.patterns
     if patterns is None:
         return None
     apart = [m for m in shown if not any({m, target} <= pattern for pattern in patterns)]
@@ -39,14 +39,9 @@ def why_untaught(model: Model, shown: Sequence[Modality], target: Modality) -> s
 
 def untaught_remarks(model: Model, shown: Sequence[Modality], wanted: Sequence[Modality]) -> tuple[str, ...]:
     """Said, not refused: all pairs were seen, but never the whole."""
-    patterns = _patterns(model)
+    patterns = model.patterns
     whole = {*shown, *wanted}
     if patterns is None or any(whole <= pattern for pattern in patterns):
         return ()
     names = ", ".join(m for m in model.modalities if m in whole)
-    return (f"no training subject had all of {names} together: what is made rests on pairs",)
-
-
-def _patterns(model: Model) -> list[set[Modality]] | None:
-    found = model.record["provenance"].get("patterns")
-    return None if found is None else [set(pattern) for pattern in found]
+    return (f"no training subject had all of {names} together: what is made rests on smaller sets",)

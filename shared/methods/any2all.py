@@ -8,7 +8,7 @@ loss, so incomplete stacks train it too; and part of the samples sees some modal
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -155,26 +155,34 @@ class Any2all:
 
     @torch.no_grad()
     def restore(
-        self, net: nn.Module, measured: Sequence[Measured], sampler: Sampler, generator: Noise, *, like_BMHW: Tensor
+        self,
+        net: nn.Module,
+        measured: Sequence[Measured],
+        sampler: Sampler,
+        generator: Noise,
+        *,
+        like_BMHW: Tensor,
+        silent: Collection[int] = (),
     ) -> Tensor:
         """All modalities in [0, 1] from any mix of clean, measured and missing ones, in the shape of `like_BMHW`.
 
-        With everything missing it is an unconditional sample of a complete set.
+        With everything missing it is an unconditional sample of a complete set. `silent` modalities take no part, as
+        in a subject that lacks them: theirs is no image.
         """
         assert isinstance(net, Prior)
         _check_size(like_BMHW, net)
         noise = normal(like_BMHW.float(), generator)
         if sampler.kind in GUIDED:
-            denoise = self.denoiser(net, measured if sampler.told else ())
+            denoise = self.denoiser(net, measured if sampler.told else (), silent)
             x = posterior.restore(denoise, self._schedule, noise, measured, sampler, generator)
         elif any(known.kind == "linear" for known in measured):
             raise ConfigError(f"sampler={sampler.kind}: takes clean images only; for raw data take {', '.join(GUIDED)}")
         else:
-            x = draw(self.denoiser(net, measured), self._schedule, noise, sampler, generator)
+            x = draw(self.denoiser(net, measured, silent), self._schedule, noise, sampler, generator)
             x = posterior.replace_clean(x, measured)
         return (x.clamp(-1, 1) + 1) / 2
 
-    def denoiser(self, net: nn.Module, told: Sequence[Measured] = ()) -> Denoiser:
+    def denoiser(self, net: nn.Module, told: Sequence[Measured] = (), silent: Collection[int] = ()) -> Denoiser:
         """The prior at one noise level; clean modalities that it is told stand at level 0 instead.
 
         The estimate of those is their image: what the network says of them was never trained.
@@ -189,6 +197,7 @@ class Any2all:
         def denoise(x_BMHW: Tensor, t: int) -> Guess:
             t_BM = torch.full(x_BMHW.shape[:2], t, dtype=torch.long, device=x_BMHW.device)
             t_BM[:, list(clean_images)] = 0
+            t_BM[:, list(silent)] = ABSENT
             with self._autocast(x_BMHW.device):
                 raw = net(with_told(x_BMHW).float(), t_BM).float()
             t_B = t_BM.new_full((len(x_BMHW),), t)
