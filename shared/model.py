@@ -216,7 +216,7 @@ def passes(model: Model, known: Collection[int]) -> list[Pass]:
         rows = best & left if found else best
         found.append(Pass(silent=tuple(sorted(every - best)), rows=tuple(sorted(rows))))
         left -= best
-    if left:
+    if left or not found:
         found.append(Pass(silent=(), rows=tuple(sorted(left if found else every))))
     return found
 

@@ -59,6 +59,7 @@ def test_what_was_never_together_is_made_in_passes_that_were() -> None:
 def test_what_no_pattern_holds_beside_the_known_is_made_from_everything() -> None:
     found = passes(model([["T1", "FLAIR"], ["T2S", "CT"]]), [0, 3])
     assert found == [((), (0, 1, 2, 3))]
+    assert passes(model([["T1", "FLAIR"]]), range(4)) == [((), (0, 1, 2, 3))]
 
 
 @pytest.mark.parametrize("seed", range(20))
