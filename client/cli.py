@@ -62,6 +62,16 @@ def ingest(
     spacing: Annotated[
         float | None, typer.Option(help="Voxels in mm; default: the reference image's own.", show_default=False)
     ] = None,
+    strip_weights: Annotated[
+        Path | None,
+        typer.Option(help="A network that finds the brain, TorchScript or .pt2. Default: BET.", show_default=False),
+    ] = None,
+    strip_sha256: Annotated[
+        str | None, typer.Option(help="The SHA-256 of that file; another is not loaded.", show_default=False)
+    ] = None,
+    strip_output: Annotated[
+        str, typer.Option(help="What it gives: probability, logit, or distance (mm, below 0 inside).")
+    ] = "probability",
     template: Annotated[
         bool, typer.Option("--template", help="Bring every subject into the space of MNI152 (affine).")
     ] = False,
@@ -100,15 +110,20 @@ def ingest(
     add to the same OUT as long as STATE is the same. STATE/identity.key links pseudonyms to patients: keep it, and keep
     it private. A table STATE/participants.tsv (participant_id = PatientID; age, sex, diagnosis, mmse, ...) is merged.
     """
+    from client.ingest.brain import Strip
     from client.ingest.pipeline import ingest as carry_out
     from client.ingest.preparation import Preparation
-    from client.ingest.runner import prepare_all
+    from client.ingest.runner import disk_needed, prepare_all
     from client.ingest.sources import find_source
 
-    options = Preparation(spacing_mm=spacing, to_template=template)
+    strip = Strip() if strip_weights is None else Strip(tool="weights", sha256=strip_sha256, output=strip_output)
+    options = Preparation(spacing_mm=spacing, to_template=template, strip=strip)
 
     def prepare_jobs(jobs, cohort, progress):  # type: ignore[no-untyped-def]
-        return prepare_all(jobs, cohort, options=options, workers=workers, progress=progress)
+        typer.echo(f"{'disk for the cohort':<28}up to {disk_needed(jobs, options) / 1e9:.2f} GB", err=True)
+        return prepare_all(
+            jobs, cohort, options=options, weights=strip_weights, workers=workers, progress=progress
+        )  # fmt: skip
 
     done = carry_out(
         find_source(source, auth_file=auth_file, studies=studies, dates=dates, idle=idle, peers=tuple(peer or ())),
@@ -372,6 +387,28 @@ def evaluate(
             loaded, prepared, out, sampler=_sampler(sampler), seed=seed, every=every, device=device, progress=advance
         )
     typer.echo(str(out))
+
+
+@app.command()
+def review(
+    cohort: Annotated[Path, typer.Argument(help="The cohort of an ingest.", show_default=False)],
+    accept: Annotated[
+        list[str] | None, typer.Option(help="A subject to take though it was excluded.", show_default=False)
+    ] = None,
+    reject: Annotated[list[str] | None, typer.Option(help="A subject to leave out.", show_default=False)] = None,
+    why: Annotated[str, typer.Option(help="The reason, for whoever reads the decision later.")] = "",
+) -> None:
+    """List a cohort's subjects, or write down a person's decision on some of them. Look at quality.html first.
+
+    A rejected subject's files stay, and `lacuna-site prepare` leaves it out, with the reason in its exclusions.csv. An
+    accepted one is prepared at the next ingest with the limits of quality set aside. The latest decision counts.
+    """
+    from client.ingest.review import decide, listing
+
+    if accept or reject:
+        decide(cohort, accept=accept or (), reject=reject or (), why=why)
+    for row in listing(cohort):
+        typer.echo(f"{row.subject:<24}{row.state:<16}{row.why}")
 
 
 @app.command()

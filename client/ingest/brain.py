@@ -26,6 +26,7 @@ from shared.options import require
 from shared.vocabulary import Modality
 
 OTHER_FRACTIONS = (0.0, 0.1, 0.15, -0.1)  # on top of the asked: bright fat beside thin bone lets a surface through
+OUTPUTS = ("probability", "logit", "distance")
 BLANK_SHARE = 0.15  # of the voxels: what was stripped before has so much exact background, or more
 MOST_BRAIN_ML = 2400.0  # a shown part beyond this is a head
 BONE_HU = 250.0
@@ -41,13 +42,14 @@ class Strip:
     fraction: float = 0.5  # the paper's b_t: larger, a smaller brain
     sha256: str | None = None
     spacing_mm: float = 1.0  # that the network was trained on
-    output: Literal["probability", "logit", "distance"] = "probability"  # distance: mm, below 0 inside, as SynthStrip
+    output: str = "probability"  # or logit, or distance: mm, below 0 inside, as SynthStrip gives it
     multiple_of: int = 32  # the network's edges
 
     def __post_init__(self) -> None:
         require(0.2 <= self.fraction <= 0.8, "fraction", self.fraction, "0.2 to 0.8")
         require(self.spacing_mm > 0, "spacing_mm", self.spacing_mm, "above 0 mm")
         require(self.multiple_of >= 1, "multiple_of", self.multiple_of, "1 or more")
+        require(self.output in OUTPUTS, "output", self.output, f"one of {', '.join(OUTPUTS)}")
         if self.tool == "weights":
             pinned = self.sha256 is not None and len(self.sha256) == 64
             require(pinned, "sha256", self.sha256, "the weight file's SHA-256 in 64 hex digits")
