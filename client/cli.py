@@ -34,6 +34,10 @@ Trust = Annotated[
 AnySigner = Annotated[
     bool, typer.Option("--any-signer", help="Take a whole bundle whoever signed it; forgery is then not excluded.")
 ]
+Without = Annotated[
+    list[str] | None,
+    typer.Option(help="A modality of the subject's that is not to be used; repeat it.", show_default=False),
+]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
 Kind = Annotated[
     str | None, typer.Option(help="mean | multistep | ddim | ancestral. Default: the bundle's.", show_default=False)
@@ -192,6 +196,7 @@ def synthesize(
     target: Annotated[
         list[str] | None, typer.Option(help="Default: all that the subject lacks; repeat it.", show_default=False)
     ] = None,
+    without: Without = None,
     sampler: Kind = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Monte-Carlo samples; 2 or more give an uncertainty.", show_default=False)
@@ -246,6 +251,7 @@ def synthesize(
             seed=seed,
             device=device,
             targets=[parse(name) for name in target] if target else None,
+            without=[parse(name) for name in without or []],
             progress=advance,
             force=force,
         )
@@ -304,10 +310,11 @@ def reconstruct(
         list[str] | None,
         typer.Option(help="Default: what is measured, and what the subject lacks; repeat it.", show_default=False),
     ] = None,
+    without: Without = None,
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="mds_fast | mds_paper | mps_paper | told. Default: the bundle's, or mds_fast.", show_default=False
+            help="told | mds_fast | mds_paper | mps_paper. Default: the bundle's, or told.", show_default=False
         ),
     ] = None,
     samples: Annotated[
@@ -347,6 +354,7 @@ def reconstruct(
             seed=seed,
             device=device,
             targets=[parse(name) for name in target] if target else None,
+            without=[parse(name) for name in without or []],
             progress=advance,
         )
     for remark in done.remarks:

@@ -43,7 +43,8 @@ RECONSTRUCTED = (
     "Reconstructed from undersampled k-space with a learned prior, which may put in or take away detail. "
     "Not for primary diagnosis."
 )
-USUAL = Sampler(kind="mds_fast", steps=15)  # where the bundle's own takes images only
+# configs/sampler/told.yaml: where the bundle's own takes images only
+USUAL = Sampler(kind="mds", steps=15, eta=1.0, told=True, gamma=None, cg=15)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +71,14 @@ def reconstruct(
     seed: int = 0,
     device: str = "auto",
     targets: Sequence[Modality] | None = None,
+    without: Sequence[Modality] = (),
     at_once: int | None = None,
     progress: Progress | None = None,
 ) -> Reconstructed:
-    """`targets`: by default all that was measured or simulated, and all that the subject lacks."""
+    """`targets`: by default all that was measured or simulated, and all that the subject lacks.
+
+    Volumes of what it is to do `without` are not used.
+    """
     known = bundle.model.modalities
     sources = find(subject)
     _check_raw(bundle, sources, raw)
@@ -84,7 +89,8 @@ def reconstruct(
         if targets is None
         else check_targets(bundle, targets)
     )
-    inputs = {m: p for m, p in sources.files.items() if m in known and m not in wanted and m not in scanned}
+    hidden = {*wanted, *scanned, *without}
+    inputs = {m: p for m, p in sources.files.items() if m in known and m not in hidden}
     check_out(subject, out)
     check_there([*inputs.values(), *raw.measured.values(), *raw.maps.values()])
     wanted, left = check_taught(bundle.model, (*inputs, *scanned), wanted, asked=targets is not None)

@@ -52,19 +52,21 @@ def synthesize(
     seed: int = 0,
     device: str = "auto",
     targets: Sequence[Modality] | None = None,
+    without: Sequence[Modality] = (),
     at_once: int | None = None,
     progress: Progress | None = None,
     force: bool = False,
 ) -> Synthesized:
     """Fill in `targets`, by default all that the subject lacks. A target that the subject has is hidden from the model.
 
-    `subject` is a BIDS subject folder, a folder of NIfTI files with usual names, or each modality's file.
+    So is what it is to do `without`. `subject` is a BIDS subject folder, a folder of NIfTI files with usual names, or each modality's file.
     An input far from what the bundle was trained on is refused, unless `force`.
     """
     sources = find(subject)
     known = bundle.model.modalities
     wanted = tuple(m for m in known if m not in sources.files) if targets is None else check_targets(bundle, targets)
-    inputs = {m: path for m, path in sources.files.items() if m in known and m not in wanted}
+    hidden = {*wanted, *without}
+    inputs = {m: path for m, path in sources.files.items() if m in known and m not in hidden}
     unknown = [m for m in sources.files if m not in known]
     _check(bundle, sources, subject, inputs, wanted, unknown)
     check_out(subject, out)
