@@ -59,7 +59,8 @@ def synthesize(
 ) -> Synthesized:
     """Fill in `targets`, by default all that the subject lacks. A target that the subject has is hidden from the model.
 
-    So is what it is to do `without`. `subject` is a BIDS subject folder, a folder of NIfTI files with usual names, or each modality's file.
+    So is what it is to do `without`. `subject` is a BIDS subject folder, a folder of NIfTI files with usual names, or
+    each modality's file.
     An input far from what the bundle was trained on is refused, unless `force`.
     """
     sources = find(subject)
