@@ -35,7 +35,7 @@ def presets() -> dict[str, Sampler]:
     """The four of configs/sampler, and the same in fewer steps."""
     found = {name: load_sampler(name) for name in ("mps_paper", "mds_paper", "mds_fast", "told", "mean")}
     found["mps, 100"] = dataclasses.replace(found["mps_paper"], steps=100, zeta=4.0)  # zeta must grow as steps shrink
-    for name, fewer in (("mds_paper", (50, 20)), ("mds_fast", (10, 5)), ("told", (15, 5))):
+    for name, fewer in (("mds_paper", (50, 20)), ("mds_fast", (10, 5)), ("told", (10, 5))):
         for steps in fewer:
             found[f"{name}, {steps}"] = dataclasses.replace(found[name], steps=steps)
     found["told, mean of 8"] = dataclasses.replace(found["told"], samples=8)
