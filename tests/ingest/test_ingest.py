@@ -2,6 +2,9 @@
 
 import csv
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from support.dicoms import write_series, write_study
 
 from client.ingest.pipeline import ingest
 from client.ingest.sources import Folder
+from shared.data.modalities import bids_path
+from shared.data.volumes import read, write
 from shared.errors import ConfigError
 
 
@@ -238,3 +243,30 @@ def test_disks_lie_apart_and_belong_to_one_key(site: Any) -> None:
     (site.root / "mine" / "thesis.txt").touch()
     with pytest.raises(ConfigError, match="new or empty folder"):
         ingest(inside, site.root / "mine", site.state, prepare=lambda *a: [], preparation="")
+
+
+def test_the_validator_of_bids_finds_no_error_in_a_cohort(site: Any) -> None:
+    """Its folders as the preparation writes them, with CT and PET, sessions and our own files beside them."""
+    program = shutil.which("bids-validator-deno", path=Path(sys.executable).parent)
+    if program is None:
+        pytest.skip("bids-validator-deno is not installed")
+    write_study(site.source / "a", "A", ["T1", "CT", "FDG"])
+    write_study(site.source / "b", "B", ["T1"], study="1")
+    write_study(site.source / "c", "B", ["T1CE"], study="2", day="20240707")
+    site.ingest()
+    (site.cohort / "quality").mkdir()
+    (site.cohort / "quality" / "sub-1.png").write_bytes(b"picture")
+    for job in site.jobs:
+        for modality, nifti in job.inputs.items():
+            inside = Path(bids_path(job.subject, modality))
+            name = inside.name if job.session is None else inside.name.replace("_", f"_{job.session}_", 1)
+            target = site.cohort / job.subject / (job.session or "") / inside.parent.name / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            volume = read(nifti)
+            write(target, volume.data_DHW, volume.affine)
+            target.with_name(name.replace(".nii.gz", ".json")).write_text(json.dumps(job.sidecars[modality]))
+    said = subprocess.run(
+        [program, "--ignoreWarnings", "--format", "json", str(site.cohort)], capture_output=True, text=True, check=False
+    )
+    issues = json.loads(said.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["severity"] == "error"] == []
