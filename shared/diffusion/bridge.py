@@ -7,6 +7,7 @@ are fp64 on the CPU; coefficients are Python floats.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def cross(estimate: Estimate, y: Tensor, over: Bridge, *, steps: int, eta: float
     The start is a point, so with eta = 0 the result is a function of y alone.
     """
     x, times = y, over.grid(steps)
-    for t, n in zip(times, times[1:], strict=False):
+    for t, n in itertools.pairwise(times):
         at = over.step(t, n, eta)
         x = at.on_x * x + at.on_x0 * estimate(x, t) + at.on_y * y
         if at.variance > 0:

@@ -1,4 +1,4 @@
-"""The maximum intensity projection as a loss: a running soft maximum along the slices, both ways (seed_systems.md §5.4).
+"""Maximum intensity projection as a loss: a running soft maximum along the slices, both ways (seed_systems.md §5.4).
 
     target      max_{j <= i} x_j                        the hard maximum of each prefix
     prediction  sum_{j <= i} w_ij x_j,  w_i. = softmax_{j <= i}(x_j / tau)
@@ -43,7 +43,7 @@ def soft_mip(x_BDHW: Tensor, *, tau: float) -> Tensor:
 
 def soft_maximum(x_BDHW: Tensor, logits_BDHW: Tensor) -> Tensor:
     """sum_{j <= i} softmax_{j <= i}(logits)_j x_j along axis 1, in O(D) time and memory."""
-    out: Tensor = _Scan.apply(x_BDHW, logits_BDHW)  # type: ignore[no-untyped-call]
+    out: Tensor = _Scan.apply(x_BDHW, logits_BDHW)
     return out
 
 
