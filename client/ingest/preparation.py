@@ -30,6 +30,7 @@ from shared.vocabulary import Modality
 
 VERSION = "1"  # raise it when the same options would give other images
 UNSHADED = ("TOF",)  # N4 would take inflow for shading
+MOST_CUT = 0.02  # of the brain's surface on the edge of the field, before a person is told
 CONVINCING = 0.4  # share of a found brain that tissues explain; below it the brain is looked for again
 LEAST = 1e-3  # of the brain's usual value: the background alone is 0 (shared/data/intensities.py)
 
@@ -94,33 +95,16 @@ def prepare(
     volumes = _read_all(inputs, options, left)
     reference, found, fit, figures, why = _choose_reference(volumes, options, weights, left, accepted)
     anchor = volumes[reference]
-    warnings = [f"a person accepted it though: {why}"] if accepted and why else []
     images = {reference: _figures(reference, anchor, anchor.data_DHW, found.mask_DHW, 1.0)}
     poses: dict[Modality, Pose] = {reference: np.eye(4)}
-    for modality in (m for m in volumes if m != reference):
-        rule = options.rigid.for_pet() if "pet" in (_kind(modality), _kind(reference)) else options.rigid
-        try:
-            lies = register.register(anchor, volumes[modality], found.mask_DHW, rule)
-        except DataError as error:
-            left[modality] = str(error)
-            continue
-        seen = covered(volumes[modality], anchor.data_DHW.shape, anchor.affine, lies.pose)
-        share = float((seen & found.mask_DHW).sum() / max(1, found.mask_DHW.sum()))
-        images[modality] = _figures(modality, volumes[modality], volumes[modality].data_DHW, None, share, lies)
-        no_pair = register.why_not(lies, rule)
-        no_use = quality.why_not(images[modality], options.limits)
-        if no_pair or (no_use and not accepted):
-            left[modality] = no_pair or str(no_use)
-            continue
-        if no_use:
-            warnings.append(f"{modality}: a person accepted it though it {no_use}")
-        if lies.score < rule.good_score:
-            warnings.append(f"{modality}: registration score {lies.score:.3f} is low; look at its edges")
-        poses[modality] = lies.pose
-    if figures.cut > 0.02:
-        warnings.append(
-            f"{figures.cut:.0%} of the brain's surface lies on the edge of the field: part of it may be cut"
-        )
+    warnings = [f"a person accepted it though: {why}"] if accepted and why else []
+    if why is None or accepted:
+        for modality in (m for m in volumes if m != reference):
+            pose = _register(volumes, modality, reference, found.mask_DHW, options, accepted, images, left, warnings)
+            if pose is not None:
+                poses[modality] = pose
+    if figures.cut > MOST_CUT:
+        warnings.append(f"{figures.cut:.0%} of the brain's surface lies on the edge of the field: it may be cut")
     shape, affine, onto = _grid(anchor, fit, options)
     mask = found.mask_DHW if onto is None else resample_mask(found.mask_DHW, anchor.affine, shape, affine, onto)
     ready: dict[Modality, Array] = {}
@@ -131,20 +115,55 @@ def prepare(
             ready[modality] = _finished(modality, data, mask, shape, affine, fit, onto)
         except DataError as error:
             left[modality] = str(error)
-    whole_why = None if accepted else why
+    excluded = None if accepted else why
     if not ready:
-        whole_why = whole_why or "no modality can be used: " + "; ".join(f"{m}: {w}" for m, w in left.items())
+        excluded = excluded or "no modality can be used: " + "; ".join(f"{m}: {w}" for m, w in left.items())
     return Ready(
         volumes=ready,
         brain_DHW=mask,
         affine=affine,
-        quality=Quality(
-            brain=figures, images=images, reference=reference, how=found.how, warnings=tuple(warnings)
-        ),
+        quality=Quality(brain=figures, images=images, reference=reference, how=found.how, warnings=tuple(warnings)),
         left=left,
-        why=whole_why,
+        why=excluded,
         steps={m: _steps(m, reference, found.how, images[m], options) for m in ready},
-    )  # fmt: skip
+    )
+
+
+def _register(
+    volumes: Mapping[Modality, Volume],
+    modality: Modality,
+    reference: Modality,
+    brain_DHW: Mask,
+    options: Preparation,
+    accepted: bool,
+    images: dict[Modality, ImageFigures],
+    left: dict[Modality, str],
+    warnings: list[str],
+) -> Pose | None:
+    """Where a modality lies on the reference, with its figures; None, and why in `left`, when it is not to be used."""
+    anchor, volume = volumes[reference], volumes[modality]
+    rule = options.rigid.for_pet() if "pet" in (_kind(modality), _kind(reference)) else options.rigid
+    before = f"{left.pop(modality)}; " if modality in left else ""  # why it was no reference
+    try:
+        lies = register.register(anchor, volume, brain_DHW, rule)
+    except (DataError, RuntimeError) as error:  # RuntimeError: SimpleITK's own
+        left[modality] = before + _line(error)
+        return None
+    seen = covered(volume, anchor.data_DHW.shape, anchor.affine, lies.pose)
+    share = float((seen & brain_DHW).sum() / max(1, brain_DHW.sum()))
+    images[modality] = _figures(modality, volume, volume.data_DHW, None, share, lies)
+    no_pair = register.why_not(lies, rule)
+    no_use = quality.why_not(images[modality], options.limits)
+    if no_pair or (no_use and not accepted):
+        left[modality] = before + (no_pair or str(no_use))
+        return None
+    if no_use:
+        warnings.append(f"{modality}: a person accepted it though it {no_use}")
+    if lies.score < rule.good_score:
+        warnings.append(f"{modality}: registration score {lies.score:.3f} is low; look at its edges")
+    if before:
+        warnings.append(f"{modality}: not the reference: {before.removesuffix('; ')}")
+    return lies.pose
 
 
 def _read_all(

@@ -17,6 +17,7 @@ from shared.data.volumes import MAX_VOXELS, Affine, Array, Volume
 from shared.errors import DataError
 
 sitk: Any = SimpleITK  # untyped
+sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # sums in one order, equal bits; subjects run side by side
 Image: TypeAlias = Any  # sitk.Image
 Transform: TypeAlias = Any  # sitk.Transform
 Pose = NDArray[np.float64]  # 4 x 4, reference mm -> moving mm

@@ -29,7 +29,7 @@ from shared.data.bids import PREPARATION, read_preparation
 from shared.data.modalities import bids_path
 from shared.data.preparation import hash_file, hash_json
 from shared.data.volumes import SPACING_LIMITS, shape_and_affine, write
-from shared.errors import DataError
+from shared.errors import ConfigError, DataError
 from shared.options import build, plain
 from shared.vocabulary import Modality
 
@@ -147,8 +147,13 @@ def _carry_out(task: _Task) -> Outcome:
         page.draw(ready, task.cohort / QUALITY / f"{name}.png")
         if ready.why is None:
             outcome = replace(outcome, files=_write_subject(task.cohort, target, job, ready))
-    except (DataError, MemoryError) as error:
-        outcome = replace(outcome, files={}, excluded=str(error) or "not enough memory")
+    except DataError as error:
+        outcome = replace(outcome, files={}, excluded=str(error))
+    except ConfigError:
+        raise  # the same for all subjects
+    except Exception as error:  # one subject's fault, whatever it is, stops nobody; the next run tries it again
+        why = "not enough memory" if isinstance(error, MemoryError) else f"failed: {type(error).__name__}: {error}"
+        outcome = replace(outcome, files={}, excluded=" ".join(why.split())[:300], key="")
     if outcome.excluded is not None:
         _forget(target, job)
     _write_json(task.cohort / QUALITY / f"{name}.json", plain(outcome))
