@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def measure_ingest(scratch: Path, options: argparse.Namespace) -> None:
         )
 
 
-def write_study(source: Path, number: int, options: argparse.Namespace) -> None:
+def write_study(source: Path, number: int, options: argparse.Namespace, modalities: Sequence[str] = MODALITIES) -> None:
     """One phantom patient as a scanner would send it; whole or not at all."""
     from support import dicoms  # type: ignore[import-not-found]
 
@@ -90,9 +91,11 @@ def write_study(source: Path, number: int, options: argparse.Namespace) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shape = (options.slices, options.matrix, options.matrix)
     spacing = tuple(192.0 / n for n in shape)
-    for place, modality in enumerate(MODALITIES, start=1):
+    for place, modality in enumerate(modalities, start=1):
         image = render(phantom, modality, scanner) * 800
-        fine = ndimage.zoom(image, [n / options.phantom for n in shape], order=1)
+        factors = [n / options.phantom for n in shape]
+        fine, share = (ndimage.zoom(one, factors, order=1) for one in (image, (image > 0).astype(np.float32)))
+        fine = np.where(share >= 0.5, fine / np.maximum(share, 0.5), 0)  # its edge as bright as the brain
         data = np.clip(fine[:, ::-1, ::-1], 0, 4095).astype(np.uint16)  # rows to the back, columns to the left
 
         def move(_: int, dataset: Any, by: float = 1.5 * place) -> None:
