@@ -5,6 +5,7 @@ screen captures, secondary captures and processed series may. What is suspected 
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,15 @@ CAPTURED = ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.77", "1.2.840.
 SCREENS = ("SCREEN SAVE", "SCREENSAVE", "SCREEN", "CAPTURE", "DISPLAY", "PASTED", "REPORT", "SCAN_DOC", "PRINTER")
 
 
-def suspect_text(dataset: Dataset) -> str | None:
-    """Why text in the pixels is suspected; None where nothing points to it."""
-    return _said(dataset) or _seen(dataset)
+Decode = Callable[[], NDArray[Any] | None]
+
+
+def suspect_text(dataset: Dataset, *, decode: Decode | None = None) -> str | None:
+    """Why text in the pixels is suspected; None where nothing points to it.
+
+    `decode` gives the pixels of a compression that pydicom does not know here.
+    """
+    return _said(dataset) or _seen(dataset, decode)
 
 
 def _said(dataset: Dataset) -> str | None:
@@ -43,7 +50,8 @@ def _said(dataset: Dataset) -> str | None:
     return None
 
 
-def _seen(dataset: Dataset) -> str | None:
+def _seen(dataset: Dataset, decode: Decode | None) -> str | None:
+    pixels: NDArray[Any] | None = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -52,6 +60,8 @@ def _seen(dataset: Dataset) -> str | None:
                 return None
             pixels = dataset.pixel_array
     except Exception:  # a compression that is not decoded here, or damage that the conversion will name
+        pixels = None if decode is None else decode()
+    if pixels is None:
         return None
     frames = pixels if pixels.ndim == 3 else pixels[None] if pixels.ndim == 2 else pixels[:0]
     for i in sorted({0, len(frames) // 2, len(frames) - 1}) if len(frames) else ():

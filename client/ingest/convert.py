@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Any
 
 import dcm2niix
 import numpy as np
+from numpy.typing import NDArray
 
 from client.ingest.series import Series
 from client.ingest.suv import uptake
-from shared.data.volumes import read, shape_and_affine, write
+from shared.data.volumes import read, read_stored, shape_and_affine, write
 from shared.errors import DataError
 from shared.vocabulary import Modality
 
@@ -73,6 +75,21 @@ def convert(series: Series, modality: Modality, folder: Path) -> Converted:
     found = _stored(target)
     assert found is not None
     return found
+
+
+def decode(path: Path, folder: Path) -> NDArray[Any] | None:
+    """One file's frames, as dcm2niix decodes them: it knows more compressions than pydicom does here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".partial") as name:
+        scratch = Path(name)
+        (scratch / "in").mkdir()
+        (scratch / "in" / "0.dcm").symlink_to(path.resolve())
+        try:
+            _run(scratch)
+            made = sorted((scratch / "out").glob("*.nii"))
+            return read_stored(made[0])[:, ::-1] if made else None  # NIfTI's rows begin below
+        except DataError:  # the conversion of the series will name it
+            return None
 
 
 def is_converted(series: Series, modality: Modality, folder: Path) -> bool:

@@ -22,11 +22,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from client.ingest import bids, listing, tables
 from client.ingest.burned_in import suspect_text
 from client.ingest.collect import collect, is_bids
+from client.ingest.convert import decode
 from client.ingest.deidentify import clean_age, clean_sidecar
 from client.ingest.headers import whole
 from client.ingest.identity import Identity
@@ -136,20 +138,21 @@ def _look(source: Source, folder: Path, bar: Bar) -> Found:
         headers, others = collect(place, progress=advance)
     series, left = group(headers)
     with bar("classifying") as advance:
-        listed = _look_for_text(listing.decide(series, folder), advance)
+        listed = _look_for_text(listing.decide(series, folder), folder / "converted", advance)
     listing.write(listed, folder)
     unmapped = [aside(one.series, one.why) for one in listed if one.modality is None]
     files = len(headers) + len(others)
     return Found(files=files, listed=tuple(listed), ready=(), asides=(*asides, *others, *left, *unmapped))
 
 
-def _look_for_text(listed: Sequence[Listed], advance: Progress) -> list[Listed]:
+def _look_for_text(listed: Sequence[Listed], folder: Path, advance: Progress) -> list[Listed]:
     """A series with what looks like text in its voxels is set aside, until a person maps it."""
     checked = []
     for done, one in enumerate(listed, start=1):
         if one.modality is not None and one.by != "person":
-            middle = whole(one.series.paths[len(one.series.paths) // 2])
-            if middle is not None and suspect_text(middle):
+            path = one.series.paths[len(one.series.paths) // 2]
+            middle = whole(path)
+            if middle is not None and suspect_text(middle, decode=partial(decode, path, folder)):
                 why = "text may be written into its voxels: look at it, and map it in series.csv if there is none"
                 one = replace(one, modality=None, found=None, said=None, suggestion=one.modality, why=why)
         checked.append(one)

@@ -60,6 +60,15 @@ def read(path: Path) -> Volume:
     return Volume(data_DHW=np.ascontiguousarray(data_XYZ.transpose(2, 1, 0), dtype=np.float32), affine=affine)
 
 
+def read_stored(path: Path) -> NDArray[Any]:
+    """The voxels of a NIfTI file in its own order, the last axis first, for who looks at slices as they were stored."""
+    with _faults():
+        image = _open(path)
+        _check_header(image)
+        data_XYZ = np.asarray(image.dataobj)
+    return np.ascontiguousarray(data_XYZ.reshape(data_XYZ.shape[:3]).T)
+
+
 def shape_and_affine(path: Path) -> tuple[tuple[int, int, int], Affine]:
     """Shape (D, H, W) and RAS affine as `read` would give them, from the header alone."""
     with _faults():
