@@ -5,8 +5,9 @@
                     series.json                     which volume each was made from; whole where it says so
 
 They name the patient, as the study does that they go back to: this folder is not de-identified, and mode 0700.
-A series is marked as synthetic in its description, image type, derivation, equipment and comments. (SyntheticData,
-0008,001C, is newer than the validators of the day: it would be the only error that they find.)
+A series is marked as synthetic in its description, image type, derivation, equipment and comments, and by the one tag
+that is for nothing else, SyntheticData (0008,001C). Validators older than that tag name it as one they don't know:
+Debian's dciodvfy of 2022 does, and has no other fault to find.
 """
 
 import json
@@ -172,6 +173,7 @@ def _common(
     if uncertainty:
         image.ImageType = [*image.ImageType, "STDDEV"]
     image.SeriesNumber, image.SeriesDescription = number, f"{LABEL}: {what}"
+    image.SyntheticData = "YES"
     image.ImageComments = f"{LABEL}. {sidecar['Description']}"
     image.FrameOfReferenceUID = like.frame_of_reference
     image.PositionReferenceIndicator = source.get("PositionReferenceIndicator", "")

@@ -40,8 +40,8 @@ ALLOWED = _listed(
     """
     SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID
     SynchronizationFrameOfReferenceUID
-    Modality ImageType SeriesNumber InstanceNumber AcquisitionNumber NumberOfFrames SeriesDescription ProtocolName
-    StudyDate SeriesDate AcquisitionDate ContentDate StudyTime SeriesTime AcquisitionTime ContentTime
+    Modality ImageType SyntheticData SeriesNumber InstanceNumber AcquisitionNumber NumberOfFrames SeriesDescription
+    ProtocolName StudyDate SeriesDate AcquisitionDate ContentDate StudyTime SeriesTime AcquisitionTime ContentTime
     AcquisitionDateTime ContentQualification BurnedInAnnotation RecognizableVisualFeatures LossyImageCompression
     LossyImageCompressionRatio LossyImageCompressionMethod VolumetricProperties VolumeBasedCalculationTechnique
     BodyPartExamined AnatomicRegionSequence ImagesInAcquisition Laterality

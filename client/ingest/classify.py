@@ -69,7 +69,7 @@ _OTHER_PARTS = re.compile(
 def is_synthetic(series: Series) -> bool:
     """Did Lacuna, or something like it, make this image?"""
     said = " ".join(series.first.text(tag) for tag in ("SeriesDescription", "DerivationDescription", "ImageType"))
-    return "SYNTHETIC" in said.upper()
+    return "SYNTHETIC" in said.upper() or any(header.text("SyntheticData") == "YES" for header in series.headers)
 
 
 def _synthetic(series: Series) -> str:

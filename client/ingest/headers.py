@@ -48,7 +48,7 @@ _TAGS = (
     # whose and what
     "PatientID", "PatientAge", "PatientBirthDate", "PatientSex", "PatientWeight", "StudyInstanceUID", "StudyDate",
     "SeriesInstanceUID", "SeriesNumber", "SeriesDate", "SeriesTime", "SeriesDescription", "ProtocolName", "Modality",
-    "Manufacturer", "ImageType", "BodyPartExamined", "BurnedInAnnotation", "DerivationDescription",
+    "Manufacturer", "ImageType", "BodyPartExamined", "BurnedInAnnotation", "DerivationDescription", "SyntheticData",
     # of an MR sequence
     "ScanningSequence", "SequenceVariant", "ScanOptions", "SequenceName", "PulseSequenceName", "MRAcquisitionType",
     "RepetitionTime", "EchoTime", "InversionTime", "FlipAngle", "EchoTrainLength", "AngioFlag", "ContrastBolusAgent",

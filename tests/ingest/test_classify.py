@@ -55,6 +55,7 @@ def test_sequences_of_other_makers(tmp_path: Path, tags: dict[str, Any], modalit
     ("modality", "tags", "why"),
     [
         ("T1", {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "a localiser"),
+        ("T1", {"SyntheticData": "YES"}, "a synthetic image: never an input again"),
         ("T1", {"ImageType": ["DERIVED", "PRIMARY", "MPR"]}, "a reformat of another series"),
         ("TOF", {"ImageType": ["DERIVED", "PRIMARY", "MIP"]}, "a projection of another series"),
         ("T2", {"ImageType": ["DERIVED", "PRIMARY", "DIFFUSION", "ADC"]}, "a diffusion image or map"),
