@@ -185,10 +185,25 @@ def test_real_field_maps_and_epi_are_named_exclusions() -> None:
     assert "echo-planar" in classify(epi[0]).why
 
 
-@pytest.mark.parametrize("maker", ["ge", "philips"])
-def test_real_tilted_ct_is_pushed_back(maker: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("maker", "tilt"), [("ge", 18.5), ("philips", 16.5), ("philips", -18.5)])
+def test_real_tilted_ct_is_pushed_back(maker: str, tilt: float, tmp_path: Path) -> None:
     """dcm_qa_ct is not among the shared images everywhere: then the made one above stands for it."""
-    tilted = [s for s in series_of(unpacked("dicom/ct_tilt.tar.xz")) if (s.first.real("GantryDetectorTilt") or 0) > 1]
-    (series,) = [s for s in tilted if s.first.text("Manufacturer").lower().startswith(maker)][:1]
-    assert classify(series).modality == "CT"
-    assert "tilt corrected" in convert(series, "CT", tmp_path).why
+    (series,) = (
+        s for s in series_of(unpacked("dicom/ct_tilt.tar.xz"))
+        if s.first.real("GantryDetectorTilt") == tilt and s.first.text("Manufacturer").lower().startswith(maker)
+    )  # fmt: skip
+    assert (classify(series).modality, series.fault) == ("CT", "")
+    made = convert(series, "CT", tmp_path)
+    assert "tilt corrected" in made.why
+    assert made.sidecar["Units"] == "HU"
+    data = read(made.nifti).data_DHW
+    assert np.median(data[(data > -1100) & (data < -900)]) == pytest.approx(-1000, abs=5)  # air, not padding
+
+
+def test_real_epi_of_two_makers_is_a_named_exclusion() -> None:
+    """dcm_qa_nih, likewise: GE slice by slice, Siemens as mosaics."""
+    found = {s.first.text("Manufacturer").split()[0]: s for s in series_of(unpacked("dicom/nih_epi.tar.xz"))}
+    assert found.keys() == {"GE", "SIEMENS"}
+    assert {classify(s).why for s in found.values()} == {"echo-planar, as in functional imaging"}
+    assert found["GE"].fault == "4D: 10 images at each of 15 places"
+    assert found["SIEMENS"].fault == "2 volumes over time, not one"
