@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from client.site import Site
 from shared.config import RunSettings
 from shared.errors import PlanRefused
+from shared.methods import Method
 from shared.vocabulary import Modality
 
 
@@ -14,11 +15,15 @@ def check_schema(site: Site, settings: RunSettings, schema: str) -> None:
         raise PlanRefused(f"{site.name}: schema {schema[:12]} differs from this site's {settings.schema[:12]}")
 
 
-def why_not(site: Site, patterns: Mapping[tuple[Modality, ...], int]) -> str | None:
+def why_not(site: Site, method: Method, patterns: Mapping[tuple[Modality, ...], int], phase: str) -> str | None:
     """The reason why this site takes no part, or None; `patterns` are its training subjects' modalities."""
-    subjects = sum(patterns.values())
-    if not subjects:
+    if not patterns:
         return "holds none of the method's modalities"
+    lacking = {pattern: method.lacks(pattern, phase) for pattern in patterns}
+    subjects = sum(n for pattern, n in patterns.items() if lacking[pattern] is None)
+    if not subjects:
+        commonest = max(patterns, key=lambda pattern: (patterns[pattern], pattern))
+        return f"no subject can train {phase}: lacks {lacking[commonest]}"
     if subjects < site.min_subjects:
         return f"has fewer training subjects than its policy asks for ({site.min_subjects})"
     return None

@@ -33,14 +33,25 @@ def take_inventory(site: Site, config: str, schema: str) -> Inventory:
     method = settings.build_method()
     cohorts = open_cohorts(site, settings)
     patterns = present(cohorts, method.modalities)
-    why = why_not(site, patterns)
+    why = {phase.name: why_not(site, method, patterns, phase.name) for phase in method.phases}
     return Inventory(
         site=site.name,
         schema=schema,
         subjects=at_least(patterns, settings.min_cell),
         patterns=suppress(patterns, settings.min_cell),
-        refused={} if why is None else {phase.name: why for phase in method.phases},
+        refused={phase: reason for phase, reason in why.items() if reason is not None},
         preparation=preparation_of(cohorts),
+    )
+
+
+def of_use(cohort: Cohort, method: Method, phase: str, *, split: str | None) -> Slices:
+    """What of a cohort can train a phase, in the form that the method sees."""
+    return Slices(
+        cohort,
+        method.modalities,
+        split=split,
+        slab=method.slab,
+        only=lambda held: bool(held) and method.lacks(held, phase) is None,
     )
 
 
@@ -61,10 +72,10 @@ def do_round(site: Site, plan: RoundPlan) -> Update:
     device = find_device(site.device)
     method, net = build(plan.config, str(device))
     cohorts = open_cohorts(site, settings)
-    why = why_not(site, present(cohorts, method.modalities))
+    why = why_not(site, method, present(cohorts, method.modalities), plan.phase)
     if why is not None:
         raise PlanRefused(f"{site.name}: takes no part in {plan.phase}: {why}")
-    slices = Pool(tuple(Slices(cohort, method.modalities, split="train") for cohort in cohorts))
+    slices = Pool(tuple(of_use(cohort, method, plan.phase, split="train") for cohort in cohorts))
     phase = next(p for p in method.phases if p.name == plan.phase)
     net.load_state_dict(plan.weights)
     plan = dataclasses.replace(plan, weights={})  # the network has them: not held twice

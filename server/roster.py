@@ -113,9 +113,9 @@ def _named(digest: str) -> str:
 def check_coverage(roster: Roster, method: Method, targets: Sequence[Modality] | None) -> Coverage:
     """What can be taught at all. A target that nobody holds, or holds beside no other modality, is PlanRefused."""
     found = coverage(list(roster.inventories.values()), method.modalities)
-    for target in method.modalities if targets is None else targets:
-        if target not in method.modalities:
-            raise ConfigError(f"federation.targets={target}: the method has {', '.join(method.modalities)}")
+    for target in method.targets if targets is None else targets:
+        if target not in method.targets:
+            raise ConfigError(f"federation.targets={target}: the method makes {', '.join(method.targets)}")
         if found.holders(target) == 0:
             raise PlanRefused(
                 f"federation.targets={target}: no site holds {target}, so nobody can supervise it; "

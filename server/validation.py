@@ -34,7 +34,8 @@ class Validator:
         method = config.build_method()
         if not (cache_folder(bids, config.grid) / "cohort.json").exists():
             return None
-        slices = Slices(Cohort.open(cache_folder(bids, config.grid)), method.modalities, split=None)
+        cohort = Cohort.open(cache_folder(bids, config.grid))
+        slices = Slices(cohort, method.modalities, split=None, slab=method.slab)
         if len(slices) == 0:
             return None
         every = max(1, len(slices) // config.validation.slices)
@@ -47,29 +48,33 @@ class Validator:
         self._net.load_state_dict(dict(weights))
         self._net.eval()
         with threads(ALL_THREADS):
-            filled = {m: self._fill(i) for i, m in enumerate(self._method.modalities)}
+            filled = {m: self._fill(self._method.modalities.index(m)) for m in self._method.targets}
         self._draw(filled, step)
-        return {f"psnr/{m}": self._psnr(filled[m], i) for i, m in enumerate(self._method.modalities)}
+        return {f"psnr/{m}": self._psnr(made, self._method.modalities.index(m)) for m, made in filled.items()}
 
     def _fill(self, target: int) -> torch.Tensor:
         """The target's slices from every other modality that is there."""
         shown_BM = self._batch.exists_BM.clone()
         shown_BM[:, target] = False
         usable_B = shown_BM.any(dim=1)
-        out = torch.full_like(self._batch.images_BMHW[:, target], torch.nan)
+        out = torch.full_like(self._middle[:, target], torch.nan)
         generator = torch.Generator(device=self._device).manual_seed(0)
         for rows in torch.split(torch.nonzero(usable_B).flatten(), BATCH):
             images, shown = self._batch.images_BMHW[rows].to(self._device), shown_BM[rows].to(self._device)
             made = self._method.synthesize(self._net, images, shown, Sampler(kind="mean"), generator)
-            out[rows] = made[:, target].float().cpu()
+            out[rows] = middle(made)[:, target].float().cpu()
         return out
+
+    @property
+    def _middle(self) -> torch.Tensor:
+        return middle(self._batch.images_BMHW)
 
     def _psnr(self, made_BHW: torch.Tensor, target: int) -> float | None:
         from shared import metrics
 
-        brain_BHW = (self._batch.images_BMHW > 0).any(dim=1)
+        brain_BHW = (self._middle > 0).any(dim=1)
         values = [
-            metrics.psnr(made_BHW[b], self._batch.images_BMHW[b, target], brain_BHW[b])
+            metrics.psnr(made_BHW[b], self._middle[b, target], brain_BHW[b])
             for b in range(len(made_BHW))
             if self._batch.exists_BM[b, target] and brain_BHW[b].any() and not made_BHW[b].isnan().any()
         ]
@@ -78,11 +83,16 @@ class Validator:
     def _draw(self, filled: dict[Modality, torch.Tensor], step: int) -> None:
         from shared import pictures  # draws with libraries that a run without validation need not load
 
-        b = len(self._batch.images_BMHW) // 2
-        truth = [self._batch.images_BMHW[b, i].numpy()[::-1] for i in range(len(filled))]
+        b = len(self._middle) // 2
+        truth = [self._middle[b, self._method.modalities.index(m)].numpy()[::-1] for m in filled]
         made = [values[b].nan_to_num().numpy()[::-1] for values in filled.values()]
         picture = pictures.mosaic(
             [truth, made], ["truth", "filled in"], list(filled), "each modality from all the others"
         )
         self._mosaics.mkdir(parents=True, exist_ok=True)
         picture.save(self._mosaics / f"{step:06d}.png")
+
+
+def middle(images: torch.Tensor) -> torch.Tensor:
+    """Of slabs the slice in the middle; slices as they are (BMHW)."""
+    return images[:, :, images.shape[2] // 2] if images.ndim == 5 else images

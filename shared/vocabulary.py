@@ -3,7 +3,10 @@
 Of an ingest: a series is what one DICOM SeriesInstanceUID holds, a study the series of one appointment, a visit the
 studies of a subject that count as one point in time, state the site's private disk.
 
-Axes, as suffixes of tensor names: B batch, C channel, M modality, D depth (slices), H height, W width, N any count.
+A slab is a number of adjacent slices that a network sees at once; a window is where it is laid on a volume.
+
+Axes, as suffixes of tensor names: B batch, C channel, M modality, S source, D depth (slices), H height, W width, N any
+count.
 Image arrays in memory are D H W = (superior, anterior, right) steps of a RAS volume, so a slice is axial.
 """
 
@@ -29,3 +32,8 @@ def source(modality: Modality) -> Owner:
 def target(modality: Modality) -> Owner:
     """Owner of what only a modality with ground truth trains: its output rows."""
     return f"to:{modality}"
+
+
+def beside(modality: Modality) -> Owner:
+    """Owner of what only a modality trains that is shown *together with another*: its part in a choice among them."""
+    return f"beside:{modality}"

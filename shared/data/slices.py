@@ -1,6 +1,7 @@
 """A prepared cohort to batches of slices and to whole subjects. Files stay memory-mapped: the page cache is the cache.
 
-What a cohort holds beyond the asked modalities is not read; what it lacks is zeros with `exists` False.
+A slab is a slice and its neighbours: at an end of the volume it is moved inside, in a volume too thin for it filled up
+with zeros. What a cohort holds beyond the asked modalities is not read; what it lacks is zeros with `exists` False.
 """
 
 from collections import OrderedDict, deque
@@ -36,15 +37,27 @@ class Stack:
 
 
 class Slices:
-    """The brain slices of a split, in the order of `modalities`, of all subjects that have any of them."""
+    """The brain slices of a split, in the order of `modalities`, of all subjects that have any of them.
 
-    def __init__(self, cohort: Cohort, modalities: Sequence[Modality], *, split: str | None) -> None:
+    With a `slab` of 2 or more each comes with its neighbours (BMDHW). `only`: of subjects with such modalities.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        modalities: Sequence[Modality],
+        *,
+        split: str | None,
+        slab: int = 1,
+        only: Callable[[frozenset[Modality]], bool] = bool,
+    ) -> None:
         self.cohort = cohort
         self.modalities = tuple(modalities)
+        self.slab = slab
         self.subjects: tuple[Subject, ...] = tuple(
             subject
             for subject in cohort.subjects
-            if (split is None or subject.split == split) and set(subject.modalities) & set(modalities)
+            if (split is None or subject.split == split) and only(frozenset(subject.modalities) & set(modalities))
         )
         numbers = {subject.name: number for number, subject in enumerate(cohort.subjects)}
         self._numbers = tuple(numbers[subject.name] for subject in self.subjects)  # in the whole cohort
@@ -101,16 +114,17 @@ class Slices:
 
     def _read(self, places: Sequence[tuple[int, int]]) -> Batch:
         grid = self.cohort.grid
-        images_BMHW = torch.zeros(len(places), len(self.modalities), grid.height, grid.width)
+        images_BMDHW = torch.zeros(len(places), len(self.modalities), self.slab, grid.height, grid.width)
         exists_BM = torch.zeros(len(places), len(self.modalities), dtype=torch.bool)
         for b, (i, place) in enumerate(places):
             subject = self.subjects[i]
             to, of = self._columns(subject)
-            slice_MHW = self._open(subject)[subject.brain_slices[place]][of]
-            images_BMHW[b, to] = torch.from_numpy(slice_MHW.astype(np.float32))
+            start = max(0, min(subject.brain_slices[place] - self.slab // 2, subject.depth - self.slab))
+            slab_DMHW = self._open(subject)[start : start + self.slab, of]
+            images_BMDHW[b, to, : len(slab_DMHW)] = torch.from_numpy(slab_DMHW.astype(np.float32)).transpose(0, 1)
             exists_BM[b, to] = True
         return Batch(
-            images_BMHW=images_BMHW,
+            images_BMHW=images_BMDHW if self.slab > 1 else images_BMDHW[:, :, 0],
             exists_BM=exists_BM,
             shown_BM=exists_BM.clone(),
             subject_B=torch.tensor([self._numbers[i] for i, _ in places], dtype=torch.int64),

@@ -17,7 +17,7 @@ from shared.errors import ConfigError
 from shared.options import require
 from shared.randomness import Noise, normal
 
-Kind: TypeAlias = Literal["ancestral", "ddim", "multistep", "mean", "mps", "mds", "mds_fast"]
+Kind: TypeAlias = Literal["ancestral", "ddim", "multistep", "mean", "mps", "mds", "mds_fast", "bridge"]
 GUIDED = ("mps", "mds", "mds_fast")  # shared/diffusion/posterior.py: they bring measurements in
 
 
@@ -26,7 +26,7 @@ class Sampler:
     kind: Kind = "mean"
     steps: int = 1
     samples: int = 1  # Monte-Carlo samples per image, averaged by the caller
-    eta: float = 0.0  # ddim, mds: 0 draws noise at the start alone, 1 at every step
+    eta: float = 0.0  # ddim, mds, bridge: 0 draws no noise after the start, 1 at every step
     eta_convention: Literal["ddim", "dds"] = "ddim"  # mds: what eta means (seed_systems.md §4.5)
     variance: Variance = "large"  # ancestral, mps
     spacing: Literal["even", "log_snr", "mixed"] | None = None  # of the times; None: what suits the kind
@@ -39,18 +39,20 @@ class Sampler:
     )
     replace: bool = True  # mps: clean modalities are put in at the end
     clip: bool = True  # every estimate of x_0 to [-1, 1]
+    stride: int = 1  # slices from one window to the next, for methods that see slabs
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps", self.steps, "1 or more")
         require(self.samples >= 1, "samples", self.samples, "1 or more")
         require(0 <= self.eta <= 1, "eta", self.eta, "in [0, 1]")
-        require(self.eta == 0 or self.kind in ("ddim", "mds"), "eta", self.eta, f"0 for kind={self.kind}")
+        require(self.eta == 0 or self.kind in ("ddim", "mds", "bridge"), "eta", self.eta, f"0 for kind={self.kind}")
         require(self.eta_convention == "ddim" or self.kind == "mds", "eta_convention", self.eta_convention,
                 f"ddim for kind={self.kind}")  # fmt: skip
         require(0 < self.zeta < math.inf, "zeta", self.zeta, "above 0 and finite")
         require(not self.anneal or self.kind == "mps", "anneal", self.anneal, f"false for kind={self.kind}")
         require(self.gamma is None or 0 <= self.gamma < math.inf, "gamma", self.gamma, "0 or more and finite, or null")
         require(self.cg >= 1, "cg", self.cg, "1 or more")
+        require(self.stride >= 1, "stride", self.stride, "1 or more")
         require(
             not self.told or self.kind in GUIDED, "told", self.told, f"false for kind={self.kind}, which always does"
         )
@@ -83,6 +85,13 @@ def spaced(schedule: Schedule, options: Sampler) -> list[int]:
     """The times of the steps, noisiest first."""
     usual = {"multistep": "log_snr", "mds_fast": "log_snr"}
     return SPACINGS[options.spacing or usual.get(options.kind, "even")](schedule, options.steps)
+
+
+def bridge_steps(options: Sampler, times: int) -> tuple[int, float]:
+    """Steps and eta of a Brownian bridge (diffusion/bridge.py); `mean` is one estimate, from the source itself."""
+    if options.kind not in ("bridge", "mean"):
+        raise ConfigError(f"sampler={options.kind}: this method is a bridge from its source; it takes bridge, mean")
+    return (1, 0.0) if options.kind == "mean" else (min(options.steps, times), options.eta)
 
 
 def ancestral(denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, generator: Noise | None) -> Tensor:

@@ -1,6 +1,6 @@
 """The table of methods, and what every method is: one file each, to be read as the paper's method section."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from shared.diffusion.samplers import Sampler
 from shared.methods.amm_diff import AmmDiff
 from shared.methods.any2all import Any2all
+from shared.methods.mmdm import Mmdm
 from shared.randomness import Noise
 from shared.records import Batch, Losses, Owners, Phase
 from shared.vocabulary import Modality
@@ -21,8 +22,22 @@ class Method(Protocol):
     def modalities(self) -> tuple[Modality, ...]: ...
 
     @property
+    def targets(self) -> tuple[Modality, ...]:
+        """Those that it can make."""
+
+    @property
+    def slab(self) -> int:
+        """Adjacent slices that it sees and makes at once: 1 for slices, whose batches are BMHW, else BMDHW.
+
+        A method of slabs is laid over a volume as overlapping windows, along the slices and in the plane.
+        """
+
+    @property
     def phases(self) -> tuple[Phase, ...]:
         """In order; each with its own trainable set and federation."""
+
+    def lacks(self, held: Collection[Modality], phase: str) -> str | None:
+        """What a subject with just these modalities lacks to train this phase; None if it can."""
 
     def build(self, seed: int) -> nn.Module:
         """The whole network with its initial weights: the same bits for the same seed."""
@@ -51,4 +66,5 @@ class Method(Protocol):
 METHODS: Mapping[str, type[Method]] = {
     "amm_diff": AmmDiff,
     "any2all": Any2all,
+    "mmdm": Mmdm,
 }

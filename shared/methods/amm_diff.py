@@ -6,9 +6,8 @@ encoder and diffusion U-Net end to end, reconstructing every existing modality f
 sites pool exactly; the network then sees it and predicts around it.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +20,7 @@ from shared.diffusion.samplers import Guess, Sampler, draw
 from shared.errors import ConfigError, DataError
 from shared.methods.baselines.ridge import PatchRidge
 from shared.nets.iffn import IFFN, IffnShape, PlainEncoder, Predictor
+from shared.nets.precision import Precision, autocast
 from shared.nets.spectral import brain, spectral
 from shared.nets.unet import UNet, UNetShape
 from shared.options import require
@@ -62,7 +62,7 @@ class AmmDiff:
     ridge_strength: float = 0.1
     ridge_error: float = 0.2  # the linear prediction's usual error, on the scale of [-1, 1]
     checkpoint: bool = False  # less memory, more time
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         require(len(self.modalities) >= 2, "modalities", self.modalities, "at least two")
@@ -76,10 +76,21 @@ class AmmDiff:
         require(self.ridge_error > 0, "ridge_error", self.ridge_error, "above 0")
 
     @property
+    def targets(self) -> tuple[Modality, ...]:
+        return self.modalities
+
+    @property
+    def slab(self) -> int:
+        return 1
+
+    @property
     def phases(self) -> tuple[Phase, ...]:
         anchor = [Phase(name="anchor", kind="sums")] if self.anchor == "ridge" else []
         pretext = [Phase(name="pretext", collapse=("feature_std", 0.1))] if self.pretext else []
         return (*anchor, *pretext, Phase(name="translate"))
+
+    def lacks(self, held: Collection[Modality], phase: str) -> str | None:
+        return None if held else "all of the method's modalities"
 
     def build(self, seed: int) -> "AmmDiffNet":
         with torch.random.fork_rng(devices=[]):
@@ -132,7 +143,7 @@ class AmmDiff:
             complete_BM,
         )
         open_BMHW = kept_BM[:, :, None, None] & self._open_patches(images_BMHW, generator)
-        with self._autocast(images_BMHW.device):
+        with autocast(images_BMHW.device, self.precision):
             seen = [torch.where(open_BMHW, x, 0.0) for x in (images_BMHW, edges_BMHW)]
             guess_BCHW = net.predictor(net.encoder(*seen, kept_BM)).float()
             with torch.no_grad():
@@ -166,7 +177,7 @@ class AmmDiff:
         t_B = self._times(len(x0), device, generator)
         eps = torch.randn(x0.shape, generator=generator, device=device)
         x_t = self._schedule.noised(x0, t_B, eps)
-        with self._autocast(device):
+        with autocast(device, self.precision):
             condition = net.condition(batch.images_BMHW, shown_BM)
             raw = self._raw(net, x_t, t_B, condition, wanted_BM)
         wanted = self._wanted(x_t, t_B, x0, eps, condition.anchor)
@@ -245,23 +256,17 @@ class AmmDiff:
         if not bool(shown_BM.any(1).all()):
             raise DataError("nothing to synthesize from: an image with no shown modality")
         everything_BM = torch.ones_like(shown_BM)
-        with self._autocast(images_BMHW.device):
+        with autocast(images_BMHW.device, self.precision):
             condition = net.condition(images_BMHW, shown_BM)
 
         def denoise(x_t: Tensor, t: int) -> Guess:
             t_B = torch.full((len(x_t),), t, device=x_t.device)
-            with self._autocast(x_t.device):
+            with autocast(x_t.device, self.precision):
                 raw = self._raw(net, x_t, t_B, condition, everything_BM)
             return self._guess(x_t, t_B, raw, condition.anchor)
 
         noise = normal(images_BMHW.float(), generator)
         return (draw(denoise, self._schedule, noise, sampler, generator).clamp(-1, 1) + 1) / 2
-
-    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
-        """bf16 on CUDA, and on a CPU that multiplies in bf16 (three times faster there)."""
-        fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
-        wanted = self.precision == "bf16" or (self.precision == "auto" and fast)
-        return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
 
 @dataclass(frozen=True, slots=True)

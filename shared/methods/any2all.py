@@ -6,7 +6,6 @@ loss, so incomplete stacks train it too; and part of the samples sees some modal
 *told* them. What was measured comes in by sampling: clean images, raw k-space, or nothing.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.operators import Measured, clean, none
 from shared.diffusion.samplers import GUIDED, Denoiser, Guess, Sampler, draw
 from shared.errors import ConfigError, DataError
+from shared.nets.precision import Precision, autocast
 from shared.nets.unet import UNet, UNetShape
 from shared.options import require
 from shared.randomness import Noise, normal
@@ -46,7 +46,7 @@ class Any2all:
     told: float = 0.4  # share of samples in which a random part of the modalities is clean; the paper's is 0
     outside: float = 1.0  # weight of pixels outside the brain
     checkpoint: bool = False  # less memory, more time
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         require(len(self.modalities) >= 1, "modalities", self.modalities, "at least one")
@@ -57,8 +57,19 @@ class Any2all:
         require(self.independent + self.told <= 1, "told", self.told, "at most 1 - independent")
 
     @property
+    def targets(self) -> tuple[Modality, ...]:
+        return self.modalities
+
+    @property
+    def slab(self) -> int:
+        return 1
+
+    @property
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(name="prior"),)
+
+    def lacks(self, held: Collection[Modality], phase: str) -> str | None:
+        return None if held else "all of the method's modalities"
 
     def build(self, seed: int) -> "Prior":
         with torch.random.fork_rng(devices=[]):
@@ -100,7 +111,7 @@ class Any2all:
             )
         )
         x_t = torch.where(told_BM[:, :, None, None], x0, x_t)
-        with self._autocast(device):
+        with autocast(device, self.precision):
             raw = net(x_t, torch.where(exists_BM, t_BM, ABSENT)).float()
         counts_BM = exists_BM & ~told_BM
         error = torch.where(counts_BM[:, :, None, None], (raw - wanted).square(), 0.0)
@@ -198,7 +209,7 @@ class Any2all:
             t_BM = torch.full(x_BMHW.shape[:2], t, dtype=torch.long, device=x_BMHW.device)
             t_BM[:, list(clean_images)] = 0
             t_BM[:, list(silent)] = ABSENT
-            with self._autocast(x_BMHW.device):
+            with autocast(x_BMHW.device, self.precision):
                 raw = net(with_told(x_BMHW).float(), t_BM).float()
             t_B = t_BM.new_full((len(x_BMHW),), t)
             if self.parameterisation == "eps":
@@ -213,12 +224,6 @@ class Any2all:
     @property
     def _schedule(self) -> Schedule:
         return SCHEDULES[self.schedule](self.times)
-
-    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
-        """bf16 on CUDA, and on a CPU that multiplies in bf16 (three times faster there)."""
-        fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
-        wanted = self.precision == "bf16" or (self.precision == "auto" and fast)
-        return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
 
 class Prior(nn.Module):

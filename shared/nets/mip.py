@@ -43,7 +43,7 @@ def soft_mip(x_BDHW: Tensor, *, tau: float) -> Tensor:
 
 def soft_maximum(x_BDHW: Tensor, logits_BDHW: Tensor) -> Tensor:
     """sum_{j <= i} softmax_{j <= i}(logits)_j x_j along axis 1, in O(D) time and memory."""
-    out: Tensor = _Scan.apply(x_BDHW, logits_BDHW)
+    out: Tensor = _Scan.apply(x_BDHW, logits_BDHW)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -72,7 +72,7 @@ class _Scan(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g_BDHW: Tensor) -> tuple[Tensor, Tensor]:
         x, a, y, level = ctx.saved_tensors
         on_x, on_a = torch.empty_like(x), torch.empty_like(a)
