@@ -198,25 +198,27 @@ def test_who_knows_x0_gets_x0(steps: int, eta: float) -> None:
     assert torch.equal(cross(lambda x, t: x0, y, bridge(1000), steps=steps, eta=eta, generator=seeded(0)), x0)
 
 
-def test_the_chain_it_walks_has_the_marginals_of_the_bridge() -> None:
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_the_chain_it_walks_has_the_marginals_of_the_bridge(eta: float) -> None:
     """With the true x_0 at hand every x_t on the way is normal about its place on the bridge."""
     seed, chains, times = new_seed(), 40_000, 1000
-    y = torch.full((chains,), 1.7, dtype=torch.float64)
-    start = (1 - m(times - 1, times)) * -0.4 + m(times - 1, times) * 1.7
     seen: dict[int, Tensor] = {}
 
     def oracle(x: Tensor, t: int) -> Tensor:
         seen[t] = x.clone()
         return torch.full_like(x, -0.4)
 
-    cross(oracle, y, bridge(times), steps=9, eta=1.0, generator=seeded(seed))
+    y = torch.full((chains,), 1.7, dtype=torch.float64)
+    cross(oracle, y, bridge(times), steps=9, eta=eta, generator=seeded(seed))
     assert torch.equal(seen[times - 1], y)
-    for t in sorted(seen)[:-1]:
-        lead = m(t, times) / m(times - 1, times)  # of the start, a point, not the marginal
-        mean = (1 - m(t, times)) * -0.4 + m(t, times) * 1.7 + lead * (1.7 - start)
-        var = delta(t, times) - lead**2 * delta(times - 1, times)
-        assert close(seen[t].mean().item(), mean, 5 * math.sqrt(var / chains)), (seed, t)
-        assert close(seen[t].var().item(), var, 5 * var * math.sqrt(2 / chains)), (seed, t)
+    lead = 1.0  # what is left of the start, which is a point at y and not the marginal
+    for t, n in pairwise(sorted(seen, reverse=True)):
+        bayes = delta(n, times) - (2 * m(n, times) * (1 - m(t, times))) ** 2 / delta(t, times)
+        lead *= math.sqrt((delta(n, times) - eta**2 * bayes) / delta(t, times))
+        mean = (1 - m(n, times)) * -0.4 + m(n, times) * 1.7 + lead * (1 - m(times - 1, times)) * 2.1
+        var = delta(n, times) - lead**2 * delta(times - 1, times)
+        assert close(seen[n].mean().item(), mean, 5 * math.sqrt(max(var, 0) / chains) + ROUNDING), (seed, n)
+        assert close(seen[n].var().item(), var, 5 * var * math.sqrt(2 / chains) + ROUNDING), (seed, n)
 
 
 class Known:
