@@ -2,7 +2,6 @@
 
 import itertools
 import shutil
-import subprocess
 from datetime import datetime
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from support.studies import NOW, SHAPE, turned, volumes, world_of, write_study
+from support.validators import errors_of
 
 from client.dicom_out import LABEL, Series, write_series
 from client.dicom_source import read_study
@@ -84,22 +84,6 @@ def test_every_kind_is_valid_and_keeps_its_values(
     for one in made:
         for path in one.files:
             assert not errors_of(path), path
-
-
-# dciodvfy of before 2023 does not know the tag that says "synthetic data"; it says so once in each file, and no more
-UNKNOWN = "Error - </(0008,001c)> - Attribute with an even group number is not a recognized standard attribute"
-
-
-def errors_of(path: Path) -> list[str]:
-    """What dciodvfy and dcmtk's dcmdump and dcmftest say against a file."""
-    for program in ("dciodvfy", "dcmdump", "dcmftest"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is absent: apt install dicom3tools dcmtk")
-    said = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, text=True, check=False).stderr
-    bad = [line for line in said.splitlines() if line.startswith("Error") and line != UNKNOWN]
-    dumped = subprocess.run(["dcmdump", "-q", str(path)], capture_output=True, text=True, check=False)
-    tested = subprocess.run(["dcmftest", str(path)], capture_output=True, text=True, check=False)
-    return [*bad, *dumped.stderr.splitlines(), *([tested.stdout] if not tested.stdout.startswith("yes") else [])]
 
 
 @pytest.mark.parametrize("modality", ["FLAIR", "CT", "FDG"])
