@@ -3,23 +3,25 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from client.ingest.records import Acquired, Aside
-from client.ingest.visits import Taken
+from client.ingest.visits import Taken, Visit
 from shared.data.bids import Participant, find_subjects, read_participants
 from shared.data.modalities import MODALITIES
 from shared.data.volumes import shape_and_affine
 from shared.errors import DataError
 
 SIDECAR_LIMIT = 4 * 2**20
+FOLDER = "bids:"  # begins the names of what came from a BIDS folder
 Progress = Callable[[int, int], None]
 
 
 def take(source: Path, folder: Path, progress: Progress | None = None) -> tuple[list[Taken], list[Aside]]:
     """Each subject's volumes, linked (or copied) into `folder`, so that the source may go; and what was left aside."""
+    whole = str(source.resolve())
     participants = read_participants(source)
     asides, taken = [], []
     subjects = find_subjects(source)
@@ -43,8 +45,8 @@ def take(source: Path, folder: Path, progress: Progress | None = None) -> tuple[
                 Taken(
                     acquired=Acquired(
                         patient=name,
-                        study=f"bids:{source.name}/{name}",
-                        series=f"bids:{source.name}/{path.name}",
+                        study=f"{FOLDER}{whole}/{name}",
+                        series=f"{FOLDER}{whole}/{path.name}",
                         date="",
                         modality=modality,
                         nifti=nifti,
@@ -59,6 +61,20 @@ def take(source: Path, folder: Path, progress: Progress | None = None) -> tuple[
         if progress is not None:
             progress(done, len(subjects))
     return taken, asides
+
+
+def of_one_folder(taken: Sequence[Taken], visits: Sequence[Visit]) -> tuple[list[Taken], list[Aside]]:
+    """Without the subjects whose name another BIDS folder used before: nobody knows whether they are one person."""
+    before = {one.patient: study for one in visits for study in one.studies if study.startswith(FOLDER)}
+    kept, asides = [], {}
+    for one in taken:
+        who = one.acquired.patient
+        if before.get(who, one.acquired.study) == one.acquired.study:
+            kept.append(one)
+        else:
+            why = "another BIDS folder had a subject of this name: give it another one, or ingest with another state"
+            asides[who] = Aside(what="subject", where=f"sub-{who}", why=why, patient=who)
+    return kept, list(asides.values())
 
 
 def _aside(where: str, why: str, patient: str) -> Aside:

@@ -36,6 +36,7 @@ from client.ingest.listing import Listed
 from client.ingest.records import Acquired, Job
 from client.ingest.series import group
 from client.ingest.sources import Bar, Folder, Progress, Source
+from client.ingest.sources import place as own_folder
 from client.ingest.take import Found, aside, take
 from client.ingest.visits import Record
 from shared.data.bids import Participant, read_participants
@@ -132,7 +133,7 @@ def _look(source: Source, folder: Path, bar: Bar) -> Found:
     place, asides = source.bring(folder / "incoming", bar)
     if is_bids(place):
         with bar("taking volumes") as advance:
-            ready, more = bids.take(place, folder / "bids" / place.resolve().name, advance)
+            ready, more = bids.take(place, own_folder(folder / "bids", str(place.resolve())), advance)
         return Found(files=len(ready) + len(more), listed=(), ready=tuple(ready), asides=(*asides, *more))
     with bar("reading headers") as advance:
         headers, others = collect(place, progress=advance)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from client.ingest import bids
 from client.ingest.convert import convert, estimate, is_converted
 from client.ingest.listing import Listed
 from client.ingest.records import Acquired, Aside
@@ -34,14 +35,13 @@ def take(
     found: Found, wanted: Sequence[Modality] | None, folder: Path, *, days: int, workers: int | None, bar: Bar
 ) -> tuple[Record, list[Aside]]:
     """This ingest's volumes in the site's record, and what was not needed or failed."""
-    usable = [one for one in found.listed if one.modality is not None]
-    if wanted is not None:
-        asides = [aside(o.series, f"{o.modality} was not asked for") for o in usable if o.modality not in wanted]
-        usable = [one for one in usable if one.modality in wanted]
-        ready = [one for one in found.ready if one.acquired.modality in wanted]
-    else:
-        asides, ready = [], list(found.ready)
     old = Record.open(folder)
+    usable = [one for one in found.listed if one.modality is not None]
+    ready, asides = bids.of_one_folder(found.ready, old.visits)
+    if wanted is not None:
+        asides += [aside(o.series, f"{o.modality} was not asked for") for o in usable if o.modality not in wanted]
+        usable = [one for one in usable if one.modality in wanted]
+        ready = [one for one in ready if one.acquired.modality in wanted]
     studies = {(one.series.patient, one.series.study, one.series.date) for one in usable}
     studies |= {(one.acquired.patient, one.acquired.study, one.acquired.date) for one in ready}
     record = replace(old, visits=assign(old.visits, studies, days))
@@ -59,7 +59,7 @@ def take(
             taken += best
             asides += left
             advance(done, len(groups))
-    seen = [one.series.key for one in found.listed] + [one.acquired.series for one in found.ready]
+    seen = [one.series.key for one in found.listed] + [one.acquired.series for one in ready]
     return record.merge([*taken, *ready], seen), asides
 
 

@@ -231,6 +231,22 @@ def test_a_bids_folder_goes_straight_to_preparation(site: Any) -> None:
     assert {job.subject for job in site.jobs}.isdisjoint({"sub-01", "sub-02"})
 
 
+def test_subjects_of_two_bids_folders_are_never_mixed(site: Any) -> None:
+    """Each folder begins at sub-01, and its name may be `bids` too: nobody knows whether that is one person."""
+    from support.cohorts import add_subject, cohort_of
+
+    one, two = site.root / "north" / "bids", site.root / "south" / "bids"
+    cohort_of(one, [["T1"]])
+    cohort_of(two, [["T2"], ["T1"]])
+    site.ingest(one)
+    site.ingest(two)
+    assert sorted(list(job.inputs) for job in site.jobs) == [["T1"], ["T1"]]
+    assert [a.why[:50] for a in site.asides] == ["another BIDS folder had a subject of this name: gi"]
+    add_subject(one, "sub-01", ["FLAIR"])
+    site.ingest(one)  # the same folder again: more of the same person
+    assert sorted(list(job.inputs) for job in site.jobs) == [["T1"], ["T1", "FLAIR"]]
+
+
 def test_disks_lie_apart_and_belong_to_one_key(site: Any) -> None:
     write_study(site.source, "A", ["T1"])
     inside = Folder(path=site.source)
