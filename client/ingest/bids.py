@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def take(source: Path, folder: Path, progress: Progress | None = None) -> tuple[
         name = subject.subject.removeprefix("sub-")
         who = participants.get(subject.subject, Participant())
         for remark in (*subject.remarks, *who.remarks):
-            asides.append(_aside(remark.file or subject.subject, remark.why, name))
+            asides.append(_aside(remark.file or subject.subject, _unquoted(remark.why), name))
         if subject.lesion is not None:
             why = "a lesion map: an ingest carries none, as it would have to be registered too"
             asides.append(_aside(subject.lesion.name, why, name))
@@ -75,6 +76,12 @@ def of_one_folder(taken: Sequence[Taken], visits: Sequence[Visit]) -> tuple[list
             why = "another BIDS folder had a subject of this name: give it another one, or ingest with another state"
             asides[who] = Aside(what="subject", where=f"sub-{who}", why=why, patient=who)
     return kept, list(asides.values())
+
+
+def _unquoted(why: str) -> str:
+    """Without the source's own words: a session's label, or what stands in place of an age, may be a date."""
+    why = re.sub(r"^session .* was used$", "another session was used", why)
+    return re.sub(r"^(\w+)=.*: must be", r"\1: must be", why)
 
 
 def _aside(where: str, why: str, patient: str) -> Aside:

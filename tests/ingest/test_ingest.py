@@ -231,6 +231,27 @@ def test_a_bids_folder_goes_straight_to_preparation(site: Any) -> None:
     assert {job.subject for job in site.jobs}.isdisjoint({"sub-01", "sub-02"})
 
 
+def test_dates_of_a_bids_folder_stay_out_of_the_cohort(site: Any) -> None:
+    """A session's label may be one, and what somebody typed for an age."""
+    from support.cohorts import add_subject
+
+    for session, modalities in (("20240102", ["T1", "T2"]), ("20250304", ["T1"])):
+        add_subject(site.source / "made", "sub-01", modalities)
+        for path in (site.source / "made").rglob("*.nii.gz"):
+            name = path.name.replace("sub-01_", f"sub-01_ses-{session}_")
+            target = site.source / "sub-01" / f"ses-{session}" / "anat" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    shutil.rmtree(site.source / "made")
+    (site.source / "participants.tsv").write_text("participant_id\tage\nsub-01\t1950-05-06\n")
+    site.ingest()
+    assert [list(job.inputs) for job in site.jobs] == [["T1", "T2"]]
+    everything = b"".join([*tree(site.cohort).values(), *(name.encode() for name in tree(site.cohort))])
+    assert b"another session was used" in everything
+    for secret in (b"20240102", b"20250304", b"1950"):
+        assert secret not in everything
+
+
 def test_subjects_of_two_bids_folders_are_never_mixed(site: Any) -> None:
     """Each folder begins at sub-01, and its name may be `bids` too: nobody knows whether that is one person."""
     from support.cohorts import add_subject, cohort_of
