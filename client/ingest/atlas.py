@@ -18,6 +18,8 @@ NAME = "MNI152NLin2009aSym"
 class Atlas:
     t1: Volume  # brain only
     brain_DHW: Mask
+    near_DHW: Mask  # the brain and 10 mm around it
+    depth_DHW: Array  # mm from the brain's surface, within it
     grey_DHW: Array  # share of each voxel
     white_DHW: Array
     cerebellum_DHW: Mask
@@ -43,6 +45,8 @@ def load() -> Atlas:
     return Atlas(
         t1=Volume(data_DHW=t1 * brain, affine=affine),
         brain_DHW=brain,
+        near_DHW=ndimage.binary_dilation(brain, iterations=5),
+        depth_DHW=(ndimage.distance_transform_edt(brain) * abs(affine[0, 0])).astype(np.float32),
         grey_DHW=grey * brain,
         white_DHW=white * brain,
         cerebellum_DHW=ndimage.binary_erosion(cerebellum),

@@ -17,7 +17,16 @@ import torch
 from scipy import ndimage
 
 from client.ingest import bet
-from client.ingest.resample import Mask, coarse, grid_with_spacing, resample, resample_mask
+from client.ingest.resample import (
+    Mask,
+    binned,
+    binned_mask,
+    box_of,
+    cut,
+    grid_with_spacing,
+    resample,
+    resample_mask,
+)
 from shared.data.modalities import MODALITIES
 from shared.data.volumes import Volume
 from shared.errors import ConfigError, DataError
@@ -30,6 +39,7 @@ BLANK_SHARE = 0.15  # of the voxels: what was stripped before has so much exact 
 MOST_BRAIN_ML = 2400.0  # a shown part beyond this is a head
 BONE_HU, LEAST_BONE_ML = 250.0, 50.0
 CT_FRACTIONS = (0.15, 0.35, 0.5)
+LAYER_MM, SURFACE_MM = 2.0, 2.0  # voxels of about this size show bone, and where brain ends
 NECK_MM = 6.0  # half as wide as an opening in the skull that is closed
 TISSUE_HU = (-20.0, 110.0)
 UPTAKE = 0.3  # of a PET image's bright end
@@ -95,21 +105,21 @@ def stripped_before(volume: Volume, modality: Modality) -> Mask | None:
     data = volume.data_DHW
     background = float(data[0, 0, 0])
     corners = data[:: max(1, data.shape[0] - 1), :: max(1, data.shape[1] - 1), :: max(1, data.shape[2] - 1)]
+    if not (corners == background).all():
+        return None
     shown = data != background
-    if not (corners == background).all() or not BLANK_SHARE <= 1 - shown.mean() < 0.99:
+    if not BLANK_SHARE <= 1 - shown.mean() < 0.99:
         return None
     part = _solid(_largest(shown))
-    if part.sum() * _voxel_ml(volume) > MOST_BRAIN_ML or shown[part].mean() < 0.9:
+    inside = box_of(part)
+    if part.sum() * _voxel_ml(volume) > MOST_BRAIN_ML or shown[inside][part[inside]].mean() < 0.9:
         return None
-    return None if _has_skull(volume, part, modality) else part
+    return None if _has_skull(cut(volume, inside), part[inside], modality) else part
 
 
 def _has_skull(volume: Volume, part: Mask, modality: Modality) -> bool:
     """From the surface inward: scalp, then a dark layer of bone (bright in CT), then brain."""
-    small = coarse(Volume(data_DHW=volume.data_DHW, affine=volume.affine), 2.0)
-    inside = part
-    if small is not volume:
-        inside = resample_mask(part, volume.affine, small.data_DHW.shape, small.affine, np.eye(4))
+    small, inside = binned(volume, LAYER_MM), np.pad(binned_mask(part, volume.affine, LAYER_MM), 1)
     steps = np.linalg.norm(small.affine[:3, :3], axis=0)[::-1]
     depth = ndimage.distance_transform_edt(inside, sampling=steps)
     upper = np.zeros_like(inside)
@@ -117,7 +127,7 @@ def _has_skull(volume: Volume, part: Mask, modality: Modality) -> bool:
     if not len(reached):
         return False
     upper[(reached[0] + reached[-1]) // 2 :] = True  # the face has no such layers
-    values = small.data_DHW
+    values = np.pad(small.data_DHW, 1)
     if MODALITIES[modality].kind == "ct":
         rim = inside & upper & (depth < 15)
         return bool(rim.any() and (values[rim] > BONE_HU).mean() > 0.1)
@@ -131,9 +141,10 @@ def _has_skull(volume: Volume, part: Mask, modality: Modality) -> bool:
 
 
 def _by_surface(volume: Volume, fraction: float) -> Mask:
-    """At about 1 mm: finer voxels only take time, and thick slices are cut into cubes."""
-    shape, affine = grid_with_spacing(volume, max(1.0, float(np.linalg.norm(volume.affine[:3, :3], axis=0).min())))
-    data = resample(volume, shape, affine, np.eye(4), sharp=False)
+    """At about 2 mm: finer voxels only take time, and thick slices are cut into cubes."""
+    small = binned(volume, SURFACE_MM)
+    shape, affine = grid_with_spacing(small, max(SURFACE_MM, float(np.linalg.norm(small.affine[:3, :3], axis=0).min())))
+    data = resample(small, shape, affine, np.eye(4), sharp=False)
     cubes = Volume(data_DHW=data, affine=affine)
     points, triangles = bet.surface(cubes, bet.estimate(cubes), fraction)
     mask = bet.fill(points, triangles, volume.data_DHW.shape, volume.affine)
@@ -242,7 +253,12 @@ def _largest(mask: Mask) -> Mask:
 
 
 def _solid(mask: Mask) -> Mask:
-    return cast(Mask, ndimage.binary_fill_holes(mask))
+    """With its holes filled: what of the rest does not reach the outside."""
+    box = box_of(mask)
+    rest, _ = ndimage.label(~np.pad(mask[box], 1))
+    filled = mask.copy()
+    filled[box] = rest[1:-1, 1:-1, 1:-1] != rest[0, 0, 0]
+    return filled
 
 
 def _voxel_ml(volume: Volume) -> float:

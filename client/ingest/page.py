@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from client.ingest.resample import grid_with_spacing, resample, resample_mask
+from client.ingest.resample import binned, box_of, cut, grid_with_spacing, resample
 from shared import pictures
 from shared.data.modalities import in_order
 from shared.data.volumes import Array, Volume
@@ -65,16 +65,18 @@ def draw(ready: "Ready", path: Path) -> None:
     if not ready.volumes or not ready.brain_DHW.any():
         path.unlink(missing_ok=True)
         return
-    shown = Volume(data_DHW=ready.brain_DHW.astype(np.float32), affine=ready.affine)
+    around = box_of(ready.brain_DHW)
+    shown = binned(cut(_volume(ready.brain_DHW, ready), around), PICTURE_MM)
     shape, affine = grid_with_spacing(shown, PICTURE_MM)
-    brain = resample_mask(ready.brain_DHW, ready.affine, shape, affine, np.eye(4))
+    brain = resample(shown, shape, affine, np.eye(4), sharp=False) >= 0.5
     if not brain.any():
         path.unlink(missing_ok=True)
         return
-    box = tuple(ndimage.find_objects(brain.astype(np.uint8))[0])
+    box = box_of(brain)
     images = {}
     for modality, data in ready.volumes.items():
-        there = resample(Volume(data_DHW=data, affine=ready.affine), shape, affine, np.eye(4), sharp=False)
+        small = binned(cut(_volume(data, ready), around), PICTURE_MM)
+        there = resample(small, shape, affine, np.eye(4), sharp=False)
         low, high = np.percentile(there[brain], (1, 99.5))
         images[modality] = np.where(brain, np.clip((there - low) / max(high - low, 1e-6), 0, 1), 0)[box]
     reference = ready.quality.reference
@@ -85,6 +87,10 @@ def draw(ready: "Ready", path: Path) -> None:
              pictures.three_planes(edges, middle) if edges is not None and m != reference else [None] * 3,
              strict=True)] for m in names]  # fmt: skip
     pictures.save_png(pictures.mosaic(rows, names, ("axial", "coronal", "sagittal"), cell=120), path)
+
+
+def _volume(data_DHW: NDArray[Any], ready: "Ready") -> Volume:
+    return Volume(data_DHW=data_DHW.astype(np.float32, copy=False), affine=ready.affine)
 
 
 def render(cohort: Path, outcomes: "Sequence[Outcome]", digest: str) -> str:

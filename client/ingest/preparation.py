@@ -20,7 +20,7 @@ from client.ingest.bias import N4
 from client.ingest.brain import Strip
 from client.ingest.quality import BrainFigures, ImageFigures, Limits
 from client.ingest.register import Rigid
-from client.ingest.resample import Mask, Pose, covered, grid_with_spacing, resample, resample_mask
+from client.ingest.resample import Mask, Pose, covered, grid_with_spacing, percentiles, resample, resample_mask
 from shared.data.modalities import MODALITIES, in_order
 from shared.data.preparation import hash_json
 from shared.data.volumes import SPACING_LIMITS, Affine, Array, Volume, read
@@ -28,7 +28,7 @@ from shared.errors import DataError
 from shared.options import plain, require
 from shared.vocabulary import Modality
 
-VERSION = "1"  # raise it when the same options would give other images
+VERSION = "2"  # raise it when the same options would give other images
 UNSHADED = ("TOF",)  # N4 would take inflow for shading
 MOST_CUT = 0.02  # of the brain's surface on the edge of the field, before a person is told
 CONVINCING = 0.4  # share of a found brain that tissues explain; below it the brain is looked for again
@@ -95,12 +95,14 @@ def prepare(
     volumes = _read_all(inputs, options, left)
     reference, found, fit, figures, why = _choose_reference(volumes, options, weights, left, accepted)
     anchor = volumes[reference]
-    images = {reference: _figures(reference, anchor, anchor.data_DHW, found.mask_DHW, 1.0)}
+    images = {reference: _figures(reference, anchor, found.mask_DHW, 1.0)}
     poses: dict[Modality, Pose] = {reference: np.eye(4)}
     warnings = [f"a person accepted it though: {why}"] if accepted and why else []
     if why is None or accepted:
+        laid_on = register.Anchor(anchor, found.mask_DHW)
         for modality in (m for m in volumes if m != reference):
-            pose = _register(volumes, modality, reference, found.mask_DHW, options, accepted, images, left, warnings)
+            rule = _rule(options, modality, reference)
+            pose = _register(volumes[modality], modality, laid_on, rule, options, accepted, images, left, warnings)
             if pose is not None:
                 poses[modality] = pose
     if figures.cut > MOST_CUT:
@@ -110,7 +112,8 @@ def prepare(
     ready: dict[Modality, Array] = {}
     for modality in in_order(poses):
         pose = poses[modality] if onto is None else poses[modality] @ onto
-        data = resample(volumes[modality], shape, affine, pose, sharp=_kind(modality) == "mr")
+        sharp = _kind(modality) == "mr"
+        data = resample(volumes.pop(modality), shape, affine, pose, sharp=sharp, within_DHW=mask)
         try:
             ready[modality] = _finished(modality, data, mask, shape, affine, fit, onto)
         except DataError as error:
@@ -129,11 +132,15 @@ def prepare(
     )
 
 
+def _rule(options: Preparation, *pair: Modality) -> Rigid:
+    return options.rigid.for_pet() if "pet" in map(_kind, pair) else options.rigid
+
+
 def _register(
-    volumes: Mapping[Modality, Volume],
+    volume: Volume,
     modality: Modality,
-    reference: Modality,
-    brain_DHW: Mask,
+    anchor: register.Anchor,
+    rule: Rigid,
     options: Preparation,
     accepted: bool,
     images: dict[Modality, ImageFigures],
@@ -141,17 +148,15 @@ def _register(
     warnings: list[str],
 ) -> Pose | None:
     """Where a modality lies on the reference, with its figures; None, and why in `left`, when it is not to be used."""
-    anchor, volume = volumes[reference], volumes[modality]
-    rule = options.rigid.for_pet() if "pet" in (_kind(modality), _kind(reference)) else options.rigid
     before = f"{left.pop(modality)}; " if modality in left else ""  # why it was no reference
     try:
-        lies = register.register(anchor, volume, brain_DHW, rule)
+        lies = register.register(anchor, volume, rule)
     except (DataError, RuntimeError) as error:  # RuntimeError: SimpleITK's own
         left[modality] = before + _line(error)
         return None
-    seen = covered(volume, anchor.data_DHW.shape, anchor.affine, lies.pose)
-    share = float((seen & brain_DHW).sum() / max(1, brain_DHW.sum()))
-    images[modality] = _figures(modality, volume, volume.data_DHW, None, share, lies)
+    seen = covered(volume, anchor.inside.shape, anchor.small.affine, lies.pose)
+    share = float((seen & anchor.inside).sum() / max(1, anchor.inside.sum()))
+    images[modality] = _figures(modality, volume, None, share, lies)
     no_pair = register.why_not(lies, rule)
     no_use = quality.why_not(images[modality], options.limits)
     if no_pair or (no_use and not accepted):
@@ -205,7 +210,7 @@ def _choose_reference(
             reasons[modality] = _line(error)
             continue
         figures = quality.of_brain(volume, found.mask_DHW, fit)
-        own = _figures(modality, volume, volume.data_DHW, found.mask_DHW, 1.0)
+        own = _figures(modality, volume, found.mask_DHW, 1.0)
         why = quality.why_no_brain(figures, options.limits) or quality.why_not(own, options.limits)
         if why is None or accepted:
             left.update(reasons)
@@ -236,16 +241,18 @@ def _find_brain(
 def _figures(
     modality: Modality,
     volume: Volume,
-    data: Array,
     mask: Mask | None,
     coverage: float,
     lies: register.Registration | None = None,
 ) -> ImageFigures:
     x, y, z = (float(s) for s in np.linalg.norm(volume.affine[:3, :3], axis=0))
-    shown = mask if mask is not None else data > np.percentile(data, 2) + 0.2 * np.ptp(np.percentile(data, (2, 98)))
+    data = volume.data_DHW
+    if mask is None:
+        low, high = percentiles(data, (2.0, 98.0))
+        mask = data > low + 0.2 * (high - low)
     return ImageFigures(
         voxel_mm=(x, y, z),
-        snr=quality.snr(data, shown),
+        snr=quality.snr(data, mask),
         ghost=quality.ghost(data) if _kind(modality) == "mr" else None,
         coverage=coverage,
         registration=None if lies is None else lies.score,

@@ -21,10 +21,13 @@ from client.ingest.resample import (
     Mask,
     Pose,
     Transform,
-    coarse,
+    binned,
+    binned_mask,
+    box_of,
     covered,
+    cut,
+    percentiles,
     resample,
-    resample_mask,
     to_pose,
     to_sitk,
 )
@@ -73,9 +76,52 @@ class Registration:
     turn_deg: float
 
 
-def register(reference: Volume, moving: Volume, brain_DHW: Mask, options: Rigid) -> Registration:
-    """The pose of `moving` against `reference`, whose brain is known. Always the best found: its score judges it."""
-    task = _Task(reference, moving, brain_DHW)
+class Anchor:
+    """A reference and its brain, as registration looks at them: made once for all that is laid on it."""
+
+    def __init__(self, volume: Volume, brain_DHW: Mask) -> None:
+        self.images = _Pyramid(volume)
+        self.small = binned(volume, SCORE_MM)
+        self.inside = binned_mask(brain_DHW, volume.affine, SCORE_MM)
+        self.middle = _centre(self.inside, self.small.affine)
+        steps = np.linalg.norm(self.small.affine[:3, :3], axis=0)[::-1]
+        box = box_of(self.inside, math.ceil(MARGIN_MM / float(steps.min())))
+        near = ndimage.distance_transform_edt(~self.inside[box], sampling=steps) <= MARGIN_MM
+        there = cut(self.small, box)
+        self.near = to_sitk(near.astype(np.uint8), there.affine)
+        self.corners = there.affine @ np.array([[*np.multiply(c, near.shape[::-1]), 1] for c in np.ndindex(2, 2, 2)]).T
+        self.levels: dict[float, Image] = {}
+
+    def level(self, spacing_mm: float) -> Image:
+        """Cut to where one looks."""
+        if spacing_mm not in self.levels:
+            image = self.images.at(spacing_mm)
+            reached = (np.linalg.inv(image.affine) @ self.corners)[2::-1]
+            box = tuple(
+                slice(max(0, math.floor(line.min())), min(n, math.ceil(line.max()) + 1))
+                for line, n in zip(reached, image.data_DHW.shape, strict=True)
+            )
+            part = cut(image, box)
+            self.levels[spacing_mm] = to_sitk(part.data_DHW, part.affine)
+        return self.levels[spacing_mm]
+
+
+class _Pyramid:
+    """A volume at several resolutions, within robust limits: a few bright vessels would leave the metric's histogram
+    few bins for the brain."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+        self.low, self.high = percentiles(volume.data_DHW, (0.5, 99.5))
+
+    def at(self, spacing_mm: float) -> Volume:
+        image = binned(self.volume, spacing_mm)
+        return replace(image, data_DHW=np.clip(image.data_DHW, self.low, self.high))
+
+
+def register(anchor: Anchor, moving: Volume, options: Rigid) -> Registration:
+    """The pose of `moving` against the anchor. Always the best found: its score judges it."""
+    task = _Task(anchor, moving)
     starts = task.starts()
     found = task.climb(starts, "mutual information", options)
     if found.score < options.good_score:
@@ -103,16 +149,15 @@ def why_not(found: Registration, options: Rigid) -> str | None:
 class _Task:
     """One pair at its resolutions."""
 
-    def __init__(self, reference: Volume, moving: Volume, brain_DHW: Mask) -> None:
-        self.reference, self.moving, self.brain = _clipped(reference), _clipped(moving), brain_DHW
-        self.middle = _centre(brain_DHW, reference.affine)
-        self.near = _grown(brain_DHW, reference.affine, MARGIN_MM)
-        self.levels: dict[float, tuple[Image, Image, Image]] = {}
+    def __init__(self, anchor: Anchor, moving: Volume) -> None:
+        self.anchor, self.middle = anchor, anchor.middle
+        self.images, self.small = _Pyramid(moving), binned(moving, SCORE_MM)
+        self.levels: dict[float, Image] = {}
 
     def starts(self) -> list[tuple[str, Pose]]:
-        shape, affine = self.moving.data_DHW.shape, self.moving.affine
+        shape, affine = self.small.data_DHW.shape, self.small.affine
         field = affine @ [*((np.array(shape[::-1]) - 1) / 2), 1.0]
-        mass = _centre(_foreground(self.moving.data_DHW), affine)
+        mass = _centre(_foreground(self.small.data_DHW), affine)
         return [
             ("scanner coordinates", np.eye(4)),
             ("middle of the field", _shift(field[:3] - self.middle)),
@@ -137,7 +182,7 @@ class _Task:
         moved = pose @ [*self.middle, 1.0] - [*self.middle, 1.0]
         return Registration(
             pose=pose,
-            score=score(self.reference, self.moving, self.brain, pose),
+            score=score(self.anchor, self.small, pose),
             start=name,
             metric=metric,
             shift_mm=float(np.linalg.norm(moved)),
@@ -148,14 +193,16 @@ class _Task:
         self, pose: Pose, spacing_mm: float, metric: str, *, samples: int, step_mm: float, iterations: int
     ) -> tuple[float, Pose]:
         """One level: the metric's value, the lower the better, and the pose that reaches it."""
-        fixed, moving, near = self._level(spacing_mm)
+        fixed, moving = self.anchor.level(spacing_mm), self._level(spacing_mm)
         method = sitk.ImageRegistrationMethod()
         method.SetNumberOfThreads(1)
         if metric == "joint histogram":
             method.SetMetricAsJointHistogramMutualInformation(BINS)
         else:
             method.SetMetricAsMattesMutualInformation(BINS)
-        method.SetMetricFixedMask(near)
+        method.SetMetricFixedMask(self.anchor.near)
+        method.SetMetricUseFixedImageGradientFilter(False)  # gradients where they are asked for, not of every voxel
+        method.SetMetricUseMovingImageGradientFilter(False)
         share = samples / math.prod(fixed.GetSize())
         if share < 1:
             method.SetMetricSamplingStrategy(method.RANDOM)
@@ -174,36 +221,22 @@ class _Task:
             return math.inf, pose
         return float(method.GetMetricValue()), to_pose(start)
 
-    def _level(self, spacing_mm: float) -> tuple[Image, Image, Image]:
-        """Reference, moving, and where to look, at one resolution; the reference is cut to where one looks."""
+    def _level(self, spacing_mm: float) -> Image:
         if spacing_mm not in self.levels:
-            reference, moving = coarse(self.reference, spacing_mm), coarse(self.moving, spacing_mm)
-            near = self.near
-            if reference is not self.reference:
-                shape = reference.data_DHW.shape
-                near = resample_mask(near, self.reference.affine, shape, reference.affine, np.eye(4))
-            box = tuple(ndimage.find_objects(near.astype(np.uint8))[0])
-            affine = reference.affine.copy()
-            affine[:3, 3] += affine[:3, :3] @ [s.start for s in reversed(box)]
-            self.levels[spacing_mm] = (
-                to_sitk(reference.data_DHW[box], affine),
-                to_sitk(moving.data_DHW, moving.affine),
-                to_sitk(near[box].astype(np.uint8), affine),
-            )
+            image = self.images.at(spacing_mm)
+            self.levels[spacing_mm] = to_sitk(image.data_DHW, image.affine)
         return self.levels[spacing_mm]
 
 
-def score(reference: Volume, moving: Volume, brain_DHW: Mask, pose: Pose) -> float:
+def score(anchor: Anchor, moving: Volume, pose: Pose) -> float:
     """How much the images tell of each other inside the brain: 2 I(a, b) / (H(a) + H(b)), less what chance gives."""
-    small = coarse(reference, SCORE_MM)
-    shape = small.data_DHW.shape
-    inside = resample_mask(brain_DHW, reference.affine, shape, small.affine, np.eye(4))
-    seen = covered(moving, shape, small.affine, pose)
-    inside = ndimage.binary_erosion(inside) & seen
+    there, here = binned(moving, SCORE_MM), anchor.small
+    shape = here.data_DHW.shape
+    inside = ndimage.binary_erosion(anchor.inside) & covered(there, shape, here.affine, pose)
     if inside.sum() < 200:
         return 0.0
-    there = resample(moving, shape, small.affine, pose, sharp=False)
-    return _shared(_levels(small.data_DHW[inside]), _levels(there[inside]))
+    values = resample(there, shape, here.affine, pose, sharp=False, within_DHW=inside)
+    return _shared(_levels(here.data_DHW[inside]), _levels(values[inside]))
 
 
 def _levels(values: NDArray[Any]) -> NDArray[np.intp]:
@@ -230,29 +263,14 @@ def _entropy(share: NDArray[np.floating[Any]]) -> float:
 
 def _foreground(data_DHW: Array) -> Mask:
     """Brighter than half way between air and the head's usual value; enough for a centre."""
-    low, high = np.percentile(data_DHW, (2, 98))
+    low, high = percentiles(data_DHW, (2.0, 98.0))
     shown = data_DHW > low + 0.2 * (high - low)
     return cast(Mask, shown if shown.any() else np.ones(data_DHW.shape, np.bool_))
-
-
-def _clipped(volume: Volume) -> Volume:
-    """Within robust limits: a few bright vessels would leave the metric's histogram few bins for the brain."""
-    low, high = np.percentile(volume.data_DHW, (0.5, 99.5))
-    return replace(volume, data_DHW=np.clip(volume.data_DHW, low, high))
 
 
 def _centre(mask_DHW: Mask, affine: Affine) -> NDArray[np.float64]:
     middle = np.array(ndimage.center_of_mass(mask_DHW))[::-1]
     return cast(NDArray[np.float64], affine[:3, :3] @ middle + affine[:3, 3])
-
-
-def _grown(mask_DHW: Mask, affine: Affine, margin_mm: float) -> Mask:
-    steps = np.linalg.norm(affine[:3, :3], axis=0)[::-1]
-    box = [slice(max(0, s.start - math.ceil(margin_mm / step)), s.stop + math.ceil(margin_mm / step))
-           for s, step in zip(ndimage.find_objects(mask_DHW.astype(np.uint8))[0], steps, strict=True)]  # fmt: skip
-    grown = np.zeros_like(mask_DHW)
-    grown[tuple(box)] = ndimage.distance_transform_edt(~mask_DHW[tuple(box)], sampling=steps) <= margin_mm
-    return grown
 
 
 def _shift(by: NDArray[np.float64]) -> Pose:

@@ -6,7 +6,7 @@ the moving volume: that is what a resampler asks for.
 """
 
 import math
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import SimpleITK
@@ -25,6 +25,9 @@ Mask = NDArray[np.bool_]
 
 SHEAR = 1e-2  # how far an affine's directions may be from right angles
 COARSER = 1.5  # a grid so much coarser than the volume asks for smoothing first
+CHUNK = 2**15  # points at a time: what is at work stays in the processor's cache
+BORDER = 12  # voxels around a part that is cut out: a cubic spline hardly reaches further
+SAMPLED = 1_000_000  # voxels that robust limits are taken from, at most
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -70,30 +73,39 @@ def is_same_grid(shape_DHW: tuple[int, ...], affine: Affine, volume: Volume) -> 
     return shape_DHW == volume.data_DHW.shape and bool(np.abs(affine - volume.affine).max() < 1e-4)
 
 
-def resample(volume: Volume, shape_DHW: tuple[int, int, int], affine: Affine, pose: Pose, *, sharp: bool) -> Array:
-    """The volume on another grid; beyond its field exactly 0. An unmoved volume on its own grid keeps its bits.
+def resample(
+    volume: Volume,
+    shape_DHW: tuple[int, int, int],
+    affine: Affine,
+    pose: Pose,
+    *,
+    sharp: bool,
+    within_DHW: Mask | None = None,
+) -> Array:
+    """The volume on another grid, or `within` a part of it; elsewhere, and beyond the volume's field, exactly 0.
 
-    sharp: cubic B-splines, held within the volume's own values; else linear, which makes no new dark or bright rims.
+    An unmoved volume on its own grid keeps its bits. sharp: cubic B-splines, held within the volume's own values; else
+    linear, which makes no new dark or bright rims.
     """
     if is_same_grid(shape_DHW, affine, volume) and np.allclose(pose, np.eye(4), atol=1e-9):
-        return volume.data_DHW
+        return volume.data_DHW if within_DHW is None else np.where(within_DHW, volume.data_DHW, np.float32(0))
     smooth = _smoothed(volume, np.linalg.norm(affine[:3, :3], axis=0))
-    image = to_sitk(smooth.data_DHW, smooth.affine)
-    order = sitk.sitkBSpline if sharp else sitk.sitkLinear
-    data_DHW = _onto(image, shape_DHW, affine, pose, order)
-    return np.clip(data_DHW, float(volume.data_DHW.min()), float(volume.data_DHW.max()))
+    return _sampled(smooth, shape_DHW, affine, pose, sharp, within_DHW)
 
 
 def resample_mask(mask_DHW: Mask, of: Affine, shape_DHW: tuple[int, int, int], affine: Affine, pose: Pose) -> Mask:
-    image = to_sitk(mask_DHW.astype(np.float32), of)
-    return _onto(image, shape_DHW, affine, pose, sitk.sitkLinear) >= 0.5
+    share = Volume(data_DHW=mask_DHW.astype(np.float32), affine=of)
+    return _sampled(share, shape_DHW, affine, pose, False, None) >= 0.5
 
 
 def covered(volume: Volume, shape_DHW: tuple[int, int, int], affine: Affine, pose: Pose) -> Mask:
     """Where the volume has voxels at all."""
-    whole = np.ones(volume.data_DHW.shape, np.bool_)
-    image = to_sitk(whole.astype(np.float32), volume.affine)
-    return _onto(image, shape_DHW, affine, pose, sitk.sitkNearestNeighbor) >= 0.5
+    z, y, x = (np.arange(n, dtype=float) for n in shape_DHW)
+    at = _voxels(volume, affine, pose, z[:, None, None], y[:, None], x)
+    seen = np.ones(shape_DHW, np.bool_)
+    for line, size in zip(at, volume.data_DHW.shape, strict=True):
+        seen &= (line >= -0.5) & (line <= size - 0.5)
+    return seen
 
 
 def grid_with_spacing(volume: Volume, spacing_mm: float) -> tuple[tuple[int, int, int], Affine]:
@@ -110,13 +122,44 @@ def grid_with_spacing(volume: Volume, spacing_mm: float) -> tuple[tuple[int, int
     return (z, y, x), affine
 
 
-def coarse(volume: Volume, spacing_mm: float) -> Volume:
-    """The volume, smoothed, on a grid no finer than asked: what a search or a thumbnail needs."""
-    steps = np.linalg.norm(volume.affine[:3, :3], axis=0)
-    if steps.min() >= spacing_mm / 1.25:
+def binned(volume: Volume, spacing_mm: float) -> Volume:
+    """Means over blocks of whole voxels, no coarser than asked: what a search or a thumbnail needs."""
+    steps = np.linalg.norm(volume.affine[:3, :3], axis=0).tolist()
+    sizes = volume.data_DHW.shape[::-1]
+    blocks = [max(1, min(n, int(spacing_mm / step + 0.01))) for n, step in zip(sizes, steps, strict=True)]
+    if max(blocks) == 1:
         return volume
-    shape, affine = grid_with_spacing(volume, spacing_mm)
-    return Volume(data_DHW=resample(volume, shape, affine, np.eye(4), sharp=False), affine=affine)
+    image = sitk.BinShrink(sitk.GetImageFromArray(volume.data_DHW), blocks)
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ ((np.array(blocks) - 1) / 2)
+    affine[:3, :3] *= blocks
+    return Volume(data_DHW=sitk.GetArrayFromImage(image), affine=affine)
+
+
+def binned_mask(mask_DHW: Mask, affine: Affine, spacing_mm: float) -> Mask:
+    return binned(Volume(data_DHW=mask_DHW.astype(np.float32), affine=affine), spacing_mm).data_DHW >= 0.5
+
+
+def percentiles(data: NDArray[Any], shares: tuple[float, ...]) -> tuple[float, ...]:
+    """Of every so many-th voxel, where there are many."""
+    line = data.ravel()
+    return tuple(float(p) for p in np.percentile(line[:: max(1, line.size // SAMPLED)], shares))
+
+
+def box_of(mask: NDArray[np.bool_], margin: int = 0) -> tuple[slice, ...]:
+    """The smallest box that holds all of the mask, and a margin within the array."""
+    box = []
+    for axis, size in enumerate(mask.shape):
+        reached = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        first, last = (reached[0], reached[-1]) if len(reached) else (0, -1)
+        box.append(slice(max(0, int(first) - margin), min(size, int(last) + 1 + margin)))
+    return tuple(box)
+
+
+def cut(volume: Volume, box: tuple[slice, ...]) -> Volume:
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [float(s.start) for s in reversed(box)]
+    return Volume(data_DHW=np.ascontiguousarray(volume.data_DHW[box]), affine=affine)
 
 
 def _smoothed(volume: Volume, steps_mm: NDArray[np.float64]) -> Volume:
@@ -128,11 +171,80 @@ def _smoothed(volume: Volume, steps_mm: NDArray[np.float64]) -> Volume:
     return Volume(data_DHW=ndimage.gaussian_filter(volume.data_DHW, sigmas[::-1]), affine=volume.affine)
 
 
-def _onto(image: Image, shape_DHW: tuple[int, int, int], affine: Affine, pose: Pose, order: int) -> Array:
-    like = to_sitk(np.zeros((1, 1, 1), np.uint8), affine)
-    z, y, x = shape_DHW
-    done = sitk.Resample(
-        image, (x, y, z), to_transform(pose), order, like.GetOrigin(), like.GetSpacing(), like.GetDirection(), 0.0,
-        sitk.sitkFloat32,
-    )  # fmt: skip
-    return cast(Array, sitk.GetArrayFromImage(done))
+def _sampled(
+    volume: Volume, shape_DHW: tuple[int, int, int], affine: Affine, pose: Pose, sharp: bool, within: Mask | None
+) -> Array:
+    """Each voxel's value by the four (sharp) or two voxels around it along each axis."""
+    out = np.zeros(math.prod(shape_DHW), np.float32)
+    places = None if within is None else np.flatnonzero(within)
+    count = len(out) if places is None else len(places)
+    if not count:
+        return out.reshape(shape_DHW)
+    part = _part(volume, shape_DHW, affine, pose, within)
+    lowest, highest = float(volume.data_DHW.min()), float(volume.data_DHW.max())
+    source = ndimage.spline_filter(part.data_DHW, 3, output=np.float32, mode="mirror") if sharp else part.data_DHW
+    source = source.astype(np.float32, copy=False)
+    padded = np.pad(source, (1, 2) if sharp else (0, 1), mode="reflect" if sharp else "edge")
+    weigh = _cubic if sharp else _linear
+    sizes = part.data_DHW.shape
+    for start in range(0, count, CHUNK):
+        stop = min(start + CHUNK, count)
+        here = np.arange(start, stop) if places is None else places[start:stop]
+        rows, x = np.divmod(here, shape_DHW[2])
+        z, y = np.divmod(rows, shape_DHW[1])
+        at = _voxels(part, affine, pose, z, y, x)
+        first, weights = np.zeros(len(here), np.int32), []
+        for line, size, stride in zip(at, sizes, padded.strides, strict=True):
+            near = np.clip(line, 0, size - 1)
+            whole = near.astype(np.int32)
+            first += whole * np.int32(stride // 4)
+            weights.append(weigh((near - whole).astype(np.float32)))
+        values = _weighted(padded, first, weights)
+        if sharp:
+            np.clip(values, lowest, highest, out=values)
+        for line, size in zip(at, sizes, strict=True):
+            values[(line < -0.5) | (line > size - 0.5)] = 0
+        out[here] = values
+    return out.reshape(shape_DHW)
+
+
+def _part(volume: Volume, shape_DHW: tuple[int, int, int], affine: Affine, pose: Pose, within: Mask | None) -> Volume:
+    """What of the volume the asked grid can reach, so that no more of it is filtered."""
+    box = tuple(slice(0, n) for n in shape_DHW) if within is None else box_of(within)
+    z, y, x = np.array(np.meshgrid(*((s.start, s.stop - 1) for s in box), indexing="ij"), float).reshape(3, 8)
+    needed = []
+    for line, size in zip(_voxels(volume, affine, pose, z, y, x), volume.data_DHW.shape, strict=True):
+        low = min(max(0, math.floor(line.min()) - BORDER), size - 1)
+        needed.append(slice(low, max(low + 1, min(size, math.ceil(line.max()) + 1 + BORDER))))
+    return cut(volume, tuple(needed))
+
+
+def _voxels(volume: Volume, affine: Affine, pose: Pose, z: Any, y: Any, x: Any) -> list[Any]:
+    """Where voxels of a grid lie in the volume's own: rows z, y, x."""
+    to = np.linalg.inv(volume.affine) @ pose @ affine
+    return [to[row, 0] * x + to[row, 1] * y + to[row, 2] * z + to[row, 3] for row in (2, 1, 0)]
+
+
+def _weighted(padded: Array, first: NDArray[np.int32], weights: list[list[Any]]) -> Array:
+    flat = padded.ravel()
+    _, height, width = padded.shape
+    values = np.zeros(len(first), np.float32)
+    for k, wz in enumerate(weights[0]):
+        for j, wy in enumerate(weights[1]):
+            row = first + np.int32((k * height + j) * width)
+            line = flat.take(row, mode="clip") * weights[2][0]
+            for i, wx in enumerate(weights[2][1:], start=1):
+                line += flat.take(row + np.int32(i), mode="clip") * wx
+            line *= wy * wz
+            values += line
+    return values
+
+
+def _linear(t: Array) -> list[Any]:
+    return [1 - t, t]
+
+
+def _cubic(t: Array) -> list[Any]:
+    """The cubic B-spline's values at t + 1, t, 1 - t, 2 - t."""
+    s = 1 - t
+    return [s * s * s / 6, (4 - 6 * t * t + 3 * t * t * t) / 6, (4 - 6 * s * s + 3 * s * s * s) / 6, t * t * t / 6]

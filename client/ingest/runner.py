@@ -35,7 +35,7 @@ from shared.vocabulary import Modality
 
 Progress = Callable[[int, int], None]  # (subjects done, subjects in all)
 QUALITY, PAGE = "quality", "quality.html"
-MEMORY_PER_VOXEL = 220  # bytes of working memory, at the largest
+MEMORY_PER_VOXEL = 120  # bytes of working memory, at the largest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

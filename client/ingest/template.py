@@ -5,7 +5,7 @@ the cerebellum (PET uptake is counted against it). If asked, the cohort is also 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -14,11 +14,22 @@ from scipy import ndimage
 
 from client.ingest import atlas
 from client.ingest.register import BINS, SEED
-from client.ingest.resample import Mask, Pose, coarse, resample, resample_mask, to_pose, to_sitk, to_transform
+from client.ingest.resample import (
+    Mask,
+    Pose,
+    binned,
+    binned_mask,
+    percentiles,
+    resample,
+    resample_mask,
+    to_pose,
+    to_sitk,
+    to_transform,
+)
 from shared.data.volumes import Affine, Array, Volume
 
 sitk: Any = SimpleITK  # untyped
-LEVELS_MM = (8.0, 4.0)
+LEVELS_MM, FINEST_MM = (8.0, 4.0), 2.0
 RIM_MM, BLUR_MM = 8.0, 3.0  # what is compared: the insides, as smooth as a stranger's anatomy fits
 MAX_SCALE = (0.6, 1.6)  # of a brain against the reference, along any axis
 PITCHES = (0.0, 25.0, -25.0)  # degrees, of the starts: heads nod, and are rarely turned
@@ -35,20 +46,18 @@ class Fit:
 
 def fit(volume: Volume, brain_DHW: Mask) -> Fit:
     reference = atlas.load()
-    inside = Volume(data_DHW=np.where(brain_DHW, volume.data_DHW, 0).astype(np.float32), affine=volume.affine)
-    low, high = np.percentile(volume.data_DHW[brain_DHW], (1, 99))
-    inside = Volume(data_DHW=np.where(brain_DHW, np.clip(inside.data_DHW, low, high), 0), affine=volume.affine)
-    fixed = [coarse(reference.t1, mm) for mm in LEVELS_MM]
-    near = ndimage.binary_dilation(reference.brain_DHW, iterations=5)
-    masks = [resample_mask(near, reference.t1.affine, f.data_DHW.shape, f.affine, np.eye(4)) for f in fixed]
-    moving = [to_sitk(v.data_DHW, v.affine) for v in (coarse(inside, mm) for mm in LEVELS_MM)]
-    images = [to_sitk(f.data_DHW, f.affine) for f in fixed]
-    looks = [to_sitk(m.astype(np.uint8), f.affine) for m, f in zip(masks, fixed, strict=True)]
-    tried = [_climb(images[0], moving[0], looks[0], pose, 60) for pose in _starts(reference, volume.affine, brain_DHW)]
+    small = binned(volume, FINEST_MM)
+    brain = binned_mask(brain_DHW, volume.affine, FINEST_MM)
+    low, high = percentiles(small.data_DHW[brain], (1.0, 99.0))
+    inside = replace(small, data_DHW=np.where(brain, np.clip(small.data_DHW, low, high), 0).astype(np.float32))
+    moving = [to_sitk(v.data_DHW, v.affine) for v in (binned(inside, mm) for mm in LEVELS_MM)]
+    images = [to_sitk(v.data_DHW, v.affine) for v in (binned(reference.t1, mm) for mm in LEVELS_MM)]
+    look = to_sitk(reference.near_DHW.astype(np.uint8), reference.t1.affine)
+    tried = [_climb(images[0], moving[0], look, pose, 60) for pose in _starts(reference, inside.affine, brain)]
     _, pose = min(tried, key=lambda one: one[0])
-    _, pose = _climb(images[1], moving[1], looks[1], pose, 60)
+    _, pose = _climb(images[1], moving[1], look, pose, 60)
     shape = reference.brain_DHW.shape
-    there = resample_mask(brain_DHW, volume.affine, shape, reference.t1.affine, pose)
+    there = resample_mask(brain, inside.affine, shape, reference.t1.affine, pose)
     both = 2.0 * float((there & reference.brain_DHW).sum())
     return Fit(
         pose=pose,
@@ -64,9 +73,8 @@ def _explained(inside: Volume, pose: Pose) -> float:
     """
     reference = atlas.load()
     shape, affine = reference.brain_DHW.shape, reference.t1.affine
-    core = ndimage.distance_transform_edt(reference.brain_DHW) * abs(affine[0, 0]) > RIM_MM
-    there = resample(inside, shape, affine, pose, sharp=False)
-    core &= there != 0
+    there = resample(inside, shape, affine, pose, sharp=False, within_DHW=reference.brain_DHW)
+    core = (reference.depth_DHW > RIM_MM) & (there != 0)
     if core.sum() < 1000:
         return 0.0
     values, grey, white = (_smooth(image, core)[core] for image in (there, reference.grey_DHW, reference.white_DHW))
@@ -121,6 +129,8 @@ def _climb(fixed: Any, moving: Any, look: Any, pose: Pose, iterations: int) -> t
     method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(BINS)
     method.SetMetricFixedMask(look)
+    method.SetMetricUseFixedImageGradientFilter(False)
+    method.SetMetricUseMovingImageGradientFilter(False)
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(0.5, SEED)
     method.SetInterpolator(sitk.sitkLinear)

@@ -1,19 +1,20 @@
 """What is no brain is refused, whatever its name says; real brains pass; noise and ghosts show in their figures."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.heads import fruit, grid_phantom, head
+from support.shared_data import shared, unpacked
 
 from client.ingest import atlas, brain, quality, template
-from client.ingest.preparation import Preparation, _find_brain
+from client.ingest.collect import collect
+from client.ingest.convert import convert
+from client.ingest.preparation import Preparation, _find_brain, prepare
 from client.ingest.quality import Limits
+from client.ingest.series import group
 from shared.data.volumes import Volume, read
 from shared.errors import ConfigError, DataError
-
-REAL = Path(os.environ.get("LACUNA_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "nifti"
 
 
 def verdict(volume: Volume, modality: str = "T1") -> str | None:
@@ -67,10 +68,22 @@ def test_a_grid_phantom_is_no_brain() -> None:
     ],
 )
 def test_real_brains_pass(file: str, modality: str) -> None:
-    path = REAL / f"{file}.nii.gz"
-    if not path.exists():
-        pytest.skip(f"{path} is not here: set LACUNA_SHARED_DATA")
-    assert verdict(read(path), modality) is None
+    assert verdict(read(shared(f"nifti/{file}.nii.gz")), modality) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("archive", "says"),
+    [
+        ("ge_t1", "BRAIN"),  # a grid phantom, whatever its header says
+        ("deident", "HEAD"),  # a fruit
+    ],
+)
+def test_a_real_series_of_what_is_no_brain_is_refused(archive: str, says: str, tmp_path: Path) -> None:
+    (series,) = group(collect(unpacked(f"dicom/{archive}.tar.xz"))[0])[0]
+    assert series.first.text("BodyPartExamined") == says
+    ready = prepare({"T1": convert(series, "T1", tmp_path).nifti}, Preparation())
+    assert "no brain" in str(ready.why)
 
 
 @pytest.mark.parametrize(
