@@ -35,6 +35,7 @@ def correct(volume: Volume, options: N4) -> Volume:
     """The volume over its own shading; values keep their usual size. A volume with no foreground stays as it is."""
     steps = np.linalg.norm(volume.affine[:3, :3], axis=0)
     shrink = [max(1, round(options.shrink_mm / float(step))) for step in steps]
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     image = to_sitk(volume.data_DHW, volume.affine)
     small = sitk.Clamp(sitk.Shrink(image, shrink), sitk.sitkFloat32, 0.0)
     seen_DHW = _head(sitk.GetArrayFromImage(small))
@@ -43,7 +44,6 @@ def correct(volume: Volume, options: N4) -> Volume:
     shown = sitk.GetImageFromArray(seen_DHW.astype(np.uint8))
     shown.CopyInformation(small)
     fitter = sitk.N4BiasFieldCorrectionImageFilter()
-    fitter.SetNumberOfThreads(1)
     fitter.SetMaximumNumberOfIterations([options.iterations] * options.levels)
     fitter.SetConvergenceThreshold(options.tolerance)
     extents = [n * s for n, s in zip(small.GetSize(), small.GetSpacing(), strict=True)]

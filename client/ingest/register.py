@@ -28,6 +28,7 @@ from client.ingest.resample import (
     cut,
     percentiles,
     resample,
+    search,
     to_pose,
     to_sitk,
 )
@@ -194,25 +195,16 @@ class _Task:
     ) -> tuple[float, Pose]:
         """One level: the metric's value, the lower the better, and the pose that reaches it."""
         fixed, moving = self.anchor.level(spacing_mm), self._level(spacing_mm)
-        method = sitk.ImageRegistrationMethod()
-        method.SetNumberOfThreads(1)
-        if metric == "joint histogram":
-            method.SetMetricAsJointHistogramMutualInformation(BINS)
-        else:
-            method.SetMetricAsMattesMutualInformation(BINS)
+        method = search(BINS, metric)
         method.SetMetricFixedMask(self.anchor.near)
-        method.SetMetricUseFixedImageGradientFilter(False)  # gradients where they are asked for, not of every voxel
-        method.SetMetricUseMovingImageGradientFilter(False)
         share = samples / math.prod(fixed.GetSize())
         if share < 1:
             method.SetMetricSamplingStrategy(method.RANDOM)
             method.SetMetricSamplingPercentage(share, SEED)
-        method.SetInterpolator(sitk.sitkLinear)
         method.SetOptimizerAsRegularStepGradientDescent(
             learningRate=step_mm, minStep=step_mm / 400, numberOfIterations=iterations, relaxationFactor=0.6,
             gradientMagnitudeTolerance=1e-8,
         )  # fmt: skip
-        method.SetOptimizerScalesFromPhysicalShift()
         start = _to_euler(pose, self.middle)
         method.SetInitialTransform(start, inPlace=True)
         try:

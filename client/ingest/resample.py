@@ -17,7 +17,6 @@ from shared.data.volumes import MAX_VOXELS, Affine, Array, Volume
 from shared.errors import DataError
 
 sitk: Any = SimpleITK  # untyped
-sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # sums in one order, equal bits; subjects run side by side
 Image: TypeAlias = Any  # sitk.Image
 Transform: TypeAlias = Any  # sitk.Transform
 Pose = NDArray[np.float64]  # 4 x 4, reference mm -> moving mm
@@ -57,6 +56,25 @@ def to_transform(pose: Pose) -> Transform:
     transform.SetMatrix(lps[:3, :3].ravel().tolist())
     transform.SetTranslation(lps[:3, 3].tolist())
     return transform
+
+
+def search(bins: int, metric: str = "mutual information") -> Any:
+    """A registration method whose sums are taken in one order, so that equal images give equal bits.
+
+    Its own number of threads does not do that: it is how many parts ITK makes by default that decides. Gradients are
+    taken where they are asked for, not of every voxel.
+    """
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # subjects run side by side, not voxels
+    method = sitk.ImageRegistrationMethod()
+    if metric == "joint histogram":
+        method.SetMetricAsJointHistogramMutualInformation(bins)
+    else:
+        method.SetMetricAsMattesMutualInformation(bins)
+    method.SetMetricUseFixedImageGradientFilter(False)
+    method.SetMetricUseMovingImageGradientFilter(False)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerScalesFromPhysicalShift()
+    return method
 
 
 def to_pose(transform: Transform) -> Pose:

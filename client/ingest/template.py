@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
-import SimpleITK
 from scipy import ndimage
 
 from client.ingest import atlas
@@ -22,13 +21,13 @@ from client.ingest.resample import (
     percentiles,
     resample,
     resample_mask,
+    search,
     to_pose,
     to_sitk,
     to_transform,
 )
 from shared.data.volumes import Affine, Array, Volume
 
-sitk: Any = SimpleITK  # untyped
 LEVELS_MM, FINEST_MM = (8.0, 4.0), 2.0
 RIM_MM, BLUR_MM = 8.0, 3.0  # what is compared: the insides, as smooth as a stranger's anatomy fits
 MAX_SCALE = (0.6, 1.6)  # of a brain against the reference, along any axis
@@ -125,20 +124,14 @@ def _middle(mask_DHW: Mask, affine: Affine) -> Any:
 
 
 def _climb(fixed: Any, moving: Any, look: Any, pose: Pose, iterations: int) -> tuple[float, Pose]:
-    method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)
-    method.SetMetricAsMattesMutualInformation(BINS)
+    method = search(BINS)
     method.SetMetricFixedMask(look)
-    method.SetMetricUseFixedImageGradientFilter(False)
-    method.SetMetricUseMovingImageGradientFilter(False)
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(0.5, SEED)
-    method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=4.0, minStep=0.02, numberOfIterations=iterations, relaxationFactor=0.6,
         gradientMagnitudeTolerance=1e-8,
     )  # fmt: skip
-    method.SetOptimizerScalesFromPhysicalShift()
     start = to_transform(pose)
     method.SetInitialTransform(start, inPlace=True)
     try:

@@ -94,7 +94,6 @@ def test_equal_images_give_equal_poses_with_any_number_of_threads() -> None:
     for threads in (1, 4):
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
         poses.append(register.register(on_head(), other, Rigid()).pose)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     assert (poses[0] == poses[1]).all()
 
 
