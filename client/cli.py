@@ -39,6 +39,9 @@ Without = Annotated[
     typer.Option(help="A modality of the subject's that is not to be used; repeat it.", show_default=False),
 ]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on with an input far from what the bundle was trained on; recorded.")
+]
 Kind = Annotated[
     str | None, typer.Option(help="mean | multistep | ddim | ancestral. Default: the bundle's.", show_default=False)
 ]
@@ -203,9 +206,7 @@ def synthesize(
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same volume.")] = 0,
     device: Device = "auto",
-    force: Annotated[
-        bool, typer.Option("--force", help="Go on with an input far from what the bundle was trained on; recorded.")
-    ] = False,
+    force: Force = False,
     dicom: Annotated[
         Path | None,
         typer.Option(
@@ -322,6 +323,7 @@ def reconstruct(
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same volume.")] = 0,
     device: Device = "auto",
+    force: Force = False,
 ) -> None:
     """Reconstruct raw measurements and fill in what a subject lacks, from any mix of volumes and k-space.
 
@@ -356,7 +358,10 @@ def reconstruct(
             targets=[parse(name) for name in target] if target else None,
             without=[parse(name) for name in without or []],
             progress=advance,
+            force=force,
         )
+    for remark in done.unusual:
+        typer.echo(f"unusual input: {remark}", err=True)
     for remark in done.remarks:
         typer.echo(f"left aside: {remark}", err=True)
     for modality, line in done.flags.items():

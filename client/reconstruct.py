@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from client import outputs
 from client.cases import Case, Raw, load_case
+from client.guard import guard
 from client.measurements import FAR, explain
 from client.outputs import WARNING, Files, Made
 from client.slices import SliceStore
@@ -58,6 +59,7 @@ class Reconstructed:
     flags: Mapping[Modality, str]  # measurements that the image does not explain
     scores: Mapping[Modality, Mapping[str, float]]  # of what was simulated
     remarks: tuple[str, ...]
+    unusual: tuple[str, ...] = ()  # what of the clean volumes lies outside of what the bundle was trained on
 
 
 def reconstruct(
@@ -74,10 +76,12 @@ def reconstruct(
     without: Sequence[Modality] = (),
     at_once: int | None = None,
     progress: Progress | None = None,
+    force: bool = False,
 ) -> Reconstructed:
     """`targets`: by default all that was measured or simulated, and all that the subject lacks.
 
-    Volumes of what it is to do `without` are not used.
+    Volumes of what it is to do `without` are not used. Clean volumes far from what the bundle was trained on are
+    refused, unless `force`.
     """
     known = bundle.model.modalities
     sources = find(subject)
@@ -99,8 +103,10 @@ def reconstruct(
     files = {m: _files(out, sources.subject, m, scanned) for m in wanted}
     todo = [m for m in wanted if not files[m].are_whole(keys[m])]
     preview = outputs.preview_path(out, sources.subject)
+    guarded = None
     if todo:
         case = load_case(bundle, sources, raw, inputs, seed)
+        guarded = guard(bundle, case.loaded, force=force) if inputs else None  # a scan has no scale to compare
         where = find_device(device)
         store = SliceStore(out, sources.subject, {**source, "device": where.type, "at_once": at_once})
         reached = np.flatnonzero(case.loaded.brain_DHW.any(axis=(1, 2))).tolist()
@@ -110,6 +116,7 @@ def reconstruct(
             **outputs.model_facts(bundle, sampler, seed),
             "Geometry": case.geometry,
             "Brain": case.brain,
+            "Guard": None if guarded is None else guarded.facts,
         }
         made = {m: _made(case, bundle, filled, m, reached, {**facts, "Key": keys[m]}) for m in wanted}
         partial = store.make()
@@ -135,6 +142,7 @@ def reconstruct(
             *left,
             *untaught_remarks(bundle.model, (*inputs, *scanned), wanted),
         ),
+        unusual=() if guarded is None else guarded.remarks,
     )
 
 

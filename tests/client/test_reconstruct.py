@@ -20,7 +20,10 @@ from client.cases import Raw
 from client.measurements import Simulation
 from client.reconstruct import reconstruct
 from shared.bundle import Bundle
+from shared.data.bids import find_files
 from shared.data.modalities import bids_path
+from shared.data.preparation import load as load_subject
+from shared.data.ranges import measure, ranges_of
 from shared.data.volumes import write
 from shared.diffusion.acquisition import birdcage
 from shared.diffusion.samplers import Sampler
@@ -266,6 +269,45 @@ def test_a_stopped_job_goes_on_to_the_same_bytes(bundle: Bundle, tmp_path: Path)
     assert (list(again.made), list(again.kept)) == ([], ["T2", "FLAIR"])
     raw_file(tmp_path / "raw.h5", step=2, noise=1.0)  # other data: made anew
     assert list(reconstruct(bundle, folder, raw, tmp_path / "out", sampler=options).made) == ["T2", "FLAIR"]
+
+
+# --- the guard ------------------------------------------------------------------------------------------------------
+
+
+def trained_on(bundle: Bundle, folder: Path, slice_mm: float) -> Bundle:
+    """The bundle, made for subjects like this one, of other slices' distance."""
+    measured = measure(load_subject(find_files(folder.parent, folder), bundle.model.grid, lambda *_: None))
+    usual = {**measured, "geometry": {**measured["geometry"], "slice distance in mm": slice_mm}}
+    ranges = ranges_of([usual, usual], "the coordinator's 2 subjects")
+    return dataclasses.replace(bundle, record={**bundle.record, "ranges": ranges})
+
+
+def test_clean_volumes_unlike_the_bundles_are_refused_unless_forced(bundle: Bundle, tmp_path: Path) -> None:
+    raw, folder, out = (
+        Raw(measured={"FLAIR": raw_file(tmp_path / "raw.h5")}),
+        subject(tmp_path, ("T1",)),
+        tmp_path / "out",
+    )
+    other = trained_on(bundle, folder, slice_mm=1.0)
+    with pytest.raises(DataError, match=r"slice distance in mm is 4, trained on 1 to 1 .*--force to go on"):
+        reconstruct(other, folder, raw, out, sampler=FAST)
+    assert not out.exists()
+    done = reconstruct(other, folder, raw, out, sampler=FAST, force=True)
+    assert ["slice distance" in line for line in done.unusual] == [True]
+    for ending in ("desc-reconstructed_FLAIR", "desc-synthetic_T2w"):
+        assert sidecar(out, ending)["Guard"] == {
+            "ComparedWith": "the coordinator's 2 subjects", "Unusual": list(done.unusual), "Forced": True}  # fmt: skip
+
+
+def test_usual_volumes_pass_in_silence_and_a_scan_alone_is_not_compared(bundle: Bundle, tmp_path: Path) -> None:
+    folder = subject(tmp_path, ("T1",))
+    usual, raw = trained_on(bundle, folder, slice_mm=4.0), raw_file(tmp_path / "raw.h5")
+    done = reconstruct(usual, folder, Raw(measured={"FLAIR": raw}), tmp_path / "both", sampler=FAST)
+    assert (done.unusual, sidecar(tmp_path / "both")["Guard"]["Forced"]) == ((), False)
+    alone = Raw(measured={"FLAIR": raw}, spacing_mm=(2.0, 1.5, 4.0))
+    reconstruct(trained_on(bundle, folder, slice_mm=1.0), subject(tmp_path / "bare", ()), alone, tmp_path / "scan",
+                sampler=FAST, targets=["FLAIR"])  # fmt: skip
+    assert sidecar(tmp_path / "scan")["Guard"] is None
 
 
 # --- through the command --------------------------------------------------------------------------------------------
