@@ -200,6 +200,58 @@ def restore(
 
 
 @app.command()
+def vessels(
+    run: Annotated[list[str], typer.Argument(help="Names of finished runs; the others are compared with the first.")],
+    runs_folder: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
+    shown: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="T1+T2+FLAIR | all, which is every subset; repeat it. Default: all sources of each run.",
+            show_default=False,
+        ),
+    ] = None,
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="bridge | bridge_fast | ddim | mean ... for all runs that take it, or RUN=ddim for one; repeat it. "
+            "Default: the run's.",
+            show_default=False,
+        ),
+    ] = None,
+    subjects: Annotated[int | None, typer.Option(min=1, help="The first few of each site.", show_default="all")] = None,
+    low: Annotated[float, typer.Option(help="Vessels are at least this bright, in [0, 1] ...")] = 0.23,
+    high: Annotated[float, typer.Option(help="... and each reaches this somewhere.")] = 0.33,
+    seed: Annotated[int, typer.Option(help="Of the samplers that draw noise; paired over runs.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Default: vessels/ in the first run.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda")] = "auto",
+) -> None:
+    """Score runs that make angiograms (mmdm, bbdm, ddpm, pix2pix) side by side: volumes, projections, vessels.
+
+    Writes scores.csv, summary.csv, summary.json and mips.png; what scores.csv has is not made again.
+    """
+    from server import progress
+    from server.vessel_tables import printable
+    from server.vessels import compare_vessels
+    from shared.angiograms import Threshold
+
+    with progress.bar("filling volumes", 0) as advance:
+        lines = compare_vessels(
+            run,
+            runs_folder,
+            shown=shown or (),
+            samplers=sampler or (),
+            subjects=subjects,
+            seed=seed,
+            device=device,
+            out=out,
+            rule=Threshold(low=low, high=high),
+            progress=advance,
+        )
+    title = "means over subjects, in the brain; MIP: axial; leads over the first run with 95 % intervals"
+    progress.table(title, *printable(lines))
+
+
+@app.command()
 def generate(
     run: Run,
     out: Annotated[Path, typer.Option(help="Folder for sets.npy and a contact sheet.")],
