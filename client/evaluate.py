@@ -13,7 +13,7 @@ from shared.checkpoint import write_text
 from shared.data.cohort import Cohort
 from shared.data.slices import Slices
 from shared.diffusion.samplers import Sampler
-from shared.errors import DataError
+from shared.errors import ConfigError, DataError
 from shared.evaluation import Score, evaluate, filler
 from shared.model import Progress
 from shared.options import plain
@@ -39,9 +39,14 @@ def evaluate_here(
         raise DataError(
             f"cohort {cohort.folder.name}: prepared for grid {cohort.grid.name}; the bundle needs {model.grid.name}"
         )
+    if every > 1 and model.method.slab > 1:
+        raise ConfigError(f"--every {every}: {model.name} sees {model.method.slab} adjacent slices; it needs them all")
     sampler = sampler or model.sampler
     made = {model.name: filler(model, sampler=sampler, seed=seed, device=find_device(device))}
-    scores = evaluate(made, {"here": cohort}, model.modalities, every=every, split=split, progress=progress)
+    targets = model.method.targets
+    scores = evaluate(
+        made, {"here": cohort}, model.modalities, targets=targets, every=every, split=split, progress=progress
+    )
     if not scores:
         raise DataError(f"cohort {cohort.folder.name}: no subject has two of {', '.join(model.modalities)}: "
                         "there is nothing to hide and compare with")  # fmt: skip

@@ -38,7 +38,7 @@ def find(subject: Subject) -> Sources:
 
 def check_targets(bundle: Bundle, asked: Sequence[Modality]) -> tuple[Modality, ...]:
     """Those that were asked for, in the bundle's order."""
-    known = bundle.model.modalities
+    known = bundle.model.method.targets
     wanted = {parse(name) for name in asked}
     for modality in in_order(wanted):
         if modality not in known:
@@ -63,7 +63,7 @@ def load_all(sources: Sources, bundle: Bundle) -> Loaded:
     def refuse(path: Path, why: str) -> None:
         raise DataError(f"{path.name}: {why}; mend it or leave it out")
 
-    return load(sources, bundle.model.grid, refuse)
+    return load(sources, bundle.model.grid, refuse, grow=bundle.model.method.slab > 1)  # windows reach everywhere
 
 
 def _sources(files: Mapping[Modality, Path], otherwise: str) -> Sources:

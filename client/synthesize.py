@@ -65,7 +65,8 @@ def synthesize(
     """
     sources = find(subject)
     known = bundle.model.modalities
-    wanted = tuple(m for m in known if m not in sources.files) if targets is None else check_targets(bundle, targets)
+    makes = bundle.model.method.targets
+    wanted = tuple(m for m in makes if m not in sources.files) if targets is None else check_targets(bundle, targets)
     hidden = {*wanted, *without}
     inputs = {m: path for m, path in sources.files.items() if m in known and m not in hidden}
     unknown = [m for m in sources.files if m not in known]
@@ -124,7 +125,8 @@ def _check(
 ) -> None:
     known = ", ".join(bundle.model.modalities)
     if not wanted:
-        raise DataError(f"{sources.subject}: has all of {known}; name targets, to have them hidden and made again")
+        makes = ", ".join(bundle.model.method.targets)
+        raise DataError(f"{sources.subject}: has all of {makes}; name targets, to have them hidden and made again")
     if unknown and not isinstance(subject, Path):
         raise DataError(f"{sources.files[unknown[0]].name}: {unknown[0]} is not among the model's modalities: {known}")
     if not inputs:

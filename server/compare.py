@@ -12,7 +12,7 @@ from server import runs
 from shared.config import Config
 from shared.data.cohort import Cohort, cache_folder, prepare
 from shared.diffusion.samplers import Sampler
-from shared.errors import DataError
+from shared.errors import ConfigError, DataError
 from shared.evaluation import Bought, evaluate, filler, floors, never_acquired
 from shared.model import read_model
 from shared.options import plain
@@ -40,6 +40,8 @@ def compare(
     if not heldout:
         raise DataError(f"{config.world}/heldout: no held-out subjects to score on")
     model = read_model(folder / "final")
+    if every > 1 and model.method.slab > 1:
+        raise ConfigError(f"--every {every}: {model.name} sees {model.method.slab} adjacent slices; it needs them all")
     sampler, on = sampler or model.sampler, find_device(device)
     alone = {
         site: filler(read_model(folder / "alone" / site / "final"), sampler=sampler, seed=seed, device=on)
@@ -52,6 +54,7 @@ def compare(
         made,
         heldout,
         model.modalities,
+        targets=model.method.targets,
         alone=alone,
         every=every,
         progress=progress,

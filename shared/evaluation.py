@@ -136,13 +136,16 @@ def evaluate(
     heldout: Mapping[SiteName, Cohort],
     modalities: Sequence[Modality],
     *,
+    targets: Sequence[Modality] | None = None,
     alone: Mapping[SiteName, Filler] | None = None,
     every: int = 1,
     reconstruct: bool = False,
     split: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Score, ...]:
-    """`every`: one brain slice in so many is used. `reconstruct`: shown modalities are scored too."""
+    """`targets`: what the models make, by default all. `every`: one brain slice in so many is used; models of slabs
+    need all of them. `reconstruct`: shown modalities are scored too.
+    """
     alone = alone or {}
     slices = {site: Slices(cohort, modalities, split=split) for site, cohort in heldout.items()}
     subjects = [(site, number) for site, held in slices.items() for number in range(len(held.subjects))]
@@ -154,7 +157,7 @@ def evaluate(
         brain = slices[site].subjects[number].brain_slices
         chosen = list(brain[min(every // 2, len(brain) - 1) :: every])
         compared = {**models, **({ALONE: alone[site]} if site in alone else {})}
-        scores += _subject(compared, site, number, stack, chosen, modalities, reconstruct)
+        scores += _subject(compared, site, number, stack, chosen, modalities, targets or modalities, reconstruct)
         if progress is not None:
             progress(done + 1, len(subjects))
     return tuple(scores)
@@ -167,6 +170,7 @@ def _subject(
     stack: Stack,
     chosen: Sequence[int],
     modalities: Sequence[Modality],
+    made: Sequence[Modality],
     reconstruct: bool,
 ) -> Iterable[Score]:
     images_MDHW = stack.images_MDHW[:, chosen]
@@ -175,7 +179,7 @@ def _subject(
         regions["lesion"] = (stack.lesion_DHW[chosen] > 0) & regions["brain"]
     held = [m for m, exists in zip(modalities, stack.exists_M.tolist(), strict=True) if exists]
     for shown in all_patterns(held):
-        targets = [m for m in held if reconstruct or m not in shown]
+        targets = [m for m in held if m in made and (reconstruct or m not in shown)]
         if not targets:
             continue
         shown_M = torch.tensor([m in shown for m in modalities])

@@ -2,6 +2,7 @@
 
 The noise of slice z and sample k comes from (keys, z, k) alone: however many slices fit into memory at once, and
 however often the work was stopped, the result is the same. A method that can `restore` takes raw measurements too.
+A method of slabs goes over the volume in overlapping windows, which are numbered like slices.
 """
 
 import json
@@ -24,8 +25,9 @@ from shared.methods import METHODS, Method
 from shared.options import build
 from shared.randomness import Noise, generator
 from shared.vocabulary import Modality, Weights
+from shared.windows import Blend, cut, lay
 
-AT_ONCE: Mapping[str, int] = {"cpu": 8, "cuda": 64}  # slices; halved as often as memory asks
+AT_ONCE: Mapping[str, int] = {"cpu": 8, "cuda": 64}  # slices, or windows; halved as often as memory asks
 KEYS = ("method", "options", "modalities", "grid", "sampler", "provenance")  # of model.json
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
@@ -65,7 +67,7 @@ class Kept(Protocol):
     """Slices that are finished, kept on disk for work that is stopped and goes on."""
 
     def read(self, z: int) -> tuple[Tensor, Tensor] | None:
-        """mean_MHW and sd_MHW of a finished slice."""
+        """mean_MHW and sd_MHW of a finished slice, or MDHW of a window."""
 
     def write(self, slices: Sequence[int], mean_BMHW: Tensor, sd_BMHW: Tensor) -> None: ...
 
@@ -162,6 +164,8 @@ def fill(
         raise DataError(f"model {model.name}: works from images only; raw data of {', '.join(measured)} need any2all")
     net = model.net.to(device)
     shown_MDHW = torch.where(shown_M[:, None, None, None], images_MDHW, 0.0)
+    if model.method.slab > 1:
+        return _fill_by_windows(model, net, shown_MDHW, shown_M, slices, sampler, keys, device, at_once, kept, progress)
     mean_MDHW = torch.zeros(images_MDHW.shape, dtype=torch.float32)
     sd_MDHW = torch.zeros_like(mean_MDHW) if sampler.samples > 1 else None
     todo: list[int] = []
@@ -194,6 +198,52 @@ def fill(
         if progress is not None:
             progress(before + done, len(slices))
     return Filled(mean_MDHW=mean_MDHW, sd_MDHW=sd_MDHW)
+
+
+def _fill_by_windows(
+    model: Model,
+    net: nn.Module,
+    shown_MDHW: Tensor,
+    shown_M: Tensor,
+    slices: Sequence[int],
+    sampler: Sampler,
+    keys: tuple[str | int, ...],
+    device: torch.device,
+    at_once: int | None,
+    kept: Kept | None,
+    progress: Progress | None,
+) -> Filled:
+    """Windows one after the other, those that see nothing left out; added in their order, whoever made them."""
+    size_DHW = (model.method.slab, model.grid.height, model.grid.width)
+    every = lay(shown_MDHW.shape[1:], (min(slices), max(slices) + 1), size_DHW, sampler.stride) if slices else []
+    windows = [at for at in every if bool(cut(shown_MDHW, at, size_DHW).any())]
+    mean_MDHW = torch.zeros(shown_MDHW.shape, dtype=torch.float32)
+    spread_MDHW = torch.zeros_like(mean_MDHW) if sampler.samples > 1 else None
+    blend = Blend(mean_MDHW=mean_MDHW, variance_MDHW=spread_MDHW, size_DHW=size_DHW)
+    size, done = at_once or AT_ONCE.get(device.type, 8), 0
+    while done < len(windows):
+        found = kept.read(done) if kept is not None else None
+        if found is not None:
+            blend.add(windows[done], *found)
+            done += 1
+            continue
+        chosen = list(range(done, min(done + size, len(windows))))
+        images = torch.stack([cut(shown_MDHW, windows[w], size_DHW) for w in chosen])
+        try:
+            made = _sampled(model, net, images, shown_M, {}, chosen, sampler, keys, device)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise DataError(f"grid {model.grid.name}: one slab does not fit into the memory of {device}") from None
+            size = max(1, size // 2)
+            continue
+        if kept is not None:
+            kept.write(chosen, *made)
+        for w, mean, sd in zip(chosen, *made, strict=True):
+            blend.add(windows[w], mean, sd)
+        done += len(chosen)
+        if progress is not None:
+            progress(done, len(windows))
+    return Filled(mean_MDHW=mean_MDHW, sd_MDHW=None if spread_MDHW is None else spread_MDHW.sqrt())
 
 
 def passes(model: Model, known: Collection[int]) -> list[Pass]:

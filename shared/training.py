@@ -203,10 +203,14 @@ def _optimizer(
     options: PhaseTraining, trainable: Mapping[str, nn.Parameter], round: int, device: torch.device
 ) -> torch.optim.Optimizer:
     """Fresh in every round: the state is not kept, so a killed site repeats its round to the same bits."""
-    parameters, lr = list(trainable.values()), options.lr_at(round)
+    lr = options.lr_at(round)
+    parameters: list[dict[str, object]] = [
+        {"params": [p for p in trainable.values() if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in trainable.values() if p.ndim <= 1], "weight_decay": 0.0},  # offsets, norms, variances
+    ]
     if options.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, weight_decay=options.weight_decay)
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=options.weight_decay, fused=device.type == "cuda")
+        return torch.optim.SGD(parameters, lr=lr)
+    return torch.optim.AdamW(parameters, lr=lr, fused=device.type == "cuda")
 
 
 def _average_over_processes(trainable: Mapping[str, nn.Parameter]) -> None:

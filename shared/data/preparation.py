@@ -43,12 +43,15 @@ class Loaded:
     reference: Path | None  # the file whose geometry the others share; None: the affine alone says it
 
 
-def load(sources: Sources, grid: Grid, leave: Leave) -> Loaded:
-    """A subject's usable volumes on the grid; a file that can't be used is left aside, none at all is a DataError."""
+def load(sources: Sources, grid: Grid, leave: Leave, *, grow: bool = False) -> Loaded:
+    """A subject's usable volumes on the grid; a file that can't be used is left aside, none at all is a DataError.
+
+    `grow`: on a larger grid, where the brain is too large for it.
+    """
     volumes, scalings = _read_volumes(sources, leave)
     reference = next(iter(volumes))
     brain = find_brain({modality: volume.data_DHW for modality, volume in volumes.items()})
-    placement = grid.place(brain, volumes[reference].affine)
+    placement = grid.place(brain, volumes[reference].affine, grow=grow)
     inside = placement.to_grid(brain) >= 0.5
     images = [
         np.where(inside, placement.to_grid(scalings[modality].apply(volume.data_DHW, brain)), 0)

@@ -119,16 +119,23 @@ class Grid:
         spacing = "native" if self.spacing_mm is None else f"{self.spacing_mm:g}mm"
         return f"{spacing}-{self.height}x{self.width}"
 
-    def place(self, brain_DHW: NDArray[np.bool_], affine: Affine) -> "Placement":
-        """Centre the brain's box in the plane, and keep the slices that the brain reaches."""
+    def place(self, brain_DHW: NDArray[np.bool_], affine: Affine, *, grow: bool = False) -> "Placement":
+        """Centre the brain's box in the plane, and keep the slices that the brain reaches.
+
+        `grow`: a brain too large for the grid gets a larger one of the same spacing, and is not shrunk to fit.
+        """
         z, y, x = (_extent(brain_DHW, axis) for axis in range(3))
         dx, dy = np.linalg.norm(affine[:3, :2], axis=0).tolist()
-        steps = self._steps(y[1] - y[0], x[1] - x[0], dy, dx)
-        starts = (_start(y, self.height, steps[0]), _start(x, self.width, steps[1]))
+        grid_HW = (self.height, self.width)
+        if grow:
+            steps = (1.0, 1.0) if self.spacing_mm is None else (self.spacing_mm / dy, self.spacing_mm / dx)
+            needed = [math.ceil((e[1] - e[0]) / step) for e, step in zip((y, x), steps, strict=True)]
+            grid_HW = (max(self.height, needed[0]), max(self.width, needed[1]))
+        else:
+            steps = self._steps(y[1] - y[0], x[1] - x[0], dy, dx)
+        starts = (_start(y, grid_HW[0], steps[0]), _start(x, grid_HW[1], steps[1]))
         depth, height, width = brain_DHW.shape
-        return Placement(
-            shape_DHW=(depth, height, width), z=z, start_yx=starts, step_yx=steps, grid_HW=(self.height, self.width)
-        )
+        return Placement(shape_DHW=(depth, height, width), z=z, start_yx=starts, step_yx=steps, grid_HW=grid_HW)
 
     def _steps(self, height: int, width: int, dy: float, dx: float) -> tuple[float, float]:
         """Voxels from one grid row, and column, to the next."""

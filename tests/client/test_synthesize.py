@@ -122,6 +122,7 @@ class Cramped:
 
     inner: Any
     most: int
+    slab: int = 1
 
     def synthesize(self, net: Any, images_BMHW: torch.Tensor, *rest: Any) -> torch.Tensor:
         if len(images_BMHW) > self.most:

@@ -116,3 +116,29 @@ def test_prefetch_keeps_the_batches_and_their_order(slices: Slices, device: str)
         assert other.images_BMHW.device.type == device
         assert torch.equal(one.images_BMHW, other.images_BMHW.cpu())
         assert torch.equal(one.subject_B, other.subject_B.cpu())
+
+
+def test_a_slab_is_a_slice_with_its_neighbours_moved_inside_at_the_ends(cohort: Cohort) -> None:
+    slabs = Slices(cohort, ("T2", "T1"), split="train", slab=5)
+    subject = cohort.subjects[0]
+    stored = np.load(cohort.folder / "sub-01" / "vol.npy").astype(np.float32)  # D, (T1, T2), H, W
+    batch = slabs.batch(range(len(subject.brain_slices)))
+    assert batch.images_BMHW.shape[1:] == (2, 5, 16, 12)
+    for b, z in enumerate(subject.brain_slices):
+        start = min(max(z - 2, 0), subject.depth - 5)
+        assert start <= z < start + 5
+        for m, of in enumerate((1, 0)):
+            assert np.array_equal(batch.images_BMHW[b, m], stored[start : start + 5, of])
+
+
+def test_a_volume_thinner_than_a_slab_is_filled_up_with_nothing(cohort: Cohort) -> None:
+    subject = cohort.subjects[0]
+    slabs = Slices(cohort, ("T1",), split="train", slab=subject.depth + 3)
+    image = slabs.batch([0]).images_BMHW[0, 0]
+    assert image[: subject.depth].any()
+    assert not image[subject.depth :].any()
+
+
+def test_only_subjects_of_use_are_drawn(cohort: Cohort) -> None:
+    both = Slices(cohort, ("T1", "T2"), split=None, only=lambda held: held == {"T1", "T2"})
+    assert [subject.name for subject in both.subjects] == ["sub-01"]

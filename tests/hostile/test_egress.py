@@ -82,6 +82,12 @@ METHODS = {
             "translate": PhaseTraining(rounds=1, steps=2, batch=2, lr=0.001),
         },
     ),
+    "mmdm": (
+        Choice(
+            name="mmdm", options={"modalities": ["T1", "T2", "FLAIR"], "target": "FLAIR", "size": "tiny", "slab": 3}
+        ),
+        {"bridge": PhaseTraining(rounds=3, steps=2, batch=2, lr=0.001)},
+    ),
 }
 
 

@@ -1,6 +1,6 @@
 """A method small enough for laws: a linear autoencoder with owned slices, no randomness, one phase of each kind."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,17 @@ class Level(nn.Module):
 class Probe:
     modalities: tuple[Modality, ...] = ("T1", "T2", "FLAIR")
     width: float = 1.0
+
+    @property
+    def targets(self) -> tuple[Modality, ...]:
+        return self.modalities
+
+    @property
+    def slab(self) -> int:
+        return 1
+
+    def lacks(self, held: Collection[Modality], phase: str) -> str | None:
+        return None if held else "all of the method's modalities"
 
     @property
     def phases(self) -> tuple[Phase, ...]:
