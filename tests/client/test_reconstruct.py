@@ -332,9 +332,10 @@ def test_the_command_tries_a_subject_s_own_volume(
     folder = subject(tmp_path, ("T1", "FLAIR"))
     code = call(monkeypatch, "reconstruct", *shipped, "--subject", folder, "--simulate", "flair", "--acceleration", 2,
                 "--coils", 6, "--acs", 4, "--noise", 0.02, "--mask", "random", "--target", "FLAIR", "--samples", 2,
-                "--out", tmp_path / "out")  # fmt: skip
+                "--out", tmp_path / "out", "--force")  # fmt: skip
     printed = capsys.readouterr()
     assert code == 0, printed.err
+    assert "unusual input: width in mm is" in printed.err  # of no human's, with nothing said by the bundle
     assert "FLAIR against the hidden volume: PSNR" in printed.out
     assert "desc-reconstructed_FLAIR.nii.gz" in printed.out
     found = sidecar(tmp_path / "out")
