@@ -19,6 +19,7 @@ def subject_volumes(seed: int, modalities: Sequence[str], edge: int = 16) -> dic
     head = z**2 + y**2 + x**2 < 0.8
     inner = (z - 0.1 * rng.normal()) ** 2 + (y - 0.2 * rng.normal()) ** 2 + x**2 < 0.3
     levels = {m: (1.0 + i, 2.0 - 0.5 * i + 0.2 * rng.normal()) for i, m in enumerate(["T1", "T1CE", "T2", "FLAIR"])}
+    levels["TOF"] = (0.4, 3.0)
     return {
         m: (np.where(head, np.where(inner, *levels[m]), 0) + head * 0.05 * rng.random(head.shape)) * 400 + head
         for m in modalities
