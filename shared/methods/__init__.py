@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from shared.diffusion.samplers import Sampler
 from shared.methods.amm_diff import AmmDiff
 from shared.methods.any2all import Any2all
+from shared.methods.baselines.bbdm import Bbdm
+from shared.methods.baselines.ddpm import Ddpm
+from shared.methods.baselines.pix2pix import Pix2pix
 from shared.methods.mmdm import Mmdm
 from shared.randomness import Noise
 from shared.records import Batch, Losses, Owners, Phase
@@ -67,4 +70,7 @@ METHODS: Mapping[str, type[Method]] = {
     "amm_diff": AmmDiff,
     "any2all": Any2all,
     "mmdm": Mmdm,
+    "bbdm": Bbdm,
+    "ddpm": Ddpm,
+    "pix2pix": Pix2pix,
 }

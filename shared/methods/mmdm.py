@@ -7,20 +7,19 @@ maximum intensity projection; learned variances weigh the losses (NAWS).
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from shared.data.missing import random_shown
 from shared.diffusion.bridge import Bridge, bridge, cross
 from shared.diffusion.samplers import Sampler, bridge_steps
-from shared.errors import ConfigError, DataError
+from shared.methods.angiography import Angiography, choice
 from shared.nets.mip import Gumbel, mip_loss
 from shared.nets.naws import Naws
-from shared.nets.precision import Precision, autocast
+from shared.nets.precision import autocast
 from shared.nets.restormer import Restormer, RestormerShape
 from shared.options import require
 from shared.randomness import Noise
@@ -45,45 +44,25 @@ FUSED = "fused"  # the name of the fused image's variance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mmdm:
-    modalities: tuple[Modality, ...]  # the sources and the target
-    target: Modality = "TOF"
+class Mmdm(Angiography):
+    """The paper shows all sources to every sample: drop=0."""
+
     size: Literal["tiny", "small", "paper"] = "small"
-    slab: int = 5  # adjacent slices that the networks see, and make, at once
     times: int = 1000
     mip: bool = True  # ablation: false leaves the projections out of the loss
     naws: bool = True  # ablation: false is the plain sum of the losses
     tau: float = 0.05  # of the soft maximum, for images in [0, 1]
     gumbel: Gumbel = "off"
-    drop: float = 0.5  # share of samples that are shown a random part of the sources; the paper's is 0
     checkpoint: bool = False  # less memory, a third more time
-    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        require(len(set(self.modalities)) == len(self.modalities), "modalities", self.modalities, "named once each")
-        require(self.target in self.modalities, "target", self.target, f"one of {', '.join(self.modalities)}")
-        require(len(self.modalities) >= 2, "modalities", self.modalities, "the target and one source at least")
-        require(self.slab >= 1, "slab", self.slab, "1 or more")
+        Angiography.__post_init__(self)
         require(self.times >= 2, "times", self.times, "2 or more")
         require(self.tau > 0, "tau", self.tau, "above 0")
-        require(0 <= self.drop <= 1, "drop", self.drop, "in [0, 1]")
-
-    @property
-    def sources(self) -> tuple[Modality, ...]:
-        return tuple(m for m in self.modalities if m != self.target)
-
-    @property
-    def targets(self) -> tuple[Modality, ...]:
-        return (self.target,)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(name="bridge"),)
-
-    def lacks(self, held: Collection[Modality], phase: str) -> str | None:
-        if self.target not in held:
-            return f"{self.target}, which is what is taught"
-        return None if set(held) & set(self.sources) else f"a source: one of {', '.join(self.sources)}"
 
     def build(self, seed: int) -> "MmdmNet":
         with torch.random.fork_rng(devices=[]):
@@ -114,21 +93,16 @@ class Mmdm:
     def loss(self, net: nn.Module, batch: Batch, phase: str, generator: torch.Generator) -> Losses:
         """Of each shown source's estimate and of the fused one, weighed or summed; per sample."""
         assert isinstance(net, MmdmNet)
-        x_BSNHW, shown_BS = self._given(batch.images_BMHW, batch.exists_BM, net)
-        device, at = x_BSNHW.device, self.modalities.index(self.target)
-        can_B = batch.exists_BM[:, at]
-        shown_BS = shown_BS & can_B[:, None]
-        some_B = torch.rand(len(can_B), generator=generator, device=device) < self.drop
-        shown_BS = torch.where(some_B[:, None], random_shown(shown_BS, generator), shown_BS)
-        x0_BNHW = 2 * torch.where(can_B[:, None, None, None], batch.images_BMHW[:, at].float(), 0.0) - 1
+        x_BSNHW, shown_BS = self.given(batch.images_BMHW, batch.exists_BM, net.multiple)
+        x0_BNHW, can_B = self.truth(batch)
+        shown_BS, device = self.some(shown_BS & can_B[:, None], generator), x_BSNHW.device
         t_B = torch.randint(self.times, (len(can_B),), generator=generator, device=device)
         eps = torch.randn(x_BSNHW.shape, generator=generator, device=device)
         x_t = self._bridge.noised(x0_BNHW[:, None], x_BSNHW, t_B, eps)
         with autocast(device, self.precision):
             each_BSNHW, fused_BNHW = net.estimate(x_t, x_BSNHW, shown_BS, t_B)
-        given_B = shown_BS.any(1)
 
-        losses = {FUSED: (self._hybrid(fused_BNHW, x0_BNHW, generator), given_B)}
+        losses = {FUSED: (self._hybrid(fused_BNHW, x0_BNHW, generator), shown_BS.any(1))}
         for s, m in enumerate(self.sources):
             losses[m] = (self._hybrid(each_BSNHW[:, s], x0_BNHW, generator), shown_BS[:, s])
         values = {name: loss_B for name, (loss_B, _) in losses.items()}
@@ -143,8 +117,7 @@ class Mmdm:
         return Losses(
             loss_B=loss_B,
             gave={
-                SHARED: given_B,
-                **{source(m): shown_BS[:, s] for s, m in enumerate(self.sources)},
+                **self.gave(shown_BS),
                 **{beside(m): shown_BS[:, s] & two_B for s, m in enumerate(self.sources)},
             },
         )
@@ -157,23 +130,15 @@ class Mmdm:
         # tau is told for [0, 1], and these are in [-1, 1]
         return error_B + mip_loss(made_BNHW, x0_BNHW, tau=2 * self.tau, gumbel=self.gumbel, generator=generator)
 
-    def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
-        raise AssertionError("mmdm has no phase of sums")
-
-    def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
-        raise AssertionError("mmdm has no phase of sums")
-
     # --- inference -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def synthesize(
         self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: Noise
     ) -> Tensor:
-        """The target; what is shown comes back as it is, and a source that is hidden is not made."""
         assert isinstance(net, MmdmNet)
-        y_BSNHW, shown_BS = self._given(images_BMHW, shown_BM, net)
-        if not bool(shown_BS.any(1).all()):
-            raise DataError(f"nothing to synthesize from: an image with none of {', '.join(self.sources)}")
+        y_BSNHW, shown_BS = self.given(images_BMHW, shown_BM, net.multiple)
+        self.can_synthesize(shown_BS)
         steps, eta = bridge_steps(sampler, self.times)
 
         def cooperative(x_BSNHW: Tensor, t: int) -> Tensor:
@@ -183,21 +148,7 @@ class Mmdm:
             return (fused_BNHW.clamp(-1, 1) if sampler.clip else fused_BNHW)[:, None]
 
         x0 = cross(cooperative, y_BSNHW, self._bridge, steps=steps, eta=eta, generator=generator)[:, 0]
-        made = torch.where(shown_BM[:, :, None, None, None], _slabs(images_BMHW).float(), 0.0)
-        made[:, self.modalities.index(self.target)] = (x0.clamp(-1, 1) + 1) / 2
-        return made.reshape(images_BMHW.shape)
-
-    def _given(self, images_BMHW: Tensor, shown_BM: Tensor, net: "MmdmNet") -> tuple[Tensor, Tensor]:
-        """The sources in [-1, 1], nothing where they are not shown, and which are."""
-        images_BMNHW = _slabs(images_BMHW)
-        *_, slices, height, width = images_BMNHW.shape
-        if slices != self.slab:
-            raise ConfigError(f"method.slab={self.slab}: was given {slices} slices at once")
-        if height % net.multiple or width % net.multiple:
-            raise ConfigError(f"grid={height}x{width}: this network needs multiples of {net.multiple}")
-        rows = [i for i, m in enumerate(self.modalities) if m != self.target]
-        shown_BS = shown_BM[:, rows]
-        return torch.where(shown_BS[:, :, None, None, None], 2 * images_BMNHW[:, rows].float() - 1, 0.0), shown_BS
+        return self.assembled(images_BMHW, shown_BM, x0)
 
     @property
     def _bridge(self) -> Bridge:
@@ -241,10 +192,7 @@ class MmdmNet(nn.Module):
         maps_BSHW = shown_BS[:, :, None, None].to(each_BSNHW.dtype).expand(B, S, H, W)
         out = self.fusion(torch.cat([each_BSNHW.flatten(1, 2), y_BSNHW.flatten(1, 2), maps_BSHW], dim=1), t_B).float()
         gates_BSNHW, residual_BNHW = out[:, : S * N].reshape(B, S, N, H, W), out[:, S * N :]
-        # -inf for all would make nan: a sample that is shown nothing is not looked at
-        hidden_BS = ~shown_BS & shown_BS.any(1, keepdim=True)
-        weights_BSNHW = gates_BSNHW.masked_fill(hidden_BS[:, :, None, None, None], -torch.inf).softmax(dim=1)
-        fused: Tensor = (weights_BSNHW * each_BSNHW).sum(1) + residual_BNHW
+        fused: Tensor = (choice(gates_BSNHW, shown_BS) * each_BSNHW).sum(1) + residual_BNHW
         return fused
 
     def forward(self, x_BSNHW: Tensor, y_BSNHW: Tensor, shown_BS: Tensor, t_B: Tensor) -> Tensor:
@@ -256,8 +204,3 @@ class MmdmNet(nn.Module):
         images = torch.zeros(batch, len(self.sources), self.slab, height, width)
         shown = torch.ones(batch, len(self.sources), dtype=torch.bool)
         return images, images.clone(), shown, torch.zeros(batch, dtype=torch.long)
-
-
-def _slabs(images_BMHW: Tensor) -> Tensor:
-    """BMHW is a slab of one slice."""
-    return images_BMHW if images_BMHW.ndim == 5 else images_BMHW[:, :, None]
