@@ -135,3 +135,10 @@ def seen_by(sources: Collection[Modality], slab: int, area: int = 1) -> list[Own
     """Owner of each channel of `seen`, `area` pixels to a channel."""
     images = [source(m) for m in sources for _ in range(slab * area)]
     return images + [source(m) for m in sources for _ in range(area)]
+
+
+def random_times(n: int, times: int, noisiest: float, generator: torch.Generator) -> Tensor:
+    """Uniform, but for a share at the last time: there an image is made from its sources alone."""
+    t_B = torch.randint(times, (n,), generator=generator, device=generator.device)
+    last_B = torch.rand(n, generator=generator, device=generator.device) < noisiest
+    return torch.where(last_B, times - 1, t_B)

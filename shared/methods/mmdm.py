@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from shared.diffusion.bridge import Bridge, bridge, cross
 from shared.diffusion.samplers import Sampler, bridge_steps
-from shared.methods.angiography import Angiography, choice
+from shared.methods.angiography import Angiography, choice, random_times
 from shared.nets.mip import Gumbel, mip_loss
 from shared.nets.naws import Naws
 from shared.nets.precision import autocast
@@ -49,6 +49,7 @@ class Mmdm(Angiography):
 
     size: Literal["tiny", "small", "paper"] = "small"
     times: int = 1000
+    noisiest: float = 0.5  # share of samples at the last time, where nothing of the target shows; the paper's: 0
     mip: bool = True  # ablation: false leaves the projections out of the loss
     naws: bool = True  # ablation: false is the plain sum of the losses
     tau: float = 0.05  # of the soft maximum, for images in [0, 1]
@@ -58,6 +59,7 @@ class Mmdm(Angiography):
     def __post_init__(self) -> None:
         Angiography.__post_init__(self)
         require(self.times >= 2, "times", self.times, "2 or more")
+        require(0 <= self.noisiest <= 1, "noisiest", self.noisiest, "in [0, 1]")
         require(self.tau > 0, "tau", self.tau, "above 0")
 
     @property
@@ -96,7 +98,7 @@ class Mmdm(Angiography):
         x_BSNHW, shown_BS = self.given(batch.images_BMHW, batch.exists_BM, net.multiple)
         x0_BNHW, can_B = self.truth(batch)
         shown_BS, device = self.some(shown_BS & can_B[:, None], generator), x_BSNHW.device
-        t_B = torch.randint(self.times, (len(can_B),), generator=generator, device=device)
+        t_B = random_times(len(can_B), self.times, self.noisiest, generator)
         eps = torch.randn(x_BSNHW.shape, generator=generator, device=device)
         x_t = self._bridge.noised(x0_BNHW[:, None], x_BSNHW, t_B, eps)
         with autocast(device, self.precision):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from shared.diffusion.bridge import Bridge, bridge, cross
 from shared.diffusion.samplers import Sampler, bridge_steps
-from shared.methods.angiography import Angiography, choice, only
+from shared.methods.angiography import Angiography, choice, only, random_times
 from shared.nets.precision import autocast
 from shared.nets.unet import UNet, UNetShape, zeroed
 from shared.options import require
@@ -33,11 +33,13 @@ SIZES: Mapping[str, UNetShape] = {
 class Bbdm(Angiography):
     size: Literal["tiny", "small", "paper"] = "small"
     times: int = 1000
+    noisiest: float = 0.5  # share of samples at the last time, where nothing of the target shows; the paper's: 0
     checkpoint: bool = False  # less memory, a third more time
 
     def __post_init__(self) -> None:
         Angiography.__post_init__(self)
         require(self.times >= 2, "times", self.times, "2 or more")
+        require(0 <= self.noisiest <= 1, "noisiest", self.noisiest, "in [0, 1]")
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -59,7 +61,7 @@ class Bbdm(Angiography):
         assert isinstance(net, BbdmNet)
         x_BSNHW, shown_BS, x0_BNHW = self.lesson(batch, net.unet.shape.multiple, generator)
         device = x_BSNHW.device
-        t_B = torch.randint(self.times, (len(x_BSNHW),), generator=generator, device=device)
+        t_B = random_times(len(x_BSNHW), self.times, self.noisiest, generator)
         eps = torch.randn(x0_BNHW.shape, generator=generator, device=device)
         with autocast(device, self.precision):
             y_BNHW = net.start(x_BSNHW, shown_BS)

@@ -1,6 +1,6 @@
 """Conditional DDPM: a U-Net on the noisy target, the sources, blank where absent, and their presence maps.
 
-T = 1000, linear (seed_systems.md §6). The spec predicts eps; the default is v, as in the other methods of this house: at
+T = 1000, linear (seed_systems.md §6). The spec predicts eps; the default is v, as in other methods of this house: at
 the last time, which the sampler `mean` reads, x_0 is -v, while eps would be divided by alpha = 0.006.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from shared.diffusion.gaussian import Schedule, linear
 from shared.diffusion.samplers import Guess, Sampler, draw
-from shared.methods.angiography import Angiography, seen, seen_by
+from shared.methods.angiography import Angiography, random_times, seen, seen_by
 from shared.nets.precision import autocast
 from shared.nets.unet import UNet, UNetShape
 from shared.options import require
@@ -34,11 +34,13 @@ class Ddpm(Angiography):
     size: Literal["tiny", "small", "paper"] = "small"
     parameterisation: Literal["eps", "v"] = "v"
     times: int = 1000
+    noisiest: float = 0.5  # share of samples at the last time, where nothing of the target shows; the paper's: 0
     checkpoint: bool = False  # less memory, a third more time
 
     def __post_init__(self) -> None:
         Angiography.__post_init__(self)
         require(self.times >= 2, "times", self.times, "2 or more")
+        require(0 <= self.noisiest <= 1, "noisiest", self.noisiest, "in [0, 1]")
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -63,7 +65,7 @@ class Ddpm(Angiography):
         assert isinstance(net, DdpmNet)
         x_BSNHW, shown_BS, x0_BNHW = self.lesson(batch, net.unet.shape.multiple, generator)
         device = x_BSNHW.device
-        t_B = torch.randint(self.times, (len(x_BSNHW),), generator=generator, device=device)
+        t_B = random_times(len(x_BSNHW), self.times, self.noisiest, generator)
         eps = torch.randn(x0_BNHW.shape, generator=generator, device=device)
         x_t = self._schedule.noised(x0_BNHW, t_B, eps)
         with autocast(device, self.precision):

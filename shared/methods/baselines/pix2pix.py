@@ -35,7 +35,7 @@ class Shape:
 
 SIZES: Mapping[str, Shape] = {
     "tiny": Shape(base=8, downs=3, strided=2),
-    "small": Shape(base=32, downs=4, strided=3),  # 96 x 80
+    "small": Shape(base=32, downs=3, strided=3),  # 64 x 56
     "paper": Shape(base=64, downs=5, strided=3),  # 320 x 288
 }
 WIDEST = 8  # in units of base
