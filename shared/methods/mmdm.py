@@ -95,10 +95,9 @@ class Mmdm(Angiography):
     def loss(self, net: nn.Module, batch: Batch, phase: str, generator: torch.Generator) -> Losses:
         """Of each shown source's estimate and of the fused one, weighed or summed; per sample."""
         assert isinstance(net, MmdmNet)
-        x_BSNHW, shown_BS = self.given(batch.images_BMHW, batch.exists_BM, net.multiple)
-        x0_BNHW, can_B = self.truth(batch)
-        shown_BS, device = self.some(shown_BS & can_B[:, None], generator), x_BSNHW.device
-        t_B = random_times(len(can_B), self.times, self.noisiest, generator)
+        x_BSNHW, shown_BS, x0_BNHW = self.lesson(batch, net.multiple, generator)
+        device = x_BSNHW.device
+        t_B = random_times(len(x_BSNHW), self.times, self.noisiest, generator)
         eps = torch.randn(x_BSNHW.shape, generator=generator, device=device)
         x_t = self._bridge.noised(x0_BNHW[:, None], x_BSNHW, t_B, eps)
         with autocast(device, self.precision):
@@ -113,7 +112,7 @@ class Mmdm(Angiography):
             values = net.naws(values, dict.fromkeys(self.sources, delta_B))
         loss_B = sum(
             (torch.where(counts_B, values[name], 0.0) for name, (_, counts_B) in losses.items()),
-            torch.zeros(len(can_B), device=device),
+            torch.zeros(len(x_BSNHW), device=device),
         )
         two_B = shown_BS.sum(1) > 1
         return Losses(
