@@ -119,14 +119,8 @@ def test_the_table_and_the_configs_have_the_same_stems() -> None:
     assert {path.stem for path in (config.CONFIGS / "method").glob("*.yaml")} == set(METHODS)
 
 
-def test_owners_that_gave_are_those_that_got_gradient_and_no_others(
-    method: Method, request: pytest.FixtureRequest
-) -> None:
+def test_owners_that_gave_are_those_that_got_gradient_and_no_others(method: Method) -> None:
     """Sample by sample, over patterns and draws: exact zero where nothing was given."""
-    if name_of(method) == "mmdm":
-        request.applymarker(
-            pytest.mark.xfail(strict=True, reason="in training the fusion sees sources that were hidden")
-        )
     net = prepared(method)
     for phase in trained(method):
         owners = method.owners(net, phase)
