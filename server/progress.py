@@ -337,6 +337,7 @@ def coverage_lines(found: Coverage) -> list[str]:
     lines = [
         f"{site}: {holds.subjects} subjects: "
         + ", ".join(f"{pattern} {facts.cell(count)}" for pattern, count in holds.patterns.items())
+        + "".join(f"; takes no part in {phase}: {why}" for phase, why in holds.refused.items())
         for site, holds in found.sites.items()
     ]
     rows = [["source → target", *found.modalities]]
