@@ -7,7 +7,6 @@ its input to its output, which makes no sense for a target that is a difference:
 from dataclasses import dataclass
 
 import torch
-from monai.networks.blocks.cablock import CABlock, FeedForward
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -104,6 +103,8 @@ class Block(nn.Module):
     """LN, MDTA; LN, GDFN; the time scales and shifts behind each norm."""
 
     def __init__(self, width: int, heads: int, emb: int, expansion: float) -> None:
+        from monai.networks.blocks.cablock import CABlock, FeedForward  # brings mlflow and much else: seconds
+
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.film = nn.Linear(emb, 4 * width)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shared.diffusion.gaussian import Schedule, evenly, linear
 from shared.diffusion.posterior import POSTERIORS
-from shared.diffusion.samplers import SAMPLERS, Denoiser, Guess, Sampler, draw
+from shared.diffusion.samplers import SAMPLERS, Denoiser, Guess, Sampler, bridge_steps, draw
 from shared.errors import ConfigError
 
 SCHEDULE = linear(1000)
@@ -145,7 +145,15 @@ def test_multistep_beats_ddim_at_ten_steps() -> None:
 
 
 def test_the_table_and_the_option_name_the_same_samplers() -> None:
-    assert set(get_args(get_type_hints(Sampler)["kind"])) == set(SAMPLERS) | set(POSTERIORS)
+    assert set(get_args(get_type_hints(Sampler)["kind"])) == set(SAMPLERS) | set(POSTERIORS) | {"bridge"}
+
+
+def test_a_bridge_takes_its_own_sampler_and_the_single_estimate() -> None:
+    assert bridge_steps(Sampler(kind="bridge", steps=7, eta=0.5), 1000) == (7, 0.5)
+    assert bridge_steps(Sampler(kind="bridge", steps=200, eta=1.0), 50) == (50, 1.0)
+    assert bridge_steps(Sampler(kind="mean"), 1000) == (1, 0.0)
+    with pytest.raises(ConfigError, match="it takes bridge, mean"):
+        bridge_steps(Sampler(kind="ddim", steps=3), 1000)
 
 
 @pytest.mark.parametrize(
