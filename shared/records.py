@@ -31,6 +31,21 @@ class RoundPlan:
     config: str  # JSON: method, train, grid; what a site needs to rebuild the method, never code
     schema: str  # hash of what both sides must agree on before any number is averaged
     weights: Weights
+    known: tuple[int, str] | None = None  # (sequence, head) of the site's privacy ledger as last seen here
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """A private site's word on its budget, with every update: where its ledger stands, and what that comes to."""
+
+    ledger: str  # the ledger's own id, drawn when the site was enrolled
+    sequence: int  # rows so far; a lower one than before is a ledger that was rolled back
+    head: str  # the chain's last link
+    epsilon: float  # over all that this cohort has ever been asked, in all runs
+    budget: float
+    delta: float
+    size: int  # a public round figure of the site's subjects
+    others: int  # updates that left this cohort without privacy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +60,7 @@ class Update:
     delta: Weights
     counts: Mapping[Owner, int]
     metrics: Mapping[str, float] = field(default_factory=dict)
+    spent: Spent | None = None  # None: this update is not private
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +73,7 @@ class Inventory:
     patterns: Mapping[tuple[Modality, ...], int]  # present modalities -> subjects; -k means "1 to k-1"
     refused: Mapping[str, str] = field(default_factory=dict)  # phase -> why the site takes no part in it
     preparation: str = ""  # digest of how its images were prepared; "" where `lacuna-site ingest` did not make them
+    spent: Spent | None = None  # None: the site does not train privately
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
