@@ -90,6 +90,9 @@ class Batch:
     subject_B: Tensor  # int64, index of the subject inside this site's cohort; never leaves
     clinical: tuple[Mapping[str, float | str], ...] = ()
 
+    def __len__(self) -> int:
+        return len(self.subject_B)
+
     def to(self, device: torch.device | str) -> "Batch":
         return replace(
             self,

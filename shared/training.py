@@ -94,7 +94,7 @@ def train(
     trainable = {name: parameters[name] for name in owners}
     before = {name: p.detach().cpu().clone() for name, p in trainable.items()}
     anchor = {name: p.detach().clone() for name, p in trainable.items()} if options.prox else {}
-    optimizer = _optimizer(options, trainable, round, device)
+    optimizer = optimizer_of(options, trainable, round, device)
     counts: dict[Owner, int] = dict.fromkeys(sorted(named(owners)), 0)
     losses: list[float] = []
     watch: dict[str, float] = {}
@@ -117,7 +117,7 @@ def train(
     counts = _pooled(counts, device)
     counts.pop(LOCAL, None)
     return Trained(
-        delta=_delta(trainable, before, owners, counts),
+        delta=delta_of(trainable, before, owners, counts),
         counts=counts,
         loss=sum(losses) / max(len(losses), 1),
         samples=len(losses) * options.batch,
@@ -185,7 +185,7 @@ def find_device(wanted: str) -> torch.device:
     return torch.device("cuda", rank % torch.cuda.device_count())
 
 
-def _delta(
+def delta_of(
     trainable: Mapping[str, Tensor], before: Mapping[str, Tensor], owners: Owners, counts: Mapping[Owner, int]
 ) -> dict[str, Tensor]:
     """New minus old for the slices that got gradient; weight decay on the others is dropped with them."""
@@ -199,7 +199,7 @@ def _delta(
     return delta
 
 
-def _optimizer(
+def optimizer_of(
     options: PhaseTraining, trainable: Mapping[str, nn.Parameter], round: int, device: torch.device
 ) -> torch.optim.Optimizer:
     """Fresh in every round: the state is not kept, so a killed site repeats its round to the same bits."""

@@ -80,6 +80,17 @@ class Slices:
         pairs = zip(subjects, places, strict=True)
         return self._read([(i, place % len(self.subjects[i].brain_slices)) for i, place in pairs])
 
+    def some_of(self, i: int, count: int, generator: torch.Generator) -> Batch:
+        """So many different slices of the i-th of `subjects`, or all that it has."""
+        places = torch.randperm(len(self.subjects[i].brain_slices), generator=generator)[:count]
+        return self._read([(i, place) for place in places.tolist()])
+
+    def all_of(self, i: int, size: int) -> Iterator[Batch]:
+        """Every slice of the i-th of `subjects` once."""
+        places = range(len(self.subjects[i].brain_slices))
+        for start in range(0, len(places), size):
+            yield self._read([(i, place) for place in places[start : start + size]])
+
     def in_order(self, size: int) -> Iterator[Batch]:
         """Every slice once."""
         for start in range(0, len(self), size):
@@ -146,10 +157,32 @@ class Slices:
 
 
 class Pool:
-    """Several cohorts as one: every subject is as likely as any other."""
+    """Several cohorts as one: every subject is as likely as any other.
+
+    A unit is a person: a subject, in all cohorts that know it by the same name.
+    """
 
     def __init__(self, parts: Sequence[Slices]) -> None:
         self.parts = tuple(part for part in parts if part.subjects)
+        people: dict[str, list[tuple[int, int]]] = {}
+        for number, part in enumerate(self.parts):
+            for i, subject in enumerate(part.subjects):
+                people.setdefault(subject.name, []).append((number, i))
+        self._people = tuple(people.values())
+
+    @property
+    def units(self) -> int:
+        return len(self._people)
+
+    def unit(self, unit: int, count: int, generator: torch.Generator) -> Batch:
+        """So many different slices of a person, or all that there are."""
+        places = self._people[unit]
+        chosen = places[int(torch.randint(len(places), (1,), generator=generator))]
+        return self.parts[chosen[0]].some_of(chosen[1], count, generator)
+
+    def unit_in_order(self, unit: int, size: int) -> Iterator[Batch]:
+        for number, i in self._people[unit]:
+            yield from self.parts[number].all_of(i, size)
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
