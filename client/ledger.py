@@ -45,6 +45,10 @@ class Ledger:
             before = _hash(line)
             yield entry
 
+    def without_privacy(self) -> int:
+        """Updates that have left without differential privacy."""
+        return sum("update.run" in e.get("fields", {}) and not e["fields"].get("update.spent") for e in self.entries())
+
 
 def lines(entries: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """For a person: when, what, how much, which hash, and every field that is no tensor."""

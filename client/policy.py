@@ -15,6 +15,17 @@ def check_schema(site: Site, settings: RunSettings, schema: str) -> None:
         raise PlanRefused(f"{site.name}: schema {schema[:12]} differs from this site's {settings.schema[:12]}")
 
 
+def is_private(site: Site, settings: RunSettings) -> bool:
+    """Does the site train this run privately? A run without privacy, at a site that requires it, is PlanRefused."""
+    mode = settings.privacy.mode
+    if mode == "off" and site.epsilon is not None:
+        raise PlanRefused(
+            f"{site.name}: its policy asks for differential privacy (epsilon {site.epsilon:g} in all), and the plan "
+            "has none: privacy.mode=off; `privacy=mixed` lets it train privately beside others"
+        )
+    return mode == "on" or (mode == "mixed" and site.epsilon is not None)
+
+
 def why_not(site: Site, method: Method, patterns: Mapping[tuple[Modality, ...], int], phase: str) -> str | None:
     """The reason why this site takes no part, or None; `patterns` are its training subjects' modalities."""
     if not patterns:

@@ -1,7 +1,8 @@
 """The site's own settings: name, paths, device, policy. They are read here and never leave.
 
 A deployed site gives them as Flower's node config: `site`, `cohort` (one or more folders, joined by a colon), `state`,
-`device`. In a Ray simulation Flower only numbers its nodes, so the file named by LACUNA_SITES lists them in that order.
+`device`; `epsilon`, `delta` and `about` are its word on privacy. In a Ray simulation Flower only numbers its nodes, so
+the file named by LACUNA_SITES lists them in that order.
 """
 
 import json
@@ -23,6 +24,14 @@ class Site:
     state: Path  # the site's own disk: ledger, personal layers
     device: str = "auto"
     min_subjects: int = 1  # policy: with fewer the site does not train
+    epsilon: float | None = None  # policy: train with differential privacy only, and spend no more than this, ever
+    delta: float | None = None
+    about: int | None = None  # a public round figure of its subjects; None: their number to the nearest ten
+
+    @property
+    def privacy(self) -> Path:
+        """The privacy ledger's folder."""
+        return self.state / "privacy"
 
 
 def find_site(node_config: Mapping[str, Any]) -> Site:
@@ -41,4 +50,7 @@ def find_site(node_config: Mapping[str, Any]) -> Site:
         state=Path(str(values["state"])),
         device=str(values.get("device", "auto")),
         min_subjects=int(values.get("min-subjects", 1)),
+        epsilon=float(values["epsilon"]) if "epsilon" in values else None,
+        delta=float(values["delta"]) if "delta" in values else None,
+        about=int(values["about"]) if "about" in values else None,
     )

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from client.policy import check_schema, why_not
+from client.policy import check_schema, is_private, why_not
+from client.private_work import PrivateSite, check_people, private_site
 from client.site import Site
 from shared.config import RunSettings
 from shared.data.cohort import Cohort, cache_folder
@@ -19,8 +20,7 @@ from shared.data.preparation import hash_json
 from shared.data.slices import Pool, Slices
 from shared.errors import PlanRefused
 from shared.methods import Method
-from shared.owners import keep_local
-from shared.records import Inventory, RoundPlan, Update
+from shared.records import Inventory, RoundPlan, Spent, Update
 from shared.training import find_device, pool, train
 from shared.vocabulary import LOCAL, Modality, Weights
 
@@ -31,10 +31,12 @@ def take_inventory(site: Site, config: str, schema: str) -> Inventory:
     settings = RunSettings.parse(config)
     check_schema(site, settings, schema)
     method = settings.build_method()
+    private = is_private(site, settings)
     cohorts = open_cohorts(site, settings)
     patterns = present(cohorts, method.modalities)
-    why = {phase.name: why_not(site, method, patterns, phase.name) for phase in method.phases}
-    return Inventory(
+    phases = settings.phases(method)
+    why = {phase.name: why_not(site, method, patterns, phase.name) for phase in phases}
+    inventory = Inventory(
         site=site.name,
         schema=schema,
         subjects=at_least(patterns, settings.min_cell),
@@ -42,6 +44,18 @@ def take_inventory(site: Site, config: str, schema: str) -> Inventory:
         refused={phase: reason for phase, reason in why.items() if reason is not None},
         preparation=preparation_of(cohorts),
     )
+    if not private:
+        return inventory
+    check_people(cohorts)
+    with private_site(site, settings, sum(patterns.values())) as own:
+        dear = {phase.name: own.too_dear(phase) for phase in phases}
+        return dataclasses.replace(
+            inventory,
+            subjects=own.plan.size,
+            patterns=own.told(patterns),
+            refused={phase: reason for phase, reason in dear.items() if reason is not None} | dict(inventory.refused),
+            spent=own.spent(),
+        )
 
 
 def of_use(cohort: Cohort, method: Method, phase: str, *, split: str | None) -> Slices:
@@ -69,19 +83,28 @@ def at_least(patterns: Mapping[tuple[Modality, ...], int], min_cell: int) -> int
 def do_round(site: Site, plan: RoundPlan) -> Update:
     settings = RunSettings.parse(plan.config)
     check_schema(site, settings, plan.schema)
+    private = is_private(site, settings)
     device = find_device(site.device)
     method, net = build(plan.config, str(device))
     cohorts = open_cohorts(site, settings)
-    why = why_not(site, method, present(cohorts, method.modalities), plan.phase)
+    patterns = present(cohorts, method.modalities)
+    why = why_not(site, method, patterns, plan.phase)
     if why is not None:
         raise PlanRefused(f"{site.name}: takes no part in {plan.phase}: {why}")
-    slices = Pool(tuple(of_use(cohort, method, plan.phase, split="train") for cohort in cohorts))
     phase = next(p for p in method.phases if p.name == plan.phase)
+    slices = Pool(tuple(of_use(cohort, method, plan.phase, split="train") for cohort in cohorts))
     net.load_state_dict(plan.weights)
     plan = dataclasses.replace(plan, weights={})  # the network has them: not held twice
-    if phase.kind == "sums":
-        return _sum(site, plan, method, net, slices)
-    return _train(site, plan, settings, method, net, slices, device)
+    if not private:
+        if phase.kind == "sums":
+            return _sum(site, plan, method, net, slices)
+        return _train(site, plan, settings, method, net, slices, device, None)
+    with private_site(site, settings, sum(patterns.values())) as own:
+        own.check(plan, phase)
+        if phase.kind == "sums":
+            sums = own.sum(plan, method, net, slices)
+            return _update(site, plan, delta=sums, counts={}, metrics={}, spent=own.spent())
+        return _train(site, plan, settings, method, net, slices, device, (own, patterns))
 
 
 def _train(
@@ -92,28 +115,36 @@ def _train(
     net: nn.Module,
     slices: Pool,
     device: torch.device,
+    private: tuple[PrivateSite, Mapping[tuple[Modality, ...], int]] | None,
 ) -> Update:
-    owners = keep_local(method.owners(net, plan.phase), settings.keep_local)
+    owners = settings.owners(method, net, plan.phase)
     personal = [name for name, owner in owners.items() if owner == LOCAL]
     _load_personal(site, plan, net, personal)
-    trained = train(
-        method,
-        net,
-        slices.draw,
-        phase=plan.phase,
-        options=settings.training[plan.phase],
-        owners=owners,
-        round=plan.round,
-        seed=(settings.seed, site.name),
-        device=device,
-    )
+    if private is None:
+        trained = train(
+            method,
+            net,
+            slices.draw,
+            phase=plan.phase,
+            options=settings.training[plan.phase],
+            owners=owners,
+            round=plan.round,
+            seed=(settings.seed, site.name),
+            device=device,
+        )
+        metrics = {"loss": trained.loss, "samples": trained.samples, "seconds": trained.seconds, **trained.watch}
+    else:
+        own, patterns = private
+        trained = own.train(plan, method, net, slices, owners, patterns, device)
+        metrics = {"samples": float(trained.samples)}
     _save_personal(site, plan, net, personal)
     return _update(
         site,
         plan,
         delta=trained.delta,
         counts=trained.counts,
-        metrics={"loss": trained.loss, "samples": trained.samples, "seconds": trained.seconds, **trained.watch},
+        metrics=metrics,
+        spent=None if private is None else private[0].spent(),
     )
 
 
@@ -125,7 +156,13 @@ def _sum(site: Site, plan: RoundPlan, method: Method, net: nn.Module, slices: Po
 
 
 def _update(
-    site: Site, plan: RoundPlan, *, delta: Weights, counts: dict[str, int], metrics: dict[str, float]
+    site: Site,
+    plan: RoundPlan,
+    *,
+    delta: Weights,
+    counts: dict[str, int],
+    metrics: dict[str, float],
+    spent: Spent | None = None,
 ) -> Update:
     return Update(
         site=site.name,
@@ -136,6 +173,7 @@ def _update(
         delta=delta,
         counts=counts,
         metrics=metrics,
+        spent=spent,
     )
 
 
@@ -159,7 +197,7 @@ def build(config: str, device: str) -> tuple[Method, nn.Module]:
     """Kept between messages: in a simulation hundreds of sites take turns on one network."""
     settings = RunSettings.parse(config)
     method = settings.build_method()
-    return method, method.build(settings.seed).to(device)
+    return method, settings.build_net(method).to(device)
 
 
 def _load_personal(site: Site, plan: RoundPlan, net: nn.Module, names: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -26,9 +26,12 @@ class Roster:
     nodes: Mapping[SiteName, int]
     inventories: Mapping[SiteName, Inventory]
     refusals: Mapping[SiteName, str]  # sites that said no at the handshake
+    left: dict[SiteName, str] = field(default_factory=dict)  # since then, for good, and why
 
     def willing(self, phase: str) -> list[SiteName]:
-        return [site for site in sorted(self.nodes) if phase not in self.inventories[site].refused]
+        return [
+            site for site in sorted(self.nodes) if phase not in self.inventories[site].refused and site not in self.left
+        ]
 
     def drawn(self, phase: str, round: int, *, seed: int, federation: Federation) -> list[SiteName]:
         """The sites asked in a round: all that are willing, or a fraction of them drawn by seed."""
@@ -48,9 +51,17 @@ def round_up(value: float) -> int:
 
 
 def gather(
-    grid: Grid, settings: RunSettings, federation: Federation, *, say: Callable[[str], None] = lambda _: None
+    grid: Grid,
+    settings: RunSettings,
+    federation: Federation,
+    *,
+    check: Callable[[Inventory], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Roster:
-    """The inventory handshake before round 1: wait for the quorum, ask every node, refuse duplicates by name."""
+    """The inventory handshake before round 1: wait for the quorum, ask every node, refuse duplicates by name.
+
+    `check` raises UpdateRejected for a site that can't take part.
+    """
     nodes: dict[SiteName, int] = {}
     inventories: dict[SiteName, Inventory] = {}
     refusals: dict[SiteName, str] = {}
@@ -70,6 +81,7 @@ def gather(
                 raise UpdateRejected(f"{inventory.site}: schema {inventory.schema[:12]} differs from the run's")
             if inventory.site in nodes:
                 raise UpdateRejected(f"{inventory.site}: a second node calls itself so")
+            check(inventory)
         except LacunaError as error:
             refusals[f"node {node}"] = str(error)
             say(f"refused: {error}")

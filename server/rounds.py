@@ -15,10 +15,11 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
-from server import ema, facts
+from server import ema, facts, ledgers, prior
 from server.admission import admit, admit_sums
 from server.aggregation import Fold, Mean, keep_untrained, scale_bits
 from server.facts import RoundFacts, SiteFacts
+from server.ledgers import Ledgers
 from server.progress import View
 from server.release import code_version, release
 from server.roster import Roster, check_coverage, gather
@@ -28,9 +29,9 @@ from server.tracking import Tracker
 from server.validation import Validator
 from shared import checkpoint, wire
 from shared.config import Config
-from shared.errors import ConfigError, RunFailed, UpdateRejected
+from shared.errors import BudgetSpent, ConfigError, RunFailed, UpdateRejected
+from shared.nets import lora
 from shared.options import build
-from shared.owners import keep_local
 from shared.records import Owners, Phase, RoundPlan, Update
 from shared.training import PhaseTraining
 from shared.vocabulary import Owner, SiteName, Weights
@@ -83,24 +84,30 @@ class Rounds:
         self.settings = config.for_sites()
         self.strategy: Strategy = build_strategy(config)
         self.run_name = config.run or folder.name
-        net = self.method.build(config.seed)  # for its names and first values; the network itself is not kept
-        self.initial = state_of(net)
+        self.ledgers = Ledgers.of(config, folder)
+        self.phases = self.settings.phases(self.method)
+        net = self.settings.build_net(self.method)  # for its names and first values; the network itself is not kept
+        self.prior = prior.find(config)
+        self.initial = state_of(net) if self.prior is None else lora.split(self.prior.weights, state_of(net))
         self.owners = {
-            phase.name: {}
-            if phase.kind == "sums"
-            else keep_local(self.method.owners(net, phase.name), self.settings.keep_local)
-            for phase in self.method.phases
+            phase.name: {} if phase.kind == "sums" else self.settings.owners(self.method, net, phase.name)
+            for phase in self.phases
         }
+        for phase in self.phases:
+            if phase.kind == "train" and not self.owners[phase.name]:
+                raise ConfigError(
+                    f"tuning.only={list(config.tuning.only)}: names no tensor that phase {phase.name} trains"
+                )
 
     def run(self) -> Path:
         """All phases, from the last checkpoint on; gives the released folder."""
-        roster = gather(self.grid, self.settings, self.config.federation, say=self.view.note)
+        roster = gather(self.grid, self.settings, self.config.federation, check=self.ledgers.greet, say=self.view.note)
         coverage = check_coverage(roster, self.method, self.config.federation.targets)
         facts.save_coverage(self.folder / "inventory.json", coverage)
         self.view.coverage(coverage)
         self.tracker.sync()
         place = self._restore()
-        for index, phase in enumerate(self.method.phases):
+        for index, phase in enumerate(self.phases):
             if index < place.phase:
                 continue
             of = self._rounds_in(phase)
@@ -126,7 +133,7 @@ class Rounds:
 
     def _end(self, place: Place, index: int, owners: Owners) -> None:
         """What no later phase trains goes on as its average."""
-        later = set().union(*(self.owners[phase.name] for phase in self.method.phases[index + 1 :]))
+        later = set().union(*(self.owners[phase.name] for phase in self.phases[index + 1 :]))
         settled = {name: place.ema[name] for name in owners if name not in later}
         place.weights = {**place.weights, **settled}
         place.phase, place.round, place.state = index + 1, 0, {}
@@ -161,6 +168,7 @@ class Rounds:
                 limits=federation.limits,
                 samples=samples,
             )
+            self.ledgers.accept(update)
             fold.add(admitted)
 
         answers = self._collect(Ask(plan=self._plan(place, phase), sites=tuple(drawn), take=take), roster)
@@ -168,8 +176,8 @@ class Rounds:
         self._step(place, owners, mean, options)
         mean = dataclasses.replace(mean, delta={})  # a model's size of memory, not needed any more
         watch = self._watch(place, phase, answers)
-        last = place.round + 1 == of and phase == self.method.phases[-1]
-        validation = self._validate(place, force=last) if phase == self.method.phases[-1] else None
+        last = place.round + 1 == of and phase == self.phases[-1]
+        validation = self._validate(place, force=last) if phase == self.phases[-1] else None
         self._finish_round(place, phase, answers, started, of=of, mean=mean, watch=watch, validation=validation)
         self._check_collapse(place, phase, watch)
 
@@ -182,6 +190,7 @@ class Rounds:
             admitted = admit_sums(
                 update, run=self.run_name, phase=phase.name, round=place.round, schema=self.settings.schema
             )
+            self.ledgers.accept(update)
             kept[update.site] = admitted.delta
 
         sites = tuple(roster.willing(phase.name))
@@ -190,7 +199,7 @@ class Rounds:
         for site in sorted(kept):
             for name, value in kept[site].items():
                 totals[name] = totals[name] + value if name in totals else value
-        net = self.method.build(self.config.seed)
+        net = self.settings.build_net(self.method)
         net.load_state_dict(dict(place.weights))
         self.method.settle(net, phase.name, totals)
         settled = {n: v for n, v in state_of(net).items() if not torch.equal(v, place.weights[n])}
@@ -235,9 +244,8 @@ class Rounds:
         sent: dict[str, SiteName] = {}
         down = wire.size(content)
         for site in waiting:
-            message = Message(
-                content, roster.nodes[site], MessageType.TRAIN, ttl=deadline, group_id=str(ask.plan.round)
-            )
+            own = wire.address(content, self.ledgers.known(site))
+            message = Message(own, roster.nodes[site], MessageType.TRAIN, ttl=deadline, group_id=str(ask.plan.round))
             (message_id,) = self.grid.push_messages([message])
             sent[message_id] = site
         while sent and time.monotonic() < end:
@@ -249,7 +257,7 @@ class Rounds:
                 for reply in self.grid.pull_messages([message_id]):
                     del sent[message_id]
                     arrived += 1
-                    answers.sites[site] = self._judge(reply, site, ask, answers, down)
+                    answers.sites[site] = self._judge(reply, site, ask, answers, roster, down)
                     self.view.site_finished(site, answers.sites[site])
             if sent and not arrived:
                 time.sleep(POLL_SECONDS)
@@ -257,13 +265,18 @@ class Rounds:
             answers.sites[site] = SiteFacts(status="timeout", reason=f"no answer in {deadline:.0f} s", bytes_down=down)
             self.view.site_finished(site, answers.sites[site])
 
-    def _judge(self, reply: Message, site: SiteName, ask: Ask, answers: Answers, down: int) -> SiteFacts:
+    def _judge(
+        self, reply: Message, site: SiteName, ask: Ask, answers: Answers, roster: Roster, down: int
+    ) -> SiteFacts:
         if reply.has_error():
             return SiteFacts(status="error", reason=f"{reply.error.code}: {reply.error.reason}", bytes_down=down)
         up = wire.size(reply.content)
         refusal = wire.refusal_in(reply.content)
         if refusal is not None:
             status: facts.Status = "error" if isinstance(refusal, RunFailed) else "refused"
+            if isinstance(refusal, BudgetSpent):
+                roster.left[site] = str(refusal)
+                self.view.note(f"{site} leaves the roster: {refusal}")
             return SiteFacts(status=status, reason=str(refusal), bytes_up=up, bytes_down=down)
         try:
             update = wire.unpack_update(reply, site)
@@ -278,7 +291,7 @@ class Rounds:
             seconds=update.metrics.get("seconds", 0.0),
             bytes_up=up,
             bytes_down=down,
-            epsilon_spent=update.metrics.get("epsilon_spent"),
+            epsilon_spent=None if update.spent is None else update.spent.epsilon,
         )
 
     # --- arithmetic
@@ -335,7 +348,7 @@ class Rounds:
         every = self.config.validation.every
         if self.validator is None or not every or ((place.round + 1) % every and not force):
             return None
-        return self.validator.validate(place.ema, place.round)
+        return self.validator.validate(lora.merged(place.ema), place.round)
 
     # --- what is kept
 
@@ -420,7 +433,7 @@ class Rounds:
         history = facts.read(self.folder / "rounds.jsonl")
         provenance = {
             "run": self.run_name,
-            "rounds": {phase.name: self._rounds_in(phase) for phase in self.method.phases},
+            "rounds": {phase.name: self._rounds_in(phase) for phase in self.phases},
             "sites": len(roster.nodes),
             "patterns": roster.patterns(self.method.modalities),
             "seed": self.config.seed,
@@ -428,9 +441,10 @@ class Rounds:
             "torch": torch.__version__,
             "strategy": self.config.strategy.name,
             "last_loss": history[-1].loss if history else None,
-            "private": False,
+            "privacy": ledgers.record(self.config, history, self.ledgers, self.prior.told() if self.prior else None),
+            "data": prior.trained_on(self.config),
         }
-        return release(self.folder / "final", self.config, place.ema, provenance)
+        return release(self.folder / "final", self.config, lora.merged(place.ema), provenance)
 
 
 def build_strategy(config: Config) -> Strategy:

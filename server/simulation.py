@@ -70,13 +70,18 @@ def client_app() -> ClientApp:
 
 
 def _node_configs(config: Config, folder: Path, cohorts: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """What each site's SuperNode would be started with; a simulated site's disk is a folder in the run."""
+    """What each site's SuperNode would be started with; a simulated site's disk is a folder in the run, or kept."""
+    disks = folder / "sites" if config.federation.disks is None else Path(config.federation.disks)
+    for site in config.privacy.sites:
+        if site not in cohorts:
+            raise ConfigError(f"privacy.sites.{site}: no such site; there are {', '.join(cohorts)}")
     return {
         site: {
             "site": site,
             "cohort": str(bids.resolve()),
-            "state": str((folder / "sites" / site).resolve()),
+            "state": str((disks / site).resolve()),
             "device": config.device,
+            **({"epsilon": str(config.privacy.sites[site])} if site in config.privacy.sites else {}),
         }
         for site, bids in cohorts.items()
     }

@@ -5,16 +5,23 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import nn
 
 from shared.data.intensities import RULES_VERSION
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
 from shared.errors import ConfigError
 from shared.methods import METHODS, Method
+from shared.nets import lora
 from shared.options import build, plain, require
+from shared.owners import keep_local
+from shared.privacy import Privacy, Query, Spending, noise_for
+from shared.records import Owners, Phase
 from shared.training import PhaseTraining
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -56,6 +63,7 @@ class Federation:
     min_cell: int = 5
     limits: Limits = Limits()
     alone: bool = False
+    disks: str | None = None  # simulation: folder of the sites' own disks, kept over runs; null: in the run
     mixed_preparation: bool = False  # sites whose images were prepared in different ways may train together
 
     def __post_init__(self) -> None:
@@ -83,6 +91,25 @@ class Tracking:
     experiment: str = "lacuna"
 
 
+NOTHING = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """Where a run starts, and which weights it may change."""
+
+    start: str | None = None
+    only: tuple[str, ...] = ()
+    lora: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.lora >= 0, "lora", self.lora, "0 or more")
+
+    @property
+    def prior(self) -> str | None:
+        return None if self.start == NOTHING else self.start
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
     """What every site must know of a run; travels as JSON in the plan, and never as code."""
@@ -93,6 +120,8 @@ class RunSettings:
     seed: int
     keep_local: tuple[str, ...]
     min_cell: int
+    privacy: Privacy = field(default_factory=Privacy)
+    tuning: Tuning = field(default_factory=Tuning)
 
     @staticmethod
     def parse(text: str) -> "RunSettings":
@@ -104,10 +133,45 @@ class RunSettings:
     def build_method(self) -> Method:
         return build_method(self.method)
 
+    def build_net(self, method: Method) -> nn.Module:
+        """The network as this run trains it, with its first weights."""
+        return lora.adapt(method.build(self.seed), self.tuning.lora, self.seed)
+
+    def phases(self, method: Method) -> tuple[Phase, ...]:
+        """A prior brings its own agreed constants: what it was trained around is not summed anew."""
+        return tuple(phase for phase in method.phases if phase.kind != "sums" or self.tuning.prior is None)
+
+    def owners(self, method: Method, net: nn.Module, phase: str) -> Owners:
+        """What this run trains in a phase."""
+        if not self.tuning.lora:
+            every = method.owners(net, phase)
+            return keep_local(self._named(every) if self.tuning.only else every, self.keep_local)
+        every = method.owners(method.build(self.seed), phase)
+        return keep_local(lora.owners(net, every, self._named(every)), self.keep_local)
+
+    def _named(self, every: Owners) -> Owners:
+        return {n: o for n, o in every.items() if any(fnmatchcase(n, pattern) for pattern in self.tuning.only)}
+
+    def queries(self, method: Method) -> Spending:
+        """What the whole run asks of a private site's subjects."""
+        if self.privacy.noise is None:
+            return {}
+        step = Query(noise=self.privacy.noise, rate=self.privacy.rate)
+        found: dict[Query, int] = {}
+        for phase in self.phases(method):
+            query, n = (
+                (step, self.training[phase.name].rounds * self.training[phase.name].steps)
+                if (phase.kind == "train")
+                else (Query(noise=self.privacy.sums_noise, rate=1.0), 1)
+            )
+            found[query] = found.get(query, 0) + n
+        return found
+
     @property
     def schema(self) -> str:
         """Hash of what must agree before any number is averaged: method, modalities, grid, intensities, code."""
         agreed = {
+            "tuning": plain(self.tuning),
             "method": plain(self.method),
             "grid": plain(self.grid),
             "intensities": RULES_VERSION,
@@ -133,6 +197,9 @@ class Config:
     sampler: Sampler
     validation: Validation
     tracking: Tracking
+    public: str | None = None
+    privacy: Privacy = field(default_factory=Privacy)
+    tuning: Tuning = field(default_factory=Tuning)
 
     def build_method(self) -> Method:
         return build_method(self.method)
@@ -145,6 +212,8 @@ class Config:
             seed=self.seed,
             keep_local=self.federation.keep_local,
             min_cell=self.federation.min_cell,
+            privacy=self.privacy,
+            tuning=self.tuning,
         )
 
     def text(self) -> str:
@@ -158,8 +227,9 @@ class Config:
 def load(overrides: Sequence[str]) -> Config:
     """Compose configs/ with `key=value` overrides. A wrong key or value is a ConfigError that names it."""
     config = build(Config, _choices(_compose(overrides)), "config")
-    _check_phases(config.training, config.build_method(), config.method.name)
-    return config
+    method = config.build_method()
+    _check_phases(config.training, method, config.method.name)
+    return _with_noise(config, method)
 
 
 def load_sampler(kind: str) -> Sampler:
@@ -209,6 +279,25 @@ def _choices(values: dict[str, Any]) -> dict[str, Any]:
         options = dict(values[group])
         values[group] = {"name": options.pop("name"), "options": options}
     return values
+
+
+def _with_noise(config: Config, method: Method) -> Config:
+    """A private run says its noise as a number, so that everybody counts with the same one."""
+    privacy = config.privacy
+    if privacy.mode == "off":
+        return config
+    if config.tuning.start is None:
+        raise ConfigError(
+            f"tuning.start=null: with privacy.mode={privacy.mode} a run starts from a public prior; name it by "
+            "tuning.start=RUN (`lacuna pretrain world=... run=RUN` makes one), or say tuning.start=none"
+        )
+    if privacy.noise is not None:
+        return config
+    one = with_changes(config, privacy=dataclasses.replace(privacy, noise=1.0)).for_sites().queries(method)
+    step = Query(noise=1.0, rate=privacy.rate)
+    besides = {query: n for query, n in one.items() if query != step}
+    noise = noise_for(privacy.epsilon, privacy.delta, rate=privacy.rate, steps=one.get(step, 0), besides=besides)
+    return with_changes(config, privacy=dataclasses.replace(privacy, noise=noise))
 
 
 def _check_phases(training: Mapping[str, PhaseTraining], method: Method, name: str) -> None:

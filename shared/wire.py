@@ -15,11 +15,13 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
-from shared.errors import BudgetSpent, DataError, LacunaError, PlanRefused, RunFailed, UpdateRejected
-from shared.records import Inventory, RoundPlan, Update
+from shared.errors import BudgetSpent, ConfigError, DataError, LacunaError, PlanRefused, RunFailed, UpdateRejected
+from shared.options import build, plain
+from shared.records import Inventory, RoundPlan, Spent, Update
 from shared.vocabulary import Weights
 
-RELEASED = ("loss", "samples", "seconds", "epsilon_spent", "feature_std")  # the metrics a site may send, all of them
+RELEASED = ("loss", "samples", "seconds", "feature_std")  # the metrics a site may send, all of them
+PRIVATE = ("samples",)  # those of a private update: what the plan says, nothing that looks at the data
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64, "bool": torch.bool}
 _STYPE = "lacuna.raw"
 _REFUSALS: Mapping[str, type[LacunaError]] = {
@@ -28,6 +30,7 @@ _REFUSALS: Mapping[str, type[LacunaError]] = {
 Head: TypeAlias = dict[
     str, int | float | str | bytes | bool | list[int] | list[float] | list[str] | list[bytes] | list[bool]
 ]
+LEDGER = re.compile(r"[0-9a-f]{16,128}")  # a ledger's id, and a link of its chain
 PREPARATION = re.compile(r"|[0-9a-f]{64}")  # a digest, or nothing: a site has no other words here
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -36,6 +39,7 @@ SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def pack_plan(plan: RoundPlan) -> RecordDict:
+    """The same for all sites; `address` adds what is for one alone."""
     head: Head = {
         "run": plan.run,
         "phase": plan.phase,
@@ -46,8 +50,17 @@ def pack_plan(plan: RoundPlan) -> RecordDict:
     return RecordDict({"plan": ConfigRecord(head), "weights": _pack(plan.weights)})
 
 
+def address(content: RecordDict, known: tuple[int, str] | None) -> RecordDict:
+    """A packed plan for one site, with where its privacy ledger stood; the tensors are not copied."""
+    if known is None:
+        return content
+    own = ConfigRecord({"sequence": known[0], "head": known[1]})
+    return RecordDict({**content, "known": own})
+
+
 def unpack_plan(content: RecordDict) -> RoundPlan:
     head = content.config_records["plan"]
+    known = content.config_records.get("known")
     return RoundPlan(
         run=str(head["run"]),
         phase=str(head["phase"]),
@@ -55,6 +68,7 @@ def unpack_plan(content: RecordDict) -> RoundPlan:
         config=str(head["config"]),
         schema=str(head["schema"]),
         weights=_unpack(content.array_records["weights"], free=False),
+        known=None if known is None else (int(known["sequence"]), str(known["head"])),  # type: ignore[arg-type]
     )
 
 
@@ -71,7 +85,8 @@ def unpack_query(content: RecordDict) -> tuple[str, str]:
 
 
 def pack_update(update: Update) -> RecordDict:
-    """Names are listed, not filtered: metrics outside RELEASED have no way out."""
+    """Names are listed, not filtered: metrics outside RELEASED, or PRIVATE, have no way out."""
+    may = RELEASED if update.spent is None else PRIVATE
     head: Head = {
         "site": update.site,
         "run": update.run,
@@ -79,7 +94,8 @@ def pack_update(update: Update) -> RecordDict:
         "round": update.round,
         "schema": update.schema,
         "counts": json.dumps(dict(update.counts), sort_keys=True),
-        "metrics": json.dumps({k: update.metrics[k] for k in RELEASED if k in update.metrics}, sort_keys=True),
+        "metrics": json.dumps({k: update.metrics[k] for k in may if k in update.metrics}, sort_keys=True),
+        "spent": _pack_spent(update.spent),
     }
     return RecordDict({"update": ConfigRecord(head), "delta": _pack(update.delta)})
 
@@ -105,8 +121,9 @@ def unpack_update(message: Message, sender: str) -> Update:
             delta=_unpack(message.content.array_records["delta"], free=True),
             counts=counts,
             metrics={k: float(v) for k, v in metrics.items()},
+            spent=_unpack_spent(str(head["spent"])),
         )
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, ConfigError) as error:
         raise UpdateRejected(f"{sender}: malformed update: {type(error).__name__}: {str(error)[:200]}") from None
 
 
@@ -118,6 +135,7 @@ def pack_inventory(inventory: Inventory) -> RecordDict:
         "patterns": json.dumps([[list(pattern), n] for pattern, n in sorted(inventory.patterns.items())]),
         "refused": json.dumps(dict(inventory.refused), sort_keys=True),
         "preparation": inventory.preparation,
+        "spent": _pack_spent(inventory.spent),
     }
     return RecordDict({"inventory": ConfigRecord(text)})
 
@@ -138,9 +156,29 @@ def unpack_inventory(content: RecordDict) -> Inventory:
             patterns={tuple(map(str, pattern)): int(n) for pattern, n in json.loads(str(head["patterns"]))},
             refused={str(k): str(v)[:500] for k, v in json.loads(str(head["refused"])).items()},
             preparation=preparation,
+            spent=_unpack_spent(str(head["spent"])),
         )
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, ConfigError) as error:
         raise UpdateRejected(f"malformed inventory: {type(error).__name__}: {str(error)[:200]}") from None
+
+
+def _pack_spent(spent: Spent | None) -> str:
+    return "" if spent is None else json.dumps(plain(spent), sort_keys=True)
+
+
+def _unpack_spent(text: str) -> Spent | None:
+    """A site's word on its budget: numbers that can be true, and two strings of hex digits."""
+    if not text:
+        return None
+    spent = build(Spent, dict(json.loads(text)), "spent")
+    if not (LEDGER.fullmatch(spent.ledger) and LEDGER.fullmatch(spent.head)):
+        raise ValueError("spent: the ledger's id and head must be hex digits")
+    numbers = (spent.epsilon, spent.budget, spent.delta)
+    if not (all(math.isfinite(n) and n >= 0 for n in numbers) and spent.delta < 1):
+        raise ValueError("spent: epsilon, budget and delta must be finite numbers from 0")
+    if min(spent.sequence, spent.size, spent.others) < 0:
+        raise ValueError("spent: sequence, size and others must be 0 or more")
+    return spent
 
 
 def pack_refusal(site: str, error: LacunaError) -> RecordDict:

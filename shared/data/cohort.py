@@ -117,6 +117,11 @@ class Cohort:
         counts = Counter(s.modalities for s in self.subjects if split is None or s.split == split)
         return dict(sorted(counts.items()))
 
+    def image_hash(self, subject: Subject) -> str:
+        """SHA-256 of all its images as they are cached."""
+        meta = json.loads((self.folder / subject.name / "meta.json").read_text(encoding="utf-8"))
+        return str(meta["written"]["vol.npy"]["sha256"])
+
     def geometry(self, subject: Subject) -> Geometry:
         meta = json.loads((self.folder / subject.name / "meta.json").read_text(encoding="utf-8"))
         return build(Geometry, {key: meta[key] for key in ("placement", "affine", "scalings")}, "meta")
