@@ -21,9 +21,10 @@ app = typer.Typer(
 **ingest** makes a cohort of DICOM, **prepare** checks a BIDS cohort and caches it, **synthesize** fills in what a
 subject lacks from a signed bundle,
 **reconstruct** does so from raw measurements too,
-**evaluate** scores a bundle on the site's own subjects, **ledger** shows what left the site and verifies its chain.
+**evaluate** scores a bundle on the site's own subjects, **ledger** shows what left the site and verifies its chain,
+**budget** shows what private training has spent of the site's privacy budget.
 
-Exit codes: 0 done · 2 a wrong key or value · 3 data or a bundle that can't be used.""",
+Exit codes: 0 done · 2 a wrong key or value · 3 data or a bundle that can't be used · 4 the privacy budget is spent.""",
 )
 
 Bundle = Annotated[Path, typer.Option(help="Folder of the bundle.")]
@@ -435,6 +436,59 @@ def ledger(
         raise ConfigError(f"{path}: no ledger there")
     for line in lines(Ledger(path).entries()):
         typer.echo(line)
+
+
+@app.command()
+def budget(
+    state: Annotated[Path, typer.Argument(help="This site's private disk; the ledger is STATE/privacy.")],
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run's config.json: what it would cost, and whether it fits; exit code 4 if not.", show_default=False
+        ),
+    ] = None,
+    set_epsilon: Annotated[
+        float | None, typer.Option(help="Raise or lower the budget; stands in the ledger for good.", show_default=False)
+    ] = None,
+    set_size: Annotated[
+        int | None, typer.Option(help="Another round figure of the site's subjects; likewise.", show_default=False)
+    ] = None,
+    why: Annotated[str, typer.Option(help="The reason, for whoever reads the decision later.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+) -> None:
+    """What this site's subjects have given away by private training, in all runs together, and what is left.
+
+    **Epsilon** bounds what anyone can learn about one subject from all that was ever sent: whatever they conclude, its
+    odds would have been within a factor of e^epsilon had that subject not taken part (but for a chance of delta). 1 is
+    strict, 8 is common, and it only ever grows, with every step of every run.
+
+    **The ledger can't be reset**, by a new run, a new model or by hand: each row is tied to the one before under
+    STATE/privacy/key, and a ledger that is changed, missing or older than it was is refused, never taken for a fresh
+    start. A charge is written before the data are looked at and never given back. When the budget is spent nothing is
+    admitted any more, however cheap, until you raise it: `lacuna-site budget STATE --set-epsilon 10 --why "..."`.
+
+    **Backup**: copy STATE/privacy and STATE/privacy.enrolled together, while no run is on. Once the site has trained
+    since, a restored copy is refused, here or by the coordinator: it would forget what was spent meanwhile.
+
+    **Before a run** ask what it would cost: `lacuna-site budget STATE --plan config.json`; exit code 4 if too much.
+    """
+    import json
+
+    from client import budget_view as view
+    from client.budget import Budget
+
+    folder = state / "privacy"
+    if plan is not None:
+        said = view.what_if(folder, view.read_settings(plan))
+        typer.echo(json.dumps(said, indent=1) if as_json else "\n".join(view.plan_lines(said)))
+        view.refuse(said)
+        return
+    if set_epsilon is not None or set_size is not None:
+        with Budget.open(folder) as ledger:
+            ledger.change_budget(set_epsilon, size=set_size, why=why)
+    with Budget.look(folder) as ledger:
+        said = view.facts(ledger)
+    typer.echo(json.dumps(said, indent=1) if as_json else "\n".join(view.lines(said)))
 
 
 def _load(folder: Path, trust: Path | None, any_signer: bool):  # type: ignore[no-untyped-def]
