@@ -33,6 +33,11 @@ class Roster:
             site for site in sorted(self.nodes) if phase not in self.inventories[site].refused and site not in self.left
         ]
 
+    def unwilling(self, phase: str) -> dict[SiteName, str]:
+        """Why each of the others takes no part."""
+        refused = {site: self.inventories[site].refused.get(phase) for site in sorted(self.nodes)}
+        return {site: why for site, why in refused.items() if why is not None} | self.left
+
     def drawn(self, phase: str, round: int, *, seed: int, federation: Federation) -> list[SiteName]:
         """The sites asked in a round: all that are willing, or a fraction of them drawn by seed."""
         willing = self.willing(phase)

@@ -230,7 +230,8 @@ class Rounds:
                 break
             if attempt < federation.retries:
                 self.view.note(f"no quorum ({len(answers.ok)} of {federation.min_sites}): asking {waiting} again")
-        reasons = "; ".join(f"{site}: {f.status} {f.reason}" for site, f in answers.sites.items() if f.status != "ok")
+        said = {site: f"{f.status} {f.reason}" for site, f in answers.sites.items() if f.status != "ok"}
+        reasons = "; ".join(f"{site}: {why}" for site, why in {**roster.unwilling(ask.plan.phase), **said}.items())
         raise RunFailed(
             f"{ask.plan.phase} round {ask.plan.round}: {len(answers.ok)} updates admitted, "
             f"min_sites={federation.min_sites} after {federation.retries} retries ({reasons}); nothing was changed"
