@@ -52,19 +52,24 @@ class Secret:
         self._stream = Cipher(algorithms.ChaCha20(os.urandom(32), os.urandom(16)), mode=None).encryptor()
 
     def bits(self, n: int) -> NDArray[np.uint64]:
-        return np.frombuffer(self._stream.update(bytes(8 * n)), dtype=np.uint64)
+        found = bytearray(8 * n)
+        self._stream.update_into(bytes(8 * n), found)
+        return np.frombuffer(found, dtype=np.uint64)
 
 
 def normal(entropy: Entropy, shape: Sequence[int]) -> Tensor:
     """Standard normal values in fp32 (Box-Muller; radii from 53 bits, so that tails are there)."""
     n = math.prod(shape)
     half = (n + 1) // 2
-    bits = torch.from_numpy(entropy.bits(half + (half + 1) // 2).view(np.int64).copy())
+    bits = torch.from_numpy(entropy.bits(half + (half + 1) // 2).view(np.int64))
     radius_bits, angle_bits = bits[:half], bits[half:].view(torch.int32)[:half]
-    uniform = ((radius_bits >> 11) & (2**53 - 1)).double().add_(0.5).mul_(2.0**-53)
+    uniform = radius_bits.bitwise_right_shift(11).bitwise_and_(2**53 - 1).double().add_(0.5).mul_(2.0**-53)
     radius = uniform.log_().mul_(-2).sqrt_().float()
     angle = angle_bits.float().mul_(math.pi * 2.0**-31)
-    return torch.cat([radius * angle.cos(), radius * angle.sin()])[:n].reshape(tuple(shape))
+    made = torch.empty(2 * half)
+    torch.mul(radius, angle.cos(), out=made[:half])
+    torch.mul(radius, angle.sin(), out=made[half:])
+    return made[:n].reshape(tuple(shape))
 
 
 def draw(entropy: Entropy, n: int, rate: float) -> list[int]:
