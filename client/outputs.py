@@ -22,6 +22,7 @@ from torch import Tensor
 
 from shared.bundle import Bundle
 from shared.checkpoint import sha256, write_text
+from shared.claims import NOT_STATED
 from shared.data.intensities import RULES, Scaling, Window
 from shared.data.modalities import MODALITIES
 from shared.data.preparation import PIPELINE, Loaded
@@ -121,6 +122,7 @@ def model_facts(bundle: Bundle, sampler: Sampler, seed: int) -> dict[str, Any]:
             "SignedBy": bundle.signer,
             "SignerTrusted": bundle.trusted,
         },
+        "Privacy": bundle.record.get("privacy", {}).get("short", NOT_STATED),
         "Sampler": plain(sampler),
         "Samples": sampler.samples,
         "Seed": seed,

@@ -293,11 +293,24 @@ def export(
             show_default=False,
         ),
     ] = None,
+    audit: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A site's summary.json of `lacuna-site audit memorisation`, kept in the bundle; repeat it.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Turn a finished run into a signed bundle: weights, config, provenance, hashes, torch.export and ONNX denoiser."""
+    """Turn a finished run into a signed bundle: weights, config, provenance, hashes, torch.export and ONNX denoiser.
+
+    Prints what may be said of the training's privacy. An audit above the limits that its site set is a warning.
+    """
+    import json
+
     from server.compare import headline_figures
     from server.trained_on import ranges_for
     from shared import bundle
+    from shared.audits import read_summary
 
     if not key.exists():
         typer.echo(f"made a signing key: {key} (keep it), {bundle.public_path(key)} (give it to the sites)", err=True)
@@ -308,7 +321,16 @@ def export(
         typer.echo(
             "no subjects of the coordinator's own: sites can't check what they show the bundle (--ranges)", err=True
         )
-    typer.echo(str(bundle.export(folder / "final", out, key=key, metrics=headline_figures(folder), ranges=made_for)))
+    audits = [read_summary(path) for path in audit or []]
+    for path, found in zip(audit or [], audits, strict=True):
+        for warning in found.warnings:
+            typer.echo(f"warning: {path}: {warning}", err=True)
+    done = bundle.export(
+        folder / "final", out, key=key, metrics=headline_figures(folder), ranges=made_for, audits=audits
+    )
+    for line in json.loads((done / bundle.MANIFEST).read_text())["privacy"]["statement"]:
+        typer.echo(line)
+    typer.echo(str(done))
 
 
 @app.command()

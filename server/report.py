@@ -15,6 +15,7 @@ from server import facts
 from server.facts import Coverage, RoundFacts, SiteFacts
 from server.page import Html, cells, curves, el, many, page, picture, share, table
 from server.progress import duration, number, size
+from server.report_privacy import privacy_section
 from server.tracking import without_passwords
 from shared.checkpoint import write_text
 from shared.errors import DataError
@@ -45,6 +46,7 @@ def render(run: Path) -> Html:
     sections = [
         heading(run.name, config, rounds, finished=bool(model)),
         sites_section(rounds, coverage),
+        privacy_section(model),
         coverage_section(coverage, _min_holders(config)),
         training_section(rounds),
         evaluation_section(run / "evaluation"),

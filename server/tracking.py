@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from server import facts
 from server.facts import Coverage, RoundFacts
 from server.release import code_version
+from shared import claims
 from shared.checkpoint import write_text
-from shared.errors import ConfigError
+from shared.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # importing mlflow takes two seconds and 200 MB: only a run that is tracked pays
     from mlflow import MlflowClient
@@ -166,10 +167,22 @@ class MlflowTracker:
         self._mirror(None)
         client, run_id = self._connect()
         if ending == "FINISHED" and (self.folder / "final" / "model.json").exists():
+            self._state_privacy(client, run_id)
             _register(client, run_id, self.folder / "final", self.model)
         for phase in self._phases.keys() - self._complete:
             client.set_terminated(self._phases[phase], ending)
         client.set_terminated(run_id, ending)
+
+    def _state_privacy(self, client: "MlflowClient", run_id: str) -> None:
+        """What may be said of the finished run, and what may not: a line as a tag, all of it as a text."""
+        record = json.loads((self.folder / "final" / "model.json").read_text(encoding="utf-8"))
+        try:
+            said = claims.privacy_of(record.get("provenance", {}))
+        except DataError as error:  # of another version; MLflow then says nothing
+            self.note(f"tracking: no statement of privacy: {error}")
+            return
+        client.set_tag(run_id, "lacuna.privacy", said["short"])
+        client.log_text(run_id, "\n".join([*said["statement"], "", *said["not_claimed"], ""]), "privacy.txt")
 
     def _connect(self) -> tuple["MlflowClient", str]:
         """MLflow and the run there: found by the key that the run folder keeps, else made."""

@@ -1,6 +1,7 @@
 """A model leaves the federation as a bundle: a folder of files, their hashes in bundle.json, one signature over that.
 
-    bundle.json          method, options, grid, modalities, intensity rules, provenance, metrics; sha256 of the others
+    bundle.json          method, options, grid, modalities, intensity rules, provenance, metrics; sha256 of the others;
+                         what may be said of its privacy, and what sites' audits found
     bundle.sig           Ed25519 over the bytes of bundle.json
     model.safetensors    the weights, from which `load` rebuilds the method
     denoiser.pt2, .onnx  the denoiser alone, for other programs
@@ -15,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as dump_safetensors
 
+from shared.audits import Summary
+from shared.claims import privacy_of
 from shared.data.intensities import RULES, RULES_VERSION
 from shared.denoiser import export_denoiser
 from shared.errors import ConfigError, DataError
@@ -119,10 +122,12 @@ def export(
     key: Path,
     metrics: Mapping[str, float] | None = None,
     ranges: Mapping[str, Any] | None = None,
+    audits: Sequence[Summary] = (),
 ) -> Path:
     """The released model in `run_final` as a signed bundle at `out`; an older bundle there is replaced whole.
 
-    `ranges` say what inputs it is for (shared/data/ranges.py); None: a site then can't tell.
+    `ranges` say what inputs it is for (shared/data/ranges.py); None: a site then can't tell. `audits` are kept as sites
+    handed them over, whatever they found; one of other weights is a ConfigError.
     """
     signing = read_signing_key(key)
     if out.exists() and not (out / MANIFEST).is_file():
@@ -134,8 +139,9 @@ def export(
     try:
         tensors = {name: value.contiguous() for name, value in model.net.state_dict().items()}
         (beside / WEIGHTS).write_bytes(dump_safetensors(tensors))
+        _check_audits(audits, beside / WEIGHTS)
         checked = export_denoiser(model, beside)
-        manifest = _text(_manifest(model, checked, beside, metrics or {}, ranges))
+        manifest = _text(_manifest(model, checked, beside, metrics or {}, ranges, audits))
         (beside / MANIFEST).write_bytes(manifest)
         (beside / SIGNATURE).write_bytes(_sign(manifest, signing))
         if out.exists():
@@ -152,6 +158,7 @@ def _manifest(
     folder: Path,
     metrics: Mapping[str, float],
     ranges: Mapping[str, Any] | None,
+    audits: Sequence[Summary],
 ) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
@@ -164,6 +171,8 @@ def _manifest(
         "sampler": plain(model.sampler),
         "intensities": {"version": RULES_VERSION, "rules": {m: plain(RULES[m]) for m in model.modalities}},
         "provenance": model.record["provenance"],
+        "privacy": privacy_of(model.record["provenance"]),
+        "audits": [plain(audit) for audit in audits],
         "metrics": dict(metrics),
         "ranges": None if ranges is None else dict(ranges),
         "denoiser": checked,
@@ -172,6 +181,13 @@ def _manifest(
             for path in sorted(folder.iterdir())
         },
     }
+
+
+def _check_audits(audits: Sequence[Summary], weights: Path) -> None:
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    for audit in audits:
+        if audit.weights != digest:
+            raise ConfigError(f"audit: of weights {audit.weights[:12]}; this bundle's are {digest[:12]}")
 
 
 def _text(record: Mapping[str, Any]) -> bytes:

@@ -78,7 +78,15 @@ def test_it_lies_where_the_inputs_lie_and_says_what_it_is(bundle: Bundle, tmp_pa
     }
     assert sidecar["Bundle"]["SHA256"] == "d" * 64
     assert (sidecar["Model"], sidecar["Seed"], sidecar["Samples"]) == ("amm_diff", 4, 3)
+    assert sidecar["Privacy"] == "not stated by this bundle"  # of an older version
     assert report.preview is not None
+
+
+def test_the_sidecar_carries_the_bundles_word_on_privacy(bundle: Bundle, tmp_path: Path) -> None:
+    told = dataclasses.replace(bundle, record={**bundle.record, "privacy": {"short": "epsilon at most 3.38 ..."}})
+    report = synthesize(told, subject(tmp_path), tmp_path / "out")
+    sidecar = json.loads(next(report.made["FLAIR"].parent.glob("*.json")).read_text())
+    assert sidecar["Privacy"] == "epsilon at most 3.38 ..."
 
 
 def test_a_synthetic_volume_is_never_taken_for_a_measured_one() -> None:

@@ -12,7 +12,9 @@ from server import facts
 from server.facts import RoundFacts, SiteFacts
 from server.page import curves, el, many, ticks
 from server.report import render, write_report
+from shared.claims import Certificate, Prior, PrivacyRecord, not_claimed, statement
 from shared.errors import DataError
+from shared.options import plain
 from shared.records import Inventory
 
 HOSTILE = "<script>alert('site')</script>"
@@ -135,6 +137,7 @@ def test_a_full_run_shows_all_its_parts(finished: Path) -> None:
     page = Page(render(finished))
     for heading in (
         "The sites",
+        "What may be said of privacy",
         "Who can teach what",
         "Training",
         "How good it is",
@@ -158,6 +161,31 @@ def test_the_evaluation_is_a_weighted_mean_over_what_was_hidden(finished: Path) 
     assert "lesion · per volume" not in text  # there was no number in it
     best = [a for tag, a in page.elements if tag == "td" and "best" in (a.get("class") or "")]
     assert len(best) == 2  # highest PSNR, lowest MAE
+
+
+def test_what_may_be_said_of_privacy_is_said_with_its_numbers(finished: Path) -> None:
+    certificate = Certificate(
+        site="north", epsilon=3.371, budget=7.5, delta=2e-5, noise=2.19, rate=0.125, clip=0.3, draws=4, slices=3,
+        steps=207, size=240, ledger="ab12", sequence=214, head="f00d", others=6,
+    )  # fmt: skip
+    prior = Prior(run="first", data=f"public {HOSTILE}", weights="c0ffee")
+    record = PrivacyRecord(private=(certificate,), not_private=(HOSTILE,), prior=prior)
+    provenance = {"sites": 2, "private": True, "privacy": plain(record)}
+    (finished / "final" / "model.json").write_text(json.dumps({"method": "amm_diff", "provenance": provenance}))
+    page = Page(render(finished))
+    lines = page.text.splitlines()
+    for text in (*statement(record), *not_claimed()):
+        assert text in lines
+    cells = " ".join(page.text.split())
+    assert "north 3.371 7.5 2e-05 2.19 0.125 207 0.3 240 6" in cells
+    assert f"{HOSTILE} not private" in cells
+    assert not {tag for tag, _ in page.elements} & {"script"}
+
+
+def test_a_run_without_privacy_says_so_once_it_is_finished(finished: Path, started: Path) -> None:
+    assert statement(PrivacyRecord())[0] in Page(render(finished)).text
+    (finished / "final" / "model.json").unlink()
+    assert "What may be said of privacy" not in Page(render(finished)).text
 
 
 def test_a_run_that_has_done_nothing_yet_has_a_page(started: Path) -> None:

@@ -13,7 +13,9 @@ import pytest
 
 from server import facts, tracking
 from server.facts import RoundFacts, SiteFacts
+from shared.claims import Certificate, PrivacyRecord, not_claimed, short, statement
 from shared.errors import ConfigError
+from shared.options import plain
 from shared.records import Inventory
 
 CONFIG = {
@@ -135,6 +137,8 @@ def test_a_run_and_its_phases_are_all_in_mlflow(uri: str, client: Any, folder: P
         "mosaics/translate-0001.png"
     ]
 
+    assert parent.data.tags["lacuna.privacy"] == "no differential privacy"
+
     version = client.get_model_version_by_alias(folder.name, tracking.ALIAS)
     assert version.run_id == parent.info.run_id
     assert {file.path for file in client.list_artifacts(version.run_id, "model")} == {
@@ -197,6 +201,41 @@ def test_an_mlflow_that_is_down_costs_one_message_and_is_caught_up_with(uri: str
     tracker.close("FINISHED")
     assert len(said) == 2
     assert steps(client, runs(client, folder)["translate"], "loss") == [0, 1, 2]
+
+
+def test_a_released_run_says_what_may_be_said_of_its_privacy(
+    uri: str, client: Any, folder: Path, tmp_path: Path
+) -> None:
+    certificate = Certificate(
+        site="north", epsilon=3.371, budget=7.5, delta=2e-5, noise=2.19, rate=0.125, clip=0.3, draws=4, slices=3,
+        steps=207, size=240, ledger="ab12", sequence=214, head="f00d", others=6,
+    )  # fmt: skip
+    record = PrivacyRecord(private=(certificate,), not_private=("south",))
+    tracker = opened(uri, folder)
+    play(tracker, folder, one("translate", 0, of=1))
+    assert "lacuna.privacy" not in runs(client, folder)[folder.name].data.tags
+    finish(folder)
+    model = {"provenance": {"private": True, "privacy": plain(record)}}
+    (folder / "final" / "model.json").write_text(json.dumps(model))
+    tracker.close("FINISHED")
+    parent = runs(client, folder)[folder.name]
+    assert parent.data.tags["lacuna.privacy"] == short(record)
+    text = Path(client.download_artifacts(parent.info.run_id, "privacy.txt", str(tmp_path))).read_text()
+    assert text.splitlines() == [*statement(record), "", *not_claimed()]
+
+
+def test_a_statement_that_can_t_be_made_costs_a_message_and_no_run(uri: str, client: Any, folder: Path) -> None:
+    said: list[str] = []
+    tracker = opened(uri, folder, said.append)
+    play(tracker, folder, one("translate", 0, of=1))
+    finish(folder)
+    (folder / "final" / "model.json").write_text('{"provenance": {"private": true}}')
+    tracker.close("FINISHED")
+    assert len(said) == 1
+    assert "no statement of privacy" in said[0]
+    parent = runs(client, folder)[folder.name]
+    assert parent.info.status == "FINISHED"
+    assert "lacuna.privacy" not in parent.data.tags
 
 
 def test_passwords_in_urls_are_not_logged(uri: str, client: Any, folder: Path, tmp_path: Path) -> None:

@@ -1,18 +1,25 @@
 """A bundle round-trips bit for bit, and every byte class of it that is changed is refused with its own line."""
 
+import dataclasses
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.models import AMM_TINY, release
 
 from shared import bundle
+from shared.audits import Limits, Summary, read_summary
+from shared.claims import Certificate, PrivacyRecord, not_claimed, short, statement
 from shared.errors import ConfigError, DataError
 from shared.model import read_model
+from shared.options import build, plain
 
 PROBE = {"modalities": ["T1", "T2", "FLAIR"]}
 
@@ -50,6 +57,85 @@ def test_the_same_model_and_key_give_the_same_bytes(signed: tuple[Path, Path], t
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in again.iterdir()}
     bundle.export(tmp_path / "final", folder, key=key)  # an older bundle is replaced
     assert bundle.load(folder, trusted=trusted(key)).record["metrics"] == {}
+
+
+CERTIFICATE = Certificate(
+    site="north", epsilon=3.371, budget=7.5, delta=2e-5, noise=2.19, rate=0.125, clip=0.3, draws=4, slices=3,
+    steps=207, size=240, ledger="ab12", sequence=214, head="f00d", others=6,
+)  # fmt: skip
+
+
+def test_a_bundle_says_what_may_be_said_of_its_privacy(signed: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, key = signed
+    assert bundle.load(folder, trusted=trusted(key)).record["privacy"]["statement"] == statement(PrivacyRecord())
+    record = PrivacyRecord(private=(CERTIFICATE,), not_private=("south",))
+    model = json.loads((tmp_path / "final" / "model.json").read_text())
+    model["provenance"] |= {"private": True, "privacy": plain(record)}
+    (tmp_path / "final" / "model.json").write_text(json.dumps(model))
+    bundle.export(tmp_path / "final", folder, key=key)
+    said = bundle.load(folder, trusted=trusted(key)).record["privacy"]
+    assert said == {"short": short(record), "statement": statement(record), "not_claimed": not_claimed()}
+    edit("bundle.json", "3.38", "1.38")(folder)
+    with pytest.raises(DataError, match="the signature does not fit"):
+        bundle.load(folder, trusted=trusted(key))
+
+    del model["provenance"]["privacy"]  # private, and no numbers: nothing is exported
+    (tmp_path / "final" / "model.json").write_text(json.dumps(model))
+    with pytest.raises(DataError, match=r"private=true: needs provenance\.privacy"):
+        bundle.export(tmp_path / "final", tmp_path / "other", key=key)
+    assert not (tmp_path / "other").exists()
+
+
+def audit_of(folder: Path, **changed: Any) -> Summary:
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    values: dict[str, Any] = {
+        "duplicates": 0.01, "control": 0.01, "auc": 0.5, "auc_low": 0.4, "auc_high": 0.6, "hits": None,
+    }  # fmt: skip
+    return Summary(weights=weights, limits=Limits(), lacuna="0", **values | changed)
+
+
+def test_a_bundle_keeps_what_a_sites_audit_found_whatever_it_found(signed: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, key = signed
+    audits = [audit_of(folder), audit_of(folder, duplicates=0.97, auc=0.9, auc_low=0.8, auc_high=0.95, hits=0.7)]
+    assert [len(audit.warnings) for audit in audits] == [0, 2]
+    bundle.export(tmp_path / "final", folder, key=key, audits=audits)
+    kept = bundle.load(folder, trusted=trusted(key)).record["audits"]
+    assert [build(Summary, one, "audit") for one in kept] == audits
+    assert kept[1]["duplicates"] == 0.97
+
+
+def test_an_audit_of_other_weights_is_refused(signed: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, key = signed
+    other = dataclasses.replace(audit_of(folder), weights="0" * 64)
+    with pytest.raises(ConfigError, match=r"audit: of weights 000000000000; this bundle's are \w{12}"):
+        bundle.export(tmp_path / "final", tmp_path / "other", key=key, audits=[other])
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[", "not JSON"),
+        ("[]", "must be an audit's summary.json"),
+        ("{}", "missing, and it has no default"),
+        ('{"subjects": []}', "audit.subjects=[]: unknown key"),
+    ],
+)
+def test_what_is_no_audit_is_named(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(DataError, match=re.escape(line)):
+        read_summary(tmp_path / "summary.json")
+    with pytest.raises(ConfigError, match="can't be read"):
+        read_summary(tmp_path / "none.json")
+
+
+def test_an_audit_says_only_what_is_possible(signed: tuple[Path, Path]) -> None:
+    folder, _ = signed
+    for wrong in ({"duplicates": 1.2}, {"auc_low": 0.55}, {"hits": -0.1}, {"kind": "other"}):
+        with pytest.raises(ConfigError, match="must be"):
+            audit_of(folder, **wrong)
+    with pytest.raises(ConfigError, match=r"auc=0\.4: must be in \[0\.5, 1\]"):
+        Limits(auc=0.4)
 
 
 def flip(name: str, at: int) -> Callable[[Path], None]:
