@@ -320,13 +320,14 @@ def test_kill_9_again_and_again_never_leaves_less_in_the_ledger_than_was_release
     assert ended.returncode == 0, f"seed {seed}: {ended.stderr[-2000:]}"
     seen = json.loads(ended.stdout.splitlines()[-1])
     assert seen["finished"], f"seed {seed}"
-    assert seen["killed"] >= min(kills, 4), f"seed {seed}"
+    assert seen["killed"] >= kills // 2, f"seed {seed}"
+    steps = seen["rounds"] * 4 + 1  # and one sum
     assert seen["least_over"] >= 0, f"seed {seed}"
     for site, rows in seen["spending"].items():
         spending = {Query(noise=noise, rate=rate): n for noise, rate, n in rows}
-        assert sum(spending.values()) >= 8 * 4 + 1
+        assert sum(spending.values()) >= steps
         told = seen["told"][site]
         assert told["epsilon"] == epsilon(spending, 1e-5)
         assert told["sequence"] == sum(spending.values()) + 1  # a row of the budget, then one a step
-    redone = sum(n for rows in seen["spending"].values() for *_, n in rows) - 2 * (8 * 4 + 1)
+    redone = sum(n for rows in seen["spending"].values() for *_, n in rows) - 2 * steps
     assert redone > 0, f"seed {seed}: no kill fell into a round"
