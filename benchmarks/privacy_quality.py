@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EPSILONS = (math.inf, 8.0, 3.0, 1.0)
 STARTS = ("scratch", "pretrained")
 DRAWS = (1, 4)
-SAME = ("experiment=null", "tracking=none", "method.anchor=none", "method.pretext=false", "validation.every=0")
+SAME = ("tracking=none", "method.anchor=none", "method.pretext=false", "validation.every=0")
 
 
 def main() -> None:
@@ -37,8 +37,8 @@ def main() -> None:
     parser.add_argument("--edge", type=int, default=64, help="voxels along an edge of the phantoms")
     parser.add_argument("--public", type=int, default=60, help="subjects of the public world")
     parser.add_argument("--prior-rounds", type=int, default=30, help="of 40 steps of 16 slices")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=20, help="local steps in a round")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=10, help="local steps in a round")
     parser.add_argument("--rate", type=float, default=0.1, help="chance of each subject in a step")
     parser.add_argument("--clip", type=float, default=0.1)
     parser.add_argument("--lr-scratch", type=float, default=2e-3)

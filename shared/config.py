@@ -267,7 +267,7 @@ def _compose(overrides: Sequence[str]) -> dict[str, Any]:
         with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             composed = compose("config", overrides=list(overrides))
         resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: `group=null`
         raise ConfigError(_short(error)) from None
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}

@@ -17,6 +17,7 @@ from server import runs, simulation
 from server.local_grid import LocalGrid
 from shared.config import Choice, Config
 from shared.data.cohort import cache_folder
+from shared.privacy import Privacy
 from shared.training import PhaseTraining
 
 pytestmark = pytest.mark.usefixtures("probe")
@@ -91,14 +92,21 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+PRIVATE = Privacy(mode="on", noise=2.0, rate=0.3, epsilon=100.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "privacy"),
+    [*((method, Privacy()) for method in METHODS), ("probe", PRIVATE), ("amm_diff", PRIVATE)],
+    ids=[*METHODS, "probe, private", "amm_diff, private"],
+)
 def test_no_byte_that_a_site_sends_is_an_id_a_path_an_image_or_a_record(
-    method: str, leaky_world: Path, tmp_path: Path
+    method: str, privacy: Privacy, leaky_world: Path, tmp_path: Path
 ) -> None:
     import dataclasses
 
     choice, training = METHODS[method]
-    wanted = dataclasses.replace(config(leaky_world), method=choice, training=training)
+    wanted = dataclasses.replace(config(leaky_world), method=choice, training=training, privacy=privacy)
     folder = write(tmp_path / "run", wanted)
     cohorts = simulation.find_cohorts(wanted)
     simulation.prepare_cohorts(wanted, cohorts)
