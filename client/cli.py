@@ -22,9 +22,10 @@ app = typer.Typer(
 subject lacks from a signed bundle,
 **reconstruct** does so from raw measurements too,
 **evaluate** scores a bundle on the site's own subjects, **ledger** shows what left the site and verifies its chain,
-**budget** shows what private training has spent of the site's privacy budget.
+**budget** shows what private training has spent of the site's privacy budget, **audit** tests what it stands on.
 
-Exit codes: 0 done · 2 a wrong key or value · 3 data or a bundle that can't be used · 4 the privacy budget is spent.""",
+Exit codes: 0 done · 2 a wrong key or value · 3 data or a bundle that can't be used · 4 the privacy budget is spent ·
+5 an audit failed.""",
 )
 
 Bundle = Annotated[Path, typer.Option(help="Folder of the bundle.")]
@@ -489,6 +490,37 @@ def budget(
     with Budget.look(folder) as ledger:
         said = view.facts(ledger)
     typer.echo(json.dumps(said, indent=1) if as_json else "\n".join(view.lines(said)))
+
+
+audits = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Look for what should not be there.")
+app.add_typer(audits, name="audit")
+
+
+@audits.command("privacy")
+def audit_privacy(
+    repeat: Annotated[int, typer.Option(min=1, help="Audits, one after the other; shows how often one fails.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Is the private engine of this installation what its epsilon says? Takes seconds and looks at no image.
+
+    Made-up subjects with chosen gradients go through the same charge, coins, clip, noise and division as real ones.
+
+    **sensitivity**: one subject more, with the same coins and noise, moves the sum by at most the clip, however its
+    slices and layers are made up. **noise**: a step that draws nobody releases normal noise of the right size that
+    never repeats. **sites**: two sites, or one restarted, share neither noise nor coins. **ledger**: every step is
+    charged once, before anything is looked at, and a refused charge ends it. **sampling**: every subject has its own
+    coin. **one_run**: from what was released alone, how large must epsilon be at least (Steinke et al., arXiv
+    2305.08846)? It must not be more than was charged.
+
+    The first five do most of the work. The sixth proves a floor that lies far below the true epsilon, so that it alone
+    misses many faults; it is there for faults that nobody thought of. None of them sees a weak random source of the
+    operating system, a method that lets one subject into another's loss (tests hold each method to that), rounding
+    in the last bits, or how long a step takes. A right engine fails less than one audit in a thousand; one that fails
+    twice is wrong, and nothing should be trained with it. Exit code 5 where anything fails.
+    """
+    from client.audit_privacy import audit_privacy as carry_out
+
+    carry_out(repeat=repeat, as_json=as_json, bar=_bar)
 
 
 def _load(folder: Path, trust: Path | None, any_signer: bool):  # type: ignore[no-untyped-def]

@@ -35,6 +35,7 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+AUDIT = "client.audit_privacy"  # loaded by name: server and client never import each other
 Run = Annotated[str, typer.Argument(help="Name of the run.")]
 Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
 
@@ -343,6 +344,28 @@ def report(
     from server.report import write_report
 
     typer.echo(str(write_report(runs_folder / run, out)))
+
+
+audits = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Look for what should not be there.")
+app.add_typer(audits, name="audit")
+
+
+@audits.command("privacy")
+def audit_privacy(
+    repeat: Annotated[int, typer.Option(min=1, help="Audits, one after the other; shows how often one fails.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Is the private engine that sites train with what its epsilon says? Takes seconds and needs no data.
+
+    The same as `lacuna-site audit privacy`, whose --help says what each test shows and what none of them can.
+    Exit code 5 where anything fails.
+    """
+    import importlib
+
+    from server import progress
+
+    carry_out = importlib.import_module(AUDIT).audit_privacy
+    carry_out(repeat=repeat, as_json=as_json, bar=lambda title: progress.bar(title, 0))
 
 
 def _missing(given: list[str] | None, sites: tuple[str, ...], family: "Family") -> tuple[tuple[str, ...], ...]:
