@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from client import enrol_cli
 from shared.errors import ConfigError, DataError, LacunaError
 
 app = typer.Typer(
@@ -17,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="""What a site does with its own images; nothing here sends anything.
+
+**init** and **join** make the site part of a federation.
 
 **ingest** makes a cohort of DICOM, **prepare** checks a BIDS cohort and caches it, **synthesize** fills in what a
 subject lacks from a signed bundle,
@@ -494,6 +497,7 @@ def budget(
 
 audits = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Look for what should not be there.")
 app.add_typer(audits, name="audit")
+app.add_typer(enrol_cli.app)
 
 
 @audits.command("privacy")

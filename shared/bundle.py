@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey as Ed25519PublicKey
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as dump_safetensors
@@ -35,6 +35,12 @@ from shared.claims import privacy_of
 from shared.data.intensities import RULES, RULES_VERSION
 from shared.denoiser import export_denoiser
 from shared.errors import ConfigError, DataError
+from shared.files import canonical
+from shared.keys import key_id as key_id
+from shared.keys import make_signing_key as make_signing_key
+from shared.keys import public_path as public_path
+from shared.keys import read_public_key as read_public_key
+from shared.keys import read_signing_key as read_signing_key
 from shared.model import Model, read_model, rebuild
 from shared.options import plain
 
@@ -52,64 +58,6 @@ class Bundle:
     signer: str  # id of the key that signed it
     trusted: bool  # was that the key the reader asked for? If not, only damage is excluded, not forgery
     record: Mapping[str, Any]  # bundle.json
-
-
-# --- keys -----------------------------------------------------------------------------------------------------------
-
-
-def make_signing_key(path: Path) -> str:
-    """A new Ed25519 key at `path` for its owner alone, its public half at `path`.pub; gives the key's id."""
-    key = Ed25519PrivateKey.generate()
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise ConfigError(f"signing key {path}: there is one already, and it is never overwritten") from None
-    with os.fdopen(handle, "wb") as file:
-        file.write(secret)
-    public_path(path).write_bytes(
-        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
-    return key_id(key.public_key())
-
-
-def public_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.pub")
-
-
-def read_signing_key(path: Path) -> Ed25519PrivateKey:
-    """ConfigError when anybody but its owner may read it."""
-    try:
-        mode = path.stat().st_mode & 0o777
-        if mode & 0o077:
-            raise ConfigError(f"signing key {path}: mode {mode:04o} lets others at it; must be 0600 or less")
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except OSError as error:
-        raise ConfigError(f"signing key {path}: can't be read: {error.strerror}") from None
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise ConfigError(f"signing key {path}: not a private key in PEM without a password") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"signing key {path}: not an Ed25519 key")
-    return key
-
-
-def read_public_key(path: Path) -> Ed25519PublicKey:
-    try:
-        key = serialization.load_pem_public_key(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"public key {path}: can't be read: {error.strerror}") from None
-    except (ValueError, UnsupportedAlgorithm):
-        raise ConfigError(f"public key {path}: not a public key in PEM") from None
-    if not isinstance(key, Ed25519PublicKey):
-        raise ConfigError(f"public key {path}: not an Ed25519 key")
-    return key
-
-
-def key_id(key: Ed25519PublicKey) -> str:
-    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
 
 
 # --- out ------------------------------------------------------------------------------------------------------------
@@ -141,7 +89,7 @@ def export(
         (beside / WEIGHTS).write_bytes(dump_safetensors(tensors))
         _check_audits(audits, beside / WEIGHTS)
         checked = export_denoiser(model, beside)
-        manifest = _text(_manifest(model, checked, beside, metrics or {}, ranges, audits))
+        manifest = canonical(_manifest(model, checked, beside, metrics or {}, ranges, audits))
         (beside / MANIFEST).write_bytes(manifest)
         (beside / SIGNATURE).write_bytes(_sign(manifest, signing))
         if out.exists():
@@ -190,14 +138,9 @@ def _check_audits(audits: Sequence[Summary], weights: Path) -> None:
             raise ConfigError(f"audit: of weights {audit.weights[:12]}; this bundle's are {digest[:12]}")
 
 
-def _text(record: Mapping[str, Any]) -> bytes:
-    """The one way in which a record is written: sorted keys, ASCII, no NaN."""
-    return (json.dumps(record, sort_keys=True, indent=1, allow_nan=False) + "\n").encode("ascii")
-
-
 def _sign(manifest: bytes, key: Ed25519PrivateKey) -> bytes:
     public = key.public_key()
-    return _text(
+    return canonical(
         {
             "algorithm": "Ed25519",
             "key": key_id(public),

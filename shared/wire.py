@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 from shared.errors import BudgetSpent, ConfigError, DataError, LacunaError, PlanRefused, RunFailed, UpdateRejected
+from shared.names import SITE_NAME as SITE_NAME
 from shared.options import build, plain
 from shared.records import Inventory, RoundPlan, Spent, Update
 from shared.vocabulary import Weights
@@ -32,7 +33,6 @@ Head: TypeAlias = dict[
 ]
 LEDGER = re.compile(r"[0-9a-f]{16,128}")  # a ledger's id, and a link of its chain
 PREPARATION = re.compile(r"|[0-9a-f]{64}")  # a digest, or nothing: a site has no other words here
-SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 # --- server -> site
