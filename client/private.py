@@ -148,14 +148,15 @@ def train_private(
     before = {name: p.detach().cpu().clone() for name, p in trainable.items()}
     anchor = {name: p.detach().clone() for name, p in trainable.items()} if options.prox else {}
     optimizer = optimizer_of(options, trainable, round, device)
-    draws, rows = _rows(net, plan, device)
+    least = least_rows(net, device)
 
     def loss(unit: int) -> Iterator[Tensor]:
         seed = int(engine.entropy.bits(1)[0] >> np.uint64(1))
         batch = pool.unit(unit, plan.slices, torch.Generator().manual_seed(seed))
         noise = torch.Generator(device).manual_seed(seed ^ 1)
+        draws = max(plan.draws, math.ceil(least / len(batch)))
         whole = len(batch) * draws
-        for part in _parts(batch, draws, rows):
+        for part in _parts(batch, draws, plan.rows or whole, least):
             part = part.to(device)
             yield method.loss(net, part, phase, noise).loss_B.sum() / whole
 
@@ -265,18 +266,15 @@ def round_half_up(value: float) -> int:
     return math.floor(value + 0.5)
 
 
-def _rows(net: nn.Module, plan: PrivacyPlan, device: torch.device) -> tuple[int, int]:
-    """Draws per slice, and rows at once. On a CPU a 3D convolution of one row is nine times slower than of two."""
-    solid = device.type == "cpu" and any(isinstance(m, nn.Conv3d) for m in net.modules())
-    draws = max(plan.draws, 2) if solid and plan.slices == 1 else plan.draws
-    rows = plan.rows or plan.slices * draws
-    return draws, max(rows, 2) if solid else rows
+def least_rows(net: nn.Module, device: torch.device) -> int:
+    """At once: on a CPU a 3D convolution of one row is nine times slower than of two."""
+    return 2 if device.type == "cpu" and any(isinstance(m, nn.Conv3d) for m in net.modules()) else 1
 
 
-def _parts(batch: Batch, draws: int, rows: int) -> Iterator[Batch]:
-    """Every slice `draws` times over, so many rows at once."""
+def _parts(batch: Batch, draws: int, rows: int, least: int = 1) -> Iterator[Batch]:
+    """Every slice `draws` times over, so many rows at once, and never fewer than the least."""
     order = torch.arange(len(batch)).repeat_interleave(draws)
-    count = max(1, math.ceil(len(order) / rows))
+    count = max(1, min(math.ceil(len(order) / rows), len(order) // least))
     for index in torch.tensor_split(order, count):
         yield dataclasses.replace(
             batch,
