@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.1, help="chance of each subject in a step")
     parser.add_argument("--clip", type=float, default=0.1)
     parser.add_argument("--lr-scratch", type=float, default=2e-3)
-    parser.add_argument("--lr-pretrained", type=float, default=2e-4)
+    parser.add_argument("--lr-pretrained", type=float, default=1e-4)
     parser.add_argument(
         "--lora", type=int, default=0, help="of the pretrained cells: train additions of this rank alone"
     )

@@ -69,6 +69,11 @@ class RoundFacts:
     quorum: bool = True
     validation: Mapping[str, float | None] | None = None  # on the coordinator's own cohort: "loss", "psnr/FLAIR"
 
+    @property
+    def epsilons(self) -> list[float]:
+        """What the private sites' ledgers say so far."""
+        return [site.epsilon_spent for site in self.sites.values() if site.epsilon_spent is not None]
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "refusals", tuple(words(refusal) for refusal in self.refusals))
         object.__setattr__(self, "loss", _finite(self.loss))

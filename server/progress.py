@@ -147,6 +147,7 @@ class Lines:
             f"{ok} of {len(one.sites)} sites",
             duration(one.seconds),
             f"up {size(one.bytes_up)} down {size(one.bytes_down)}",
+            *([f"epsilon {max(spent):.2f}"] if (spent := one.epsilons) else []),
             *([] if one.validation is None else [validation_line(one.validation)]),
             *([] if one.quorum else ["no quorum"]),
             *([f"left {duration(self.pace.left(one))}"] if one.round + 1 < one.of else []),

@@ -38,7 +38,7 @@ def main(root: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
     METHODS["probe"] = Probe  # type: ignore[index]
     world = write_world(root / "world", {"north": [("T1", "T2")] * 5, "east": [("T1", "T2", "FLAIR")] * 5})
-    rounds = max(8, kills)
+    rounds = max(8, kills + kills // 4)
     training = {"fit": PhaseTraining(rounds=rounds, steps=STEPS, batch=4, lr=0.01, ema=0.9)}
     privacy = Privacy(mode="on", noise=3.0, rate=0.3, epsilon=1e3, sums_noise=20.0)
     wanted = replace(config(world), training=training, privacy=privacy)
