@@ -125,7 +125,7 @@ class Budget:
         about = {"run": run, "phase": phase, "round": round, "noise": query.noise, "rate": query.rate}
         with self._adding() as add:
             would_be = privacy.bound(privacy.together(self._tally.spending, {query: steps}), self.delta)
-            asked = f"{steps} steps at noise {query.noise:g}, rate {query.rate:g}"
+            asked = f"{steps} step{'s' * (steps > 1)} at noise {query.noise:g}, rate {query.rate:g}"
             if self.latched:
                 refused = "an earlier query was refused for it, and nothing is admitted since"
             elif would_be <= self.budget:

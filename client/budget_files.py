@@ -156,20 +156,21 @@ def write_mark(path: Path, mark: Mark, key: bytes) -> None:
 
 def take_lock(path: Path, wait: float) -> int:
     """A handle to free and close, or DataError after `wait` seconds."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     until = time.monotonic() + wait
     while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > until:
-                os.close(handle)
-                raise DataError(
-                    f"{path}: another process has been writing this privacy ledger for {wait:g} s; only one may"
-                ) from None
-            time.sleep(0.01)
-        else:
-            return handle
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):  # and not one that was removed
+                return handle
+        except BlockingIOError:
+            pass
+        os.close(handle)
+        if time.monotonic() > until:
+            raise DataError(
+                f"{path}: another process has been writing this privacy ledger for {wait:g} s; only one may"
+            )
+        time.sleep(0.01)
 
 
 def refuse_network(folder: Path, mounts: str | None = None) -> None:

@@ -9,11 +9,11 @@ ledger's id and delta. No row can be changed, swapped, put in or taken out of th
 rows are missing can't be seen in what is left: hence the site's mark (client/budget.py) and the coordinator's memory.
 """
 
-import hashlib
 import hmac
 import json
 import math
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -42,6 +42,7 @@ class Row:
 
 COLUMNS = tuple(f.name for f in fields(Row))
 values = attrgetter(*COLUMNS)
+_as_text = json.JSONEncoder(default=repr).encode
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,7 +101,7 @@ class Tally:
         elif row.kind == "spent":
             self.latched_at = self.budget
         elif row.noise is not None and row.rate is not None:
-            self._charge(row, Query(noise=row.noise, rate=row.rate))
+            self._charge(row, _query(row.noise, row.rate))
         self.sequence, self.total, self.head, self.last = row.sequence, row.total, head, row
 
     def _charge(self, row: Row, query: Query) -> None:
@@ -121,7 +122,7 @@ def sign(words: list[Any], key: bytes) -> str:
 
 
 def _mac(key: bytes, words: list[Any]) -> str:
-    return hmac.new(key, json.dumps(words, default=repr).encode(), hashlib.sha256).hexdigest()
+    return hmac.digest(key, _as_text(words).encode(), "sha256").hex()
 
 
 def _broken(row: Row, before: Tally) -> str | None:
@@ -141,12 +142,17 @@ def _broken(row: Row, before: Tally) -> str | None:
     if (row.steps < 1) if row.kind == "charge" else row.steps:
         return f"steps={row.steps!r}: must be 1 or more in a charge, 0 where it was refused"
     try:
-        query = Query(noise=row.noise, rate=row.rate)  # type: ignore[arg-type]
+        query = _query(row.noise, row.rate)
     except ConfigError as error:
         return str(error)
     if (query.noise, query.rate) != (row.noise, row.rate):
         return f"noise={row.noise!r}, rate={row.rate!r}: must be rounded as queries are"
     return None
+
+
+@lru_cache(maxsize=1024)
+def _query(noise: Any, rate: Any) -> Query:
+    return Query(noise=noise, rate=rate)
 
 
 def is_number(value: Any) -> bool:

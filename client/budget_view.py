@@ -77,11 +77,12 @@ def read_settings(path: Path) -> RunSettings:
     """Of a run's config.json, or of what the coordinator sends to the sites."""
     try:
         found = json.loads(path.read_text())
-        whole = "federation" in found
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"--plan {path}: is no run's config.json: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"--plan {path}: is no run's config.json: must be a group of keys")
     text = json.dumps(found)
-    return Config.parse(text).for_sites() if whole else RunSettings.parse(text)
+    return Config.parse(text).for_sites() if "federation" in found else RunSettings.parse(text)
 
 
 def planned(settings: RunSettings) -> Spending:

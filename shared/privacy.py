@@ -25,6 +25,7 @@ ORDERS = (
     *(64.0, 80.0, 96.0, 128.0, 192.0, 256.0, 384.0, 512.0, 768.0, 1024.0),  # small spendings are bounded up here
 )
 MOST_NOISE = 1e4
+MOST_PRV = 5e3  # epsilon x sqrt(steps), as which PRV's grid grows: 1 GB at about twice this, and then no end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -158,7 +159,10 @@ def epsilon(spending: Spending, delta: float) -> float:
     made = {query: steps for query, steps in spending.items() if steps}
     if not made:
         return 0.0
-    return min(bound(made, delta), _prv(tuple(sorted(made.items())), delta))
+    gate = bound(made, delta)
+    if max(gate, 5.0) * math.sqrt(sum(made.values())) > MOST_PRV:
+        return gate
+    return min(gate, _prv(tuple(sorted(made.items())), delta))
 
 
 def fits(spending: Spending, more: Spending, *, budget: float, delta: float) -> bool:
