@@ -25,7 +25,7 @@ from shared import certificates
 from shared.errors import ConfigError
 from shared.files import Change, canonical, read_bounded, read_secret
 from shared.keys import private_pem, public_pem
-from shared.kit import Succession
+from shared.kit import MOST_FOLLOWS, Succession
 from shared.manifest import Manifest, Plane
 from shared.options import plain
 
@@ -83,7 +83,7 @@ def rotate_ca(folder: Path, *, now: datetime, days: int = 3650) -> Rotated:
 def rotate_signing(folder: Path) -> Rotated:
     with opened(folder) as federation:
         old, new = federation.signing_key(), Ed25519PrivateKey.generate()
-        follows = (*federation.follows, Succession.make(old, new.public_key()))
+        follows = (*federation.follows, Succession.make(old, new.public_key()))[-MOST_FOLLOWS:]
         change = Change(folder)
         disk.write_pair(
             change, (disk.SIGNING_KEY, private_pem(new)), (disk.SIGNING_PUBLIC, public_pem(new.public_key()))

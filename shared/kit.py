@@ -251,12 +251,12 @@ def _check_signer(signer: Ed25519PublicKey, follows: Sequence[Succession], trust
     """Only a chain that starts at the trusted key, or passes it, may end at another."""
     raw = signer.public_bytes_raw()
     if follows and follows[-1].new != raw:
-        raise DataError(f"{where}: signed by another key than the last one of its follows lines")
+        raise DataError(f"{where}: line {len(follows) + 2} names another signer than the follows lines lead to")
     known = [Ed25519PublicKey.from_public_bytes(succession.old) for succession in follows]
     if trusted not in [fingerprint(key) for key in (*known, signer)]:
         raise DataError(
-            f"{where}: signed by the key {spoken(fingerprint(signer))}, which is not, and does not follow, the one "
-            f"that you trust, {spoken(trusted)}"
+            f"{where}: line {len(follows) + 2}: signed by the key {spoken(fingerprint(signer))}, which is not, and "
+            f"does not follow, the one that you trust, {spoken(trusted)}"
         )
 
 
