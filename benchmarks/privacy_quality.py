@@ -224,7 +224,7 @@ def draw(path: Path, rows: Sequence[dict[str, object]], prior: float) -> None:
     axes.axhline(prior, color="#777777", linewidth=1, linestyle=":", label="the public prior as it is")
     axes.set_xticks(range(4), ["1", "3", "8", "no privacy"])
     axes.set_xlabel("epsilon at delta 1e-5, per site")
-    axes.set_ylabel("PSNR in the brain, dB (each modality from the others)")
+    axes.set_ylabel("PSNR in the brain, dB")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
 
