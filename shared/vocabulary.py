@@ -3,6 +3,9 @@
 Of an ingest: a series is what one DICOM SeriesInstanceUID holds, a study the series of one appointment, a visit the
 studies of a subject that count as one point in time, state the site's private disk.
 
+Of joining a federation: a request is what a site sends, a kit what the coordinator answers with, the manifest what was
+agreed; a revision counts what all kits carry, and a fingerprint is what two people compare by telephone.
+
 A slab is a number of adjacent slices that a network sees at once; a window is where it is laid on a volume.
 
 Axes, as suffixes of tensor names: B batch, C channel, M modality, S source, D depth (slices), H height, W width, N any

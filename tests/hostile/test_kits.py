@@ -299,7 +299,7 @@ def test_a_request_of_a_revoked_site_replayed_is_refused(federation: Path, tmp_p
     assert load(federation).sites["north"].status == "revoked"
 
 
-def test_a_symbolic_link_or_a_pipe_is_not_followed_into_trouble(federation: Path, tmp_path: Path) -> None:
+def test_what_is_no_file_is_not_read(federation: Path, tmp_path: Path) -> None:
     enter(federation, tmp_path / "north", "north")
     for path in (Path("/dev/zero"), tmp_path, tmp_path / "none"):
         with pytest.raises(DataError, match="is missing or no file"):
