@@ -54,7 +54,7 @@ def parse_authorities(pem: bytes, where: str) -> list[x509.Certificate]:
         try:
             certificate = x509.load_pem_x509_certificate(_BEGIN + part)
             constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        except (ValueError, x509.ExtensionNotFound) as error:
+        except (ValueError, TypeError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
             raise DataError(f"{where}: no certificate of a CA ({type(error).__name__})") from None
         if not constraints.ca:
             raise DataError(f"{where}: {certificate.subject.rfc4514_string()} is no CA's certificate")

@@ -98,7 +98,7 @@ def read_request(content: bytes, where: str) -> Request:
         if not isinstance(signature, str) or not re.fullmatch(r"(?:[0-9a-f]{2}){8,120}", signature):
             raise ConfigError("signature: must be hex digits")
     except ConfigError as error:
-        raise DataError(f"{where}: {error}") from None
+        raise DataError(f"{where}: {str(error)[:300]}") from None
     public = parse_site_line(request.public_key, where)
     if not signed_by_site(public, bytes.fromhex(signature), _REQUEST + canonical(record)):
         raise DataError(f"{where}: signature does not fit: it was changed, or its writer does not hold the key")
@@ -271,7 +271,7 @@ def _parse_head(line: bytes, where: str) -> Head:
         require(tuple(head.files) == FILES, "files", list(head.files), f"{', '.join(FILES)}, all and no others")
         require(all(entry.bytes >= 0 for entry in head.files.values()), "files", "bytes", "0 or more")
     except ConfigError as error:
-        raise DataError(f"{where}: its head: {error}") from None
+        raise DataError(f"{where}: its head: {str(error)[:300]}") from None
     return head
 
 

@@ -1,5 +1,6 @@
 """Kits and requests that were changed, cut, mixed or forged on the way: each refused by name, nothing touched."""
 
+import base64
 import json
 import random
 import re
@@ -235,6 +236,13 @@ def line_of(key: object) -> str:
     return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()  # type: ignore[attr-defined]
 
 
+def altered(key: ec.EllipticCurvePrivateKey, place: int, to: int | None = None) -> str:
+    kind, text = site_line(key.public_key()).split()
+    blob = bytearray(base64.b64decode(text))
+    blob[place] = blob[place] ^ 1 if to is None else to
+    return f"{kind} {base64.b64encode(blob).decode()}"
+
+
 def test_forged_requests_are_refused(federation: Path, tmp_path: Path) -> None:
     mine, victim = (parse_site_key(new_site_key(), "key") for _ in range(2))
     small = ec.generate_private_key(ec.SECP256R1())
@@ -253,8 +261,11 @@ def test_forged_requests_are_refused(federation: Path, tmp_path: Path) -> None:
         (signed(own(mine, public_key=site_line(mine.public_key()) + " root@ward-7"), mine), "without a comment"),
         (signed(own(mine, public_key=line_of(small.public_key())), mine), "must be a P-384 key"),
         (signed(own(mine, public_key=line_of(big.public_key())), mine), "must be a P-384 key"),
-        (signed(own(mine, public_key="ssh-rsa AAAA"), mine), "not a public key"),
-        (signed(own(mine, public_key="ß"), mine), "not a public key"),
+        (signed(own(mine, public_key="ssh-rsa AAAA"), mine), "must be a P-384 key"),
+        (signed(own(mine, public_key="ß"), mine), "must be a P-384 key"),
+        (signed(own(mine, public_key=altered(mine, -97, to=2)), mine), "not a P-384 key"),  # a compressed point
+        (signed(own(mine, public_key=altered(mine, -1)), mine), "not a P-384 key|does not fit"),  # not on the curve
+        (signed(own(mine, public_key=altered(mine, 30)), mine), "not a P-384 key"),  # another curve's name
         (canonical(own(mine)), "signature: must be hex digits"),
         (canonical({**own(mine), "signature": "00" * 40}), "signature does not fit"),
         (canonical({**own(mine), "signature": ["00"]}), "signature: must be hex digits"),
