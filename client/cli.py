@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from client import enrol_cli
-from shared.errors import ConfigError, DataError, LacunaError
+from shared.errors import ConfigError, DataError, LacunaError, PlanRefused
 
 app = typer.Typer(
     name="lacuna-site",
@@ -25,10 +25,11 @@ app = typer.Typer(
 subject lacks from a signed bundle,
 **reconstruct** does so from raw measurements too,
 **evaluate** scores a bundle on the site's own subjects, **ledger** shows what left the site and verifies its chain,
-**budget** shows what private training has spent of the site's privacy budget, **audit** tests what it stands on.
+**budget** shows what private training has spent of the site's privacy budget, **audit** tests what it stands on, and
+whether a bundle remembers the site's subjects.
 
-Exit codes: 0 done · 2 a wrong key or value · 3 data or a bundle that can't be used · 4 the privacy budget is spent ·
-5 an audit failed.""",
+Exit codes: 0 done · 2 a wrong key or value · 3 data or a bundle that can't be used · 4 the privacy budget is spent, or
+a warning with --strict · 5 an audit failed.""",
 )
 
 Bundle = Annotated[Path, typer.Option(help="Folder of the bundle.")]
@@ -525,6 +526,80 @@ def audit_privacy(
     from client.audit_privacy import audit_privacy as carry_out
 
     carry_out(repeat=repeat, as_json=as_json, bar=_bar)
+
+
+@audits.command("memorisation")
+def audit_memorisation(
+    bundle: Bundle,
+    train: Annotated[Path, typer.Option(help="BIDS cohort that the bundle was trained on: its split `train`.")],
+    heldout: Annotated[
+        Path, typer.Option(help="BIDS cohort of the same kind that it was not; the same folder: its other splits.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for figures and pictures: patient data, stays at the site.")],
+    trust: Trust = None,
+    any_signer: AnySigner = False,
+    duplicates: Annotated[
+        float, typer.Option(min=0, max=1, help="Warn above this share of near-duplicates; by construction it is 0.01.")
+    ] = 0.05,
+    auc: Annotated[
+        float, typer.Option(min=0.5, max=1, help="Warn where the interval of the membership AUC begins above this.")
+    ] = 0.6,
+    subjects: Annotated[int, typer.Option(min=1, help="Of each cohort, at most so many go through the network.")] = 100,
+    slices: Annotated[int, typer.Option(min=1, help="Of each subject.")] = 8,
+    draws: Annotated[int, typer.Option(min=1, help="Of times and noise, for each slice.")] = 16,
+    sampler: Kind = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same figures.")] = 0,
+    device: Device = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 4 after a warning.")] = False,
+) -> None:
+    """Does a bundle remember this site's training subjects? Compares them with held-out ones, and sends nothing.
+
+    **Near-duplicates**: each modality of held-out subjects is hidden and made again. A made slice counts that lies
+    nearer to some training slice than all but 1 % of real held-out slices do. The default limit is five times that 1 %.
+    The control asks the same of subjects that nobody trained on; smooth images lie nearer to everybody.
+
+    **Membership**: can training subjects be told by their lower loss? AUC 0.5 is chance. The default limit, 0.6 at the
+    lower end of the 95 % interval, is where one in ten is recognised at 5 % false alarms instead of one in twenty.
+
+    **Held-out subjects** must be of the same scanners and years, or the audit measures that difference; a network that
+    was never trained is asked too, and tells. At least 4 of each kind are needed, 20 for all figures, 100 for an
+    interval of 0.16 around chance.
+
+    OUT/summary.json holds the few figures that may go to the coordinator: `lacuna export --audit summary.json`. Like
+    all figures of an audit it is no part of a privacy budget. No warning is no proof that nothing was memorised.
+    """
+    from client.inspection import Effort
+    from client.memorisation import audit_memorisation as carry_out
+    from shared.audits import Limits
+    from shared.data import cohort as data
+
+    limits = Limits(duplicates=duplicates, auc=auc)
+    effort = Effort(subjects=subjects, slices=slices, draws=draws, seed=seed)
+    loaded = _load(bundle, trust, any_signer)
+    with _bar("preparing") as advance:
+        trained, others = (
+            data.prepare(folder, loaded.model.grid, progress=advance).cohort for folder in (train, heldout)
+        )
+    with _bar("looking") as advance:
+        done = carry_out(
+            loaded,
+            trained,
+            others,
+            out,
+            limits=limits,
+            effort=effort,
+            sampler=_sampler(sampler),
+            device=device,
+            progress=advance,
+        )
+    for remark in done.remarks:
+        typer.echo(f"remark: {remark}", err=True)
+    for warning in done.summary.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(done.verdict)
+    typer.echo(str(out))
+    if strict and done.summary.warnings:
+        raise PlanRefused(f"audit: {len(done.summary.warnings)} figures are above the limits, and --strict was said")
 
 
 def _load(folder: Path, trust: Path | None, any_signer: bool):  # type: ignore[no-untyped-def]
