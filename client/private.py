@@ -36,6 +36,9 @@ from shared.vocabulary import LOCAL, Modality, Owner
 T = TypeVar("T")
 Charge = Callable[[Query], None]  # durable when it returns; raises BudgetSpent
 
+ZEROS = bytes(2**16)  # what the stream of bits is added to
+AT_ONCE = 2**14  # pairs of values
+MOST_NOISE = 2**22  # values that are held at once
 PROBES = 32  # made-up images per pattern that tell which owners a pattern trains
 
 
@@ -52,24 +55,35 @@ class Secret:
         self._stream = Cipher(algorithms.ChaCha20(os.urandom(32), os.urandom(16)), mode=None).encryptor()
 
     def bits(self, n: int) -> NDArray[np.uint64]:
-        found = bytearray(8 * n)
-        self._stream.update_into(bytes(8 * n), found)
-        return np.frombuffer(found, dtype=np.uint64)
+        found = np.empty(n, dtype=np.uint64)
+        octets = memoryview(found).cast("B")
+        for start in range(0, 8 * n, len(ZEROS)):
+            part = octets[start : start + len(ZEROS)]
+            self._stream.update_into(ZEROS[: len(part)], part)
+        return found
 
 
 def normal(entropy: Entropy, shape: Sequence[int]) -> Tensor:
     """Standard normal values in fp32 (Box-Muller; radii from 53 bits, so that tails are there)."""
     n = math.prod(shape)
     half = (n + 1) // 2
-    bits = torch.from_numpy(entropy.bits(half + (half + 1) // 2).view(np.int64))
-    radius_bits, angle_bits = bits[:half], bits[half:].view(torch.int32)[:half]
-    uniform = radius_bits.bitwise_right_shift(11).bitwise_and_(2**53 - 1).double().add_(0.5).mul_(2.0**-53)
-    radius = uniform.log_().mul_(-2).sqrt_().float()
-    angle = angle_bits.float().mul_(math.pi * 2.0**-31)
-    made = torch.empty(2 * half)
-    torch.mul(radius, angle.cos(), out=made[:half])
-    torch.mul(radius, angle.sin(), out=made[half:])
-    return made[:n].reshape(tuple(shape))
+    bits = entropy.bits(half + (half + 1) // 2)
+    radius_bits, angle_bits = bits[:half], bits[half:].view(np.int32)[:half]
+    made = np.empty(2 * half, dtype=np.float32)
+    cosines, sines = made[:half], made[half:]
+    for start in range(0, half, AT_ONCE):  # so that each line finds the values of the one before in the cache
+        part = slice(start, start + AT_ONCE)
+        uniform = (radius_bits[part] >> np.uint64(11)).view(np.int64).astype(np.float64)
+        uniform += 0.5
+        uniform *= 2.0**-53
+        np.log(uniform, out=uniform)
+        uniform *= -2
+        radius = np.sqrt(uniform, out=uniform).astype(np.float32)
+        angle = angle_bits[part].astype(np.float32)
+        angle *= np.float32(math.pi * 2.0**-31)
+        np.multiply(radius, np.cos(angle), out=cosines[part])
+        np.multiply(radius, np.sin(angle), out=sines[part])
+    return torch.from_numpy(made)[:n].reshape(tuple(shape))
 
 
 def draw(entropy: Entropy, n: int, rate: float) -> list[int]:
@@ -101,9 +115,14 @@ class Engine:
                 part.backward()  # type: ignore[no-untyped-call]
             there = [(total, p.grad) for total, p in zip(sums, parameters, strict=True) if p.grad is not None]
             lost += not add_clipped([total for total, _ in there], [g for _, g in there], self.plan.clip)
+        for some in _groups(sums, MOST_NOISE):
+            sizes = [total.numel() for total in some]
+            noise = normal(self.entropy, (sum(sizes),)).to(some[0].device).split(sizes)
+            noise = [own.view_as(total) for own, total in zip(noise, some, strict=True)]
+            torch._foreach_add_(some, noise, alpha=query.noise * self.plan.clip)
+            torch._foreach_div_(some, self.plan.expected)
         for p, total in zip(parameters, sums, strict=True):
-            noise = normal(self.entropy, total.shape).to(total.device)
-            p.grad = total.add_(noise, alpha=query.noise * self.plan.clip).div_(self.plan.expected).to(p.dtype)
+            p.grad = total.to(p.dtype)
         return lost
 
 
@@ -269,6 +288,20 @@ def round_half_up(value: float) -> int:
 def least_rows(net: nn.Module, device: torch.device) -> int:
     """At once: on a CPU a 3D convolution of one row is nine times slower than of two."""
     return 2 if device.type == "cpu" and any(isinstance(m, nn.Conv3d) for m in net.modules()) else 1
+
+
+def _groups(tensors: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
+    """In order, so many values together, or a larger tensor alone."""
+    some: list[Tensor] = []
+    held = 0
+    for tensor in tensors:
+        if some and held + tensor.numel() > most:
+            yield some
+            some, held = [], 0
+        some.append(tensor)
+        held += tensor.numel()
+    if some:
+        yield some
 
 
 def _parts(batch: Batch, draws: int, rows: int, least: int = 1) -> Iterator[Batch]:

@@ -48,14 +48,16 @@ class Pieces(Engine):
         return add_clipped([total for total, _ in there], [g for _, g in there], self.plan.clip)
 
     def release(self, parameters: Sequence[nn.Parameter], sums: list[Tensor], drawn: int) -> None:
-        for p, total in zip(parameters, sums, strict=True):
-            p.grad = (total + self.sd() * self.noise(total)) / self.divisor(drawn)
+        sizes = [total.numel() for total in sums]
+        noises = normal(self.entropy, (sum(sizes),)).split(sizes)
+        for p, total, noise in zip(parameters, sums, noises, strict=True):
+            p.grad = (total + self.sd() * self.noise(noise.view_as(total))) / self.divisor(drawn)
 
     def sd(self) -> float:
         return self.plan.step.noise * self.plan.clip
 
-    def noise(self, like: Tensor) -> Tensor:
-        return normal(self.entropy, like.shape)
+    def noise(self, made: Tensor) -> Tensor:
+        return made
 
     def divisor(self, drawn: int) -> float:
         return self.plan.expected
@@ -75,8 +77,8 @@ class Keyed:
 
 
 class NoNoise(Pieces):
-    def noise(self, like: Tensor) -> Tensor:
-        return torch.zeros_like(like)
+    def noise(self, made: Tensor) -> Tensor:
+        return torch.zeros_like(made)
 
 
 class TooLittleNoise(Pieces):
@@ -239,15 +241,15 @@ class OneNoiseForLayersOfOneShape(Pieces):
 
 
 class NoNoiseOnOffsets(Pieces):
-    def noise(self, like: Tensor) -> Tensor:
-        return super().noise(like) * (like.ndim > 0)
+    def noise(self, made: Tensor) -> Tensor:
+        return made * (made.ndim > 0)
 
 
 class UniformNoise(Pieces):
     """As wide as it should be, with no tails."""
 
-    def noise(self, like: Tensor) -> Tensor:
-        return (torch.special.ndtr(super().noise(like)) - 0.5) * math.sqrt(12)
+    def noise(self, made: Tensor) -> Tensor:
+        return (torch.special.ndtr(made) - 0.5) * math.sqrt(12)
 
 
 CAUGHT_BY: Mapping[type[Pieces], tuple[str, ...]] = {
