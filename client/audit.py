@@ -161,9 +161,8 @@ def noise(make: Make) -> list[Finding]:
     steps = np.stack([scene.step(units) for _ in range(12)]) / scene.plan.noise
     ends = np.cumsum([math.prod(shape) for shape in CANVAS])
     layers = np.split(steps, ends[:-1], axis=1)
-    middle = layers[0].shape[1] // 2
-    first, second = layers[0][:, :middle], layers[0][:, middle:]
-    pairs = [(steps[:-1], steps[1:]), (layers[0], layers[1]), (first, second), (first**2, second**2)]
+    halves = [(part[:, : part.shape[1] // 2], part[:, -(part.shape[1] // 2) :]) for part in (steps, layers[0])]
+    pairs = [(steps[:-1], steps[1:]), (layers[0], layers[1]), *halves, *((a**2, b**2) for a, b in halves)]
     return [
         _chance("noise", "size", max(sigmas(normal_size(part)) for part in (steps, *layers)),
                 "spread of an empty draw's release against noise x clip, in all and in each layer"),
