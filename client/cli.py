@@ -539,7 +539,7 @@ def audit_memorisation(
     trust: Trust = None,
     any_signer: AnySigner = False,
     duplicates: Annotated[
-        float, typer.Option(min=0, max=1, help="Warn above this share of near-duplicates; by construction it is 0.01.")
+        float, typer.Option(min=0, max=1, help="Warn above this share of near-duplicates, beyond the control.")
     ] = 0.05,
     auc: Annotated[
         float, typer.Option(min=0.5, max=1, help="Warn where the interval of the membership AUC begins above this.")
@@ -555,8 +555,9 @@ def audit_memorisation(
     """Does a bundle remember this site's training subjects? Compares them with held-out ones, and sends nothing.
 
     **Near-duplicates**: each modality of held-out subjects is hidden and made again. A made slice counts that lies
-    nearer to some training slice than all but 1 % of real held-out slices do. The default limit is five times that 1 %.
-    The control asks the same of subjects that nobody trained on; smooth images lie nearer to everybody.
+    nearer to some training slice than all but 1 % of real held-out slices do. The control asks the same of subjects
+    that nobody trained on, since smooth images lie nearer to everybody; the limit, five times that 1 %, is of the
+    difference.
 
     **Membership**: can training subjects be told by their lower loss? AUC 0.5 is chance. The default limit, 0.6 at the
     lower end of the 95 % interval, is where one in ten is recognised at 5 % false alarms instead of one in twenty.

@@ -158,15 +158,22 @@ def _check_apart(compared: Mapping[Modality, _Compared]) -> None:
 
 
 class _Rates(NamedTuple):
+    """Shares of made slices: by correlation, and by the difference, which blur alone makes small."""
+
     found: float
-    by_difference: float
     control: float
+    alike: float
+    alike_control: float
+
+    def plain(self) -> dict[str, Any]:
+        by_difference = {"rate": self.alike, "control": self.alike_control}
+        return {"rate": self.found, "control": self.control, "by difference": by_difference}
 
 
 def _conclude(inspection: Inspection, compared: Mapping[Modality, _Compared]) -> Duplicates:
     rates = {m: _rates(c) for m, c in compared.items()}
     total = sum(len(c.made) for c in compared.values())
-    overall = _Rates(*(sum(rates[m][i] * len(c.made) for m, c in compared.items()) / total for i in range(3)))
+    overall = _Rates(*(sum(rates[m][i] * len(c.made) for m, c in compared.items()) / total for i in range(4)))
     subjects = len({int(n) for c in compared.values() for n in c.real.subject_N})
     low, high = wilson(overall.found, subjects)
     few = [m for m, c in compared.items() if len(c.real) * NOMINAL < 1]
@@ -176,11 +183,9 @@ def _conclude(inspection: Inspection, compared: Mapping[Modality, _Compared]) ->
         rate=overall.found,
         control=overall.control,
         figures={
-            "rate": overall.found,
+            **overall.plain(),
             "low": low,
             "high": high,
-            "rate by difference": overall.by_difference,
-            "control": overall.control,
             "nominal": NOMINAL,
             "by target": {m: _by_target(rates[m], c) for m, c in compared.items()},
             "subjects": {"searched": len(inspection.trained.subjects), "held out": subjects},
@@ -192,12 +197,17 @@ def _conclude(inspection: Inspection, compared: Mapping[Modality, _Compared]) ->
 
 
 def _rates(c: _Compared) -> _Rates:
-    real, made = c.near
+    (real, made), (real_unseen, made_unseen) = c.near, c.unseen
     return _Rates(
-        found=float((made.correlation_N < c.threshold).mean()),
-        by_difference=float((made.difference_N < _threshold(real.difference_N)).mean()),
-        control=float((c.unseen[1].correlation_N < _threshold(c.unseen[0].correlation_N)).mean()),
+        found=_below(made.correlation_N, real.correlation_N),
+        control=_below(made_unseen.correlation_N, real_unseen.correlation_N),
+        alike=_below(made.difference_N, real.difference_N),
+        alike_control=_below(made_unseen.difference_N, real_unseen.difference_N),
     )
+
+
+def _below(made_N: NDArray[np.float64], real_N: NDArray[np.float64]) -> float:
+    return float((made_N < _threshold(real_N)).mean())
 
 
 def _by_target(rates: _Rates, c: _Compared) -> dict[str, Any]:
@@ -206,9 +216,7 @@ def _by_target(rates: _Rates, c: _Compared) -> dict[str, Any]:
     both_N = np.isfinite(real_N) & np.isfinite(made_N)
     ratio = float(np.median(made_N[both_N] / np.maximum(real_N[both_N], SAME))) if both_N.any() else None
     return {
-        "rate": rates.found,
-        "rate by difference": rates.by_difference,
-        "control": rates.control,
+        **rates.plain(),
         "threshold": c.threshold,
         "ratio": ratio,
         "made slices": len(c.made),

@@ -99,6 +99,7 @@ def _verdict(summary: Summary) -> str:
         return "signs of memorisation: " + "; ".join(summary.warnings)
     return (
         "no memorisation found by these two tests, which is no proof that there is none: near-duplicates "
-        f"{summary.duplicates:.0%} (limit {summary.limits.duplicates:.0%}), membership AUC {summary.auc:.2f} "
+        f"{summary.duplicates:.0%}, of unseen subjects {summary.control:.0%} (limit of the difference "
+        f"{summary.limits.duplicates:.0%}); membership AUC {summary.auc:.2f} "
         f"[{summary.auc_low:.2f}, {summary.auc_high:.2f}] (limit of its lower end {summary.limits.auc:.2f})"
     )

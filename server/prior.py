@@ -33,7 +33,9 @@ class Prior:
 
     def told(self) -> claims.Prior:
         """For the provenance of what starts from it."""
-        return claims.Prior(run=self.run, data=self.data, weights=digest(self.weights))
+        record = claims.read(self.record["provenance"])
+        said = claims.short(record) if record.private else None
+        return claims.Prior(run=self.run, data=self.data, weights=digest(self.weights), privacy=said)
 
 
 def find(config: Config) -> Prior | None:

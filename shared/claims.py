@@ -87,6 +87,7 @@ class Prior:
     run: str
     data: str | None  # PHANTOM, or words; None: it does not say
     weights: str  # their SHA-256
+    privacy: str | None = None  # the `short` line of its own record, where it was trained privately
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +234,12 @@ def _besides(record: PrivacyRecord) -> list[str]:
     began = f"Training started from the model of run {prior.run} (weights {prior.weights[:12]})"
     if prior.data == PHANTOM:
         return [*said, f"{began}, which says that it was trained on phantoms, without any patient's image."]
+    if prior.privacy is not None:
+        told = f"{began}, which says of itself: {prior.privacy}."
+        return [
+            *said,
+            f"{told} Of a cohort named above that counts in its figure; for any other only the prior's own holds.",
+        ]
     if prior.data is None:
         return [*said, f"{began}, which does not say what it was trained on: that is outside of all figures here."]
     return [*said, f"{began}, which says that it was trained on: {prior.data}. That is outside of all figures here."]

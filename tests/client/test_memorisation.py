@@ -177,9 +177,10 @@ def audited(bundle: Bundle, one: Path, other: Path, out: Path, effort: Effort = 
 def test_a_model_that_copies_its_training_slices_is_found(trained: Path, heldout: Path, tmp_path: Path) -> None:
     done, found = audited(bundle_of(copier(trained)), trained, heldout, tmp_path / "out")
     assert found["duplicates"]["rate"] > 0.95
-    assert found["duplicates"]["rate by difference"] > 0.95
+    assert found["duplicates"]["by difference"]["rate"] > 0.95
     assert found["duplicates"]["control"] < 0.3
     assert all(one["ratio"] < 0.05 for one in found["duplicates"]["by target"].values())
+    assert found["duplicates"]["by difference"]["control"] < 0.3
     assert "near-duplicates of a training slice" in done.verdict
     nearest = list(csv.DictReader((tmp_path / "out" / "pairs.csv").read_text().splitlines()))
     assert all(row["nearest_training"].startswith("sub-trainedsecret") for row in nearest)

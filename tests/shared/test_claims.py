@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from shared.claims import (
 )
 from shared.errors import ConfigError, DataError
 from shared.options import plain
-from shared.privacy import Privacy, PrivacyPlan
+from shared.privacy import Privacy, PrivacyPlan, Query, noise_for
+from shared.privacy import epsilon as epsilon_of
 from shared.records import Spent
 
 NORTH = Certificate(
@@ -108,6 +110,15 @@ def test_a_prior_that_is_not_of_phantoms_is_outside_of_the_figures(data: str | N
     assert "from prior first" in short(record)
 
 
+def test_a_prior_that_was_private_itself_brings_its_own_figures() -> None:
+    """The same site's ledger counted those steps too; another site's figure is the prior's alone."""
+    prior = Prior(run="first", data=None, weights=PRIOR.weights, privacy=short(PrivacyRecord(private=(EAST,))))
+    said = statement(PrivacyRecord(private=(NORTH,), prior=prior))[-1]
+    assert "which says of itself: differential privacy per subject at east: epsilon at most 1.5" in said
+    assert "for any other only the prior's own holds" in said
+    assert "does not say" not in said
+
+
 def test_a_run_without_privacy_says_so_in_one_sentence() -> None:
     for record in (RECORDS["none"], RECORDS["some"]):
         assert len(statement(record)) == 1
@@ -187,3 +198,24 @@ def test_the_best_attack_is_that_on_the_worst_mechanism(epsilon: float, delta: f
 def test_the_best_attack_at_one_is_one_in_seven() -> None:
     assert best_attack(1.0, 1e-5) == pytest.approx(0.05 * math.e + 1e-5)
     assert best_attack(0.0, 0.0) == 0.05
+
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "privacy.md"
+ROW = re.compile(r"^\| (\d) \| ([\d.]+) of 100 \| ([\d.]+) of 100 \|$", re.MULTILINE)
+
+
+def test_the_odds_in_the_guide_are_those_that_follow() -> None:
+    rows = [tuple(map(float, row)) for row in ROW.findall(GUIDE.read_text(encoding="utf-8"))]
+    assert [row[0] for row in rows] == [1, 3, 8]
+    for epsilon, alone, _ in rows:
+        assert 0 <= alone - 100 * best_attack(epsilon, 1e-5) < 0.06
+
+
+@pytest.mark.slow
+def test_the_odds_of_the_guides_mechanism_are_those_of_its_whole_curve() -> None:
+    """Every (epsilon, delta) that the accountant proves bounds the attack; the least of these bounds holds."""
+    for target, _, known in (tuple(map(float, row)) for row in ROW.findall(GUIDE.read_text(encoding="utf-8"))):
+        spent = {Query(noise=noise_for(target, 1e-5, rate=0.1, steps=200), rate=0.1): 200}
+        deltas = (1e-5, 1e-3, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3)
+        least = min(best_attack(epsilon_of(spent, delta), delta) for delta in deltas)
+        assert 0 <= known - 100 * least < 0.1
