@@ -201,7 +201,7 @@ def _spent(options: argparse.Namespace, run: str) -> float | None:
     ledgers = options.out / "runs" / run / "ledgers.json"
     if not ledgers.exists():
         return None
-    return round(max(site["epsilon"] for site in json.loads(ledgers.read_text()).values()), 3)
+    return round(max(float(site["epsilon"]) for site in json.loads(ledgers.read_text()).values()), 3)
 
 
 def draw(path: Path, rows: Sequence[dict[str, object]], prior: float) -> None:
