@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
-from support.models import release, signed
+from support.models import AMM_TINY, ANY_TINY, release, signed
 from support.probe import Probe
 from support.worlds import prepare_here, write_cohort
 from torch import Tensor, nn
@@ -36,8 +36,9 @@ from shared.data.slices import Slices
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
 from shared.errors import ConfigError, DataError
+from shared.methods import METHODS
 from shared.methods.baselines.ridge import PatchRidge
-from shared.model import Model
+from shared.model import Model, read_model
 from shared.randomness import Noise
 from shared.records import Batch, Losses
 
@@ -269,6 +270,38 @@ def test_only_the_list_of_pairs_names_anyone(trained: Path, heldout: Path, tmp_p
     numbers = [value for value in handed_over.values() if isinstance(value, float)]
     assert numbers == [round(value, 2) for value in numbers]
     assert read_summary(tmp_path / "out" / "summary.json") == done.summary
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "amm_diff": AMM_TINY,
+    "any2all": ANY_TINY,
+    **{
+        name: {"modalities": ["T1", "T2", "TOF"], "target": "TOF", "size": "tiny", "slab": 3, "precision": "fp32"}
+        for name in ("mmdm", "bbdm", "ddpm", "pix2pix")
+    },
+}
+
+
+def test_every_method_is_listed_here() -> None:
+    assert OPTIONS.keys() == METHODS.keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_can_be_audited(name: str, tmp_path: Path) -> None:
+    """With random weights; those of slabs too, and where a subject lacks what the method makes."""
+    options = OPTIONS[name]
+    patterns = [tuple(options["modalities"])] * 4 + [("T1", "T2")]
+    cohorts = [write_cohort(tmp_path / part, part, patterns, seed=seed) for seed, part in enumerate(("one", "two"))]
+    for bids in cohorts:
+        prepare_here(bids)
+    model = read_model(release(tmp_path / "final", name, options, sampler={"kind": "mean", "stride": 3}))
+    record = {**model.record, "files": {"model.safetensors": {"sha256": "ab" * 32}}}
+    bundle = Bundle(model=model, digest="d" * 64, signer="s" * 16, trusted=True, record=record)
+    effort = Effort(subjects=4, slices=2, draws=1)
+    done, found = audited(bundle, *cohorts, tmp_path / "out", effort)
+    assert set(found["duplicates"]["by target"]) == set(model.method.targets)
+    assert found["membership"]["modalities"] == list(options["modalities"])
+    assert done.summary.duplicates <= 0.1
 
 
 def test_one_cohort_can_be_both(trained: Path, tmp_path: Path) -> None:
