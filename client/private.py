@@ -56,7 +56,7 @@ class Secret:
 
     def bits(self, n: int) -> NDArray[np.uint64]:
         found = np.empty(n, dtype=np.uint64)
-        octets = memoryview(found).cast("B")
+        octets = found.data.cast("B")
         for start in range(0, 8 * n, len(ZEROS)):
             part = octets[start : start + len(ZEROS)]
             self._stream.update_into(ZEROS[: len(part)], part)
@@ -106,7 +106,9 @@ class Engine:
         """Leaves the noised mean gradient in `.grad`; gives how many units had no finite one, which stays here."""
         query = self.plan.step
         self.charge(query)
-        sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+        flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+        parts = torch.split(flat, [p.numel() for p in parameters])
+        sums = [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
         lost = 0
         for i in draw(self.entropy, len(units), query.rate):
             for p in parameters:
@@ -115,12 +117,9 @@ class Engine:
                 part.backward()  # type: ignore[no-untyped-call]
             there = [(total, p.grad) for total, p in zip(sums, parameters, strict=True) if p.grad is not None]
             lost += not add_clipped([total for total, _ in there], [g for _, g in there], self.plan.clip)
-        for some in _groups(sums, MOST_NOISE):
-            sizes = [total.numel() for total in some]
-            noise = normal(self.entropy, (sum(sizes),)).to(some[0].device).split(sizes)
-            noise = [own.view_as(total) for own, total in zip(noise, some, strict=True)]
-            torch._foreach_add_(some, noise, alpha=query.noise * self.plan.clip)
-            torch._foreach_div_(some, self.plan.expected)
+        for some in torch.split(flat, MOST_NOISE):
+            noise = normal(self.entropy, some.shape).to(some.device)
+            some.add_(noise, alpha=query.noise * self.plan.clip).div_(self.plan.expected)
         for p, total in zip(parameters, sums, strict=True):
             p.grad = total.to(p.dtype)
         return lost
@@ -288,20 +287,6 @@ def round_half_up(value: float) -> int:
 def least_rows(net: nn.Module, device: torch.device) -> int:
     """At once: on a CPU a 3D convolution of one row is nine times slower than of two."""
     return 2 if device.type == "cpu" and any(isinstance(m, nn.Conv3d) for m in net.modules()) else 1
-
-
-def _groups(tensors: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
-    """In order, so many values together, or a larger tensor alone."""
-    some: list[Tensor] = []
-    held = 0
-    for tensor in tensors:
-        if some and held + tensor.numel() > most:
-            yield some
-            some, held = [], 0
-        some.append(tensor)
-        held += tensor.numel()
-    if some:
-        yield some
 
 
 def _parts(batch: Batch, draws: int, rows: int, least: int = 1) -> Iterator[Batch]:
