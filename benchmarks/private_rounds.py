@@ -84,14 +84,14 @@ class Case:
         return net.to(device)
 
 
-def case_of(name: str, size: str) -> Case:
+def case_of(name: str, size: str, scale: int = 1) -> Case:
     if name == "unet3d":
         method = cast(Method, Volumes())  # has what training asks for
         return Case(name=name, method=method, phase="noise", shape=(4, 32, 32, 32), images=4, build=unet3d)
     config = load([f"method={name}", f"size={size}"])
     method = config.build_method()
     slab = (method.slab,) if method.slab > 1 else ()
-    shape = (len(method.modalities), *slab, config.grid.height, config.grid.width)
+    shape = (len(method.modalities), *slab, scale * config.grid.height, scale * config.grid.width)
     phase = method.phases[-1].name
     return Case(name=name, method=method, phase=phase, shape=shape, images=16, build=lambda: method.build(0))
 
