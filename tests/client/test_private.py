@@ -14,6 +14,7 @@ from support.worlds import write_cohort
 from torch import Tensor, nn
 
 from client import private
+from client.audit import caught, run_audit
 from client.private import shares_of, sum_private
 from shared.data.cohort import Cohort
 from shared.data.slices import Pool
@@ -53,6 +54,27 @@ def test_one_subject_more_moves_the_sum_by_its_clip(cohort: Cohort, net: nn.Modu
     wide = float((release(cohort, net, Script(heads), subjects=7, clip=1e3) - release(
         cohort, net, Script([i for i in heads if i < 6]), subjects=6, clip=1e3)).norm())  # fmt: skip
     assert 0 < wide * 1e3 < 100  # and is not lengthened to a clip that it does not reach
+
+
+def test_a_subjects_gradient_is_the_mean_over_its_rows(cohort: Cohort, net: nn.Module) -> None:
+    """However many slices and draws there are: below the clip nothing but the mean counts."""
+    part = pool_of(PROBE, cohort).parts[0]
+    (batch,) = part.all_of(1, 1000)
+    owners = PROBE.owners(net, "fit")
+    wanted = [p for name, p in sorted(net.named_parameters()) if name in owners]
+    loss = PROBE.loss(net, batch, "fit", torch.Generator()).loss_B.mean()
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, wanted)]).double()
+    options = {"clip": 1e3, "noise": 0.001, "slices": 1000}
+    for more in ({"draws": 1}, {"draws": 3}, {"draws": 3, "rows": 5}):
+        plan = plan_of(**options, **more)
+        pool = pool_of(PROBE, cohort)
+        sums = [noised_sum(a_round(PROBE, net, pool, Script(heads), plan), plan) for heads in ((), (1,))]
+        torch.testing.assert_close((sums[1] - sums[0]) * 1e3, expected, rtol=2e-3, atol=2e-3 * float(expected.norm()))
+
+
+def test_noise_in_pieces_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private, "MOST_NOISE", 700)
+    assert caught(run_audit(tests=["noise", "sites"])) == set()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
