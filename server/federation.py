@@ -3,7 +3,7 @@
     federation.json .sig     what the federation agrees on (shared/manifest.py)
     state.json               revision, address, names of the server
     ca/ca.key ca.crt         before.crt: the CA before, while the server still shows its certificate
-    server/server.key .crt   for the proxy and the SuperLink
+    server/server.key .crt   for the proxy and the SuperLink; ca.crt: the CA of that certificate, which they trust
     signing/signing.key .pub follows: the successions
     sites/NAME.json .pub     a site and its public key, as `flwr supernode register` reads it
     kits/NAME.kit            what it was sent last
@@ -35,7 +35,7 @@ from shared.options import build, plain, require
 
 STATE = "state.json"
 CA_KEY, CA, CA_BEFORE = "ca/ca.key", "ca/ca.crt", "ca/before.crt"
-SERVER_KEY, SERVER = "server/server.key", "server/server.crt"
+SERVER_KEY, SERVER, SERVER_CA = "server/server.key", "server/server.crt", "server/ca.crt"
 SIGNING_KEY, SIGNING_PUBLIC, FOLLOWS = "signing/signing.key", "signing/signing.key.pub", "signing/follows"
 OWN_NAMES = ("localhost", "127.0.0.1", "superlink")  # the server's own inside: see deploy/
 

@@ -73,6 +73,7 @@ def init(
     change.write(disk.STATE, canonical(plain(state)))
     disk.write_pair(change, (disk.CA_KEY, ca_key), (disk.CA, ca))
     disk.write_pair(change, (disk.SERVER_KEY, server_key), (disk.SERVER, server))
+    change.write(disk.SERVER_CA, ca)
     disk.write_pair(
         change, (disk.SIGNING_KEY, private_pem(signing)), (disk.SIGNING_PUBLIC, public_pem(signing.public_key()))
     )

@@ -132,15 +132,17 @@ def amend(folder: Path, changes: Amendment, *, now: datetime) -> Rotated:
 
 
 def _new_server(change: Change, federation: Federation, now: datetime) -> None:
+    ca = read_bounded(federation.folder / disk.CA, "certificate")
     key, certificate = make_server(
         read_secret(federation.folder / disk.CA_KEY, "CA key"),
-        read_bounded(federation.folder / disk.CA, "certificate"),
+        ca,
         federation.state.hosts,
         federation=federation.state.federation,
         now=now,
         days=federation.state.server_days,
     )
     disk.write_pair(change, (disk.SERVER_KEY, key), (disk.SERVER, certificate))
+    change.write(disk.SERVER_CA, ca)
 
 
 def _reissue(change: Change, federation: Federation, signing: Ed25519PrivateKey) -> Rotated:

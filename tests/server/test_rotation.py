@@ -8,10 +8,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from support.federations import NOW, signer, site, tree
 
 from client import enrol
 from server import provision, rotation
+from server.authority import signed
 from server.federation import load, opened
 from server.rotation import Amendment
 from shared import files
@@ -47,6 +49,19 @@ def test_a_new_ca_comes_beside_the_old_and_the_next_server_certificate_drops_it(
     assert len(rotation.rotate_server(three, now=NOW).kits) == 3
     assert authorities(3) == 1
     assert old not in b"".join(content for _, content in tree(three).values())
+
+
+def test_the_servers_own_parts_trust_the_ca_of_the_certificate_that_it_shows(three: Path) -> None:
+    def holds() -> bool:
+        shown, trusted = ((three / "server" / name).read_bytes() for name in ("server.crt", "ca.crt"))
+        return signed(x509.load_pem_x509_certificate(shown), x509.load_pem_x509_certificate(trusted))
+
+    assert holds()
+    rotation.rotate_ca(three, now=NOW)
+    assert holds()
+    rotation.rotate_server(three, now=NOW)
+    assert holds()
+    assert (three / "server" / "ca.crt").read_bytes() == (three / "ca" / "ca.crt").read_bytes()
 
 
 def test_the_old_signing_key_vouches_for_the_new_one_and_is_gone(three: Path) -> None:
