@@ -1,0 +1,32 @@
+"""Clinical text: what the chart says, as tokens, made and used at the site and nowhere else.
+
+A provider turns a chart, the target and the available modalities into six tokens (`PIECES`). The table names them.
+"""
+
+from collections.abc import Callable, Mapping
+
+from shared.clinical.builtin import WIDTH, Builtin
+from shared.clinical.chart import FIELDS, PIECES, Chart, chart_of, unfit
+from shared.clinical.encoder import Encoder, Unset
+from shared.clinical.labels import LabelEmbedding, NoText
+from shared.clinical.settings import TextSettings
+from shared.errors import ConfigError
+
+__all__ = [
+    "ENCODERS", "FIELDS", "OWN", "PIECES", "WIDTH", "Chart", "Encoder", "TextSettings", "Unset", "chart_of",
+    "make_encoder", "unfit",
+]  # fmt: skip
+
+
+ENCODERS: Mapping[str, Callable[[int, TextSettings], Encoder]] = {
+    "builtin": lambda width, _: Builtin(width),
+    "label_embedding": lambda width, _: LabelEmbedding(width),
+    "none": lambda width, _: NoText(width),
+}
+OWN = ("hf_dir", "openai_compatible")  # the site's own: a method's build() puts Unset, and `attach` the encoder
+
+
+def make_encoder(kind: str, width: int, settings: TextSettings | None = None) -> Encoder:
+    if kind not in ENCODERS:
+        raise ConfigError(f"text={kind}: must be one of {', '.join(ENCODERS)}")
+    return ENCODERS[kind](width, settings or TextSettings())
