@@ -1,0 +1,76 @@
+# The server's image: SuperLink, executor, MLflow and the coordinator's own verbs. Built from the root of the repository:
+#
+#   docker build -f deploy/server.Dockerfile -t lacuna-server .        (deploy/images.sh builds all four)
+#
+#   BASE    a Debian with Python 3.11
+#   TORCH   the server only adds up, so it needs no CUDA
+#   --build-context wheels=FOLDER    wheels that are at hand already, such as torch's
+#   --secret id=pip_conf, id=ca_bundle    where the index has a certificate of its own; nothing of them stays in the image
+ARG BASE=python:3.11-slim-bookworm
+ARG TORCH=2.13.0+cpu
+
+FROM scratch AS wheels
+
+# --- the same lines in both images, so that one build serves the other: what they need, before what they are ---------
+FROM ${BASE} AS base
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONSAFEPATH=1
+
+# Only the list of packages, so that no other line of pyproject.toml makes the next stage anew.
+FROM base AS wanted
+WORKDIR /wanted
+COPY pyproject.toml .
+RUN python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    print(*project['dependencies'], sep='\n')" >requirements.txt
+
+FROM base AS dependencies
+ARG TORCH
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+RUN python3 -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+RUN --mount=type=bind,from=wheels,target=/opt/wheels \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca_bundle,target=/run/secrets/ca_bundle \
+    pip install --find-links /opt/wheels "torch==${TORCH}"
+COPY --from=wanted /wanted/requirements.txt /opt/requirements.txt
+COPY constraints.txt /opt/constraints.txt
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca_bundle,target=/run/secrets/ca_bundle \
+    pip install --constraint /opt/constraints.txt --requirement /opt/requirements.txt
+
+FROM base AS wheel
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca_bundle,target=/run/secrets/ca_bundle \
+    python3 -m venv /opt/build && /opt/build/bin/pip install hatchling==1.33.0
+WORKDIR /src
+COPY . .
+RUN /opt/build/bin/pip wheel --no-build-isolation --no-deps --no-cache-dir --wheel-dir /wheel .
+# --- end of what is the same -----------------------------------------------------------------------------------------
+
+FROM dependencies AS server
+# MLflow's way to PostgreSQL.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca_bundle,target=/run/secrets/ca_bundle \
+    pip install --constraint /opt/constraints.txt psycopg2-binary
+# Any uid may run it (LACUNA_USER owns the keys); a volume takes the mode of the folder that it is laid over.
+RUN useradd --uid 10001 --no-create-home --home-dir /srv --shell /usr/sbin/nologin lacuna \
+    && install -d -m 1777 /srv /srv/superlink /srv/executor /srv/runs /srv/artifacts
+ENV FLWR_TELEMETRY_ENABLED=0 \
+    FLWR_DISABLE_UPDATE_CHECK=1 \
+    FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    DO_NOT_TRACK=true \
+    HOME=/tmp \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
+    pip install --no-cache-dir --no-deps --no-index /wheel/*.whl
+USER 10001:10001
+WORKDIR /srv
+ENTRYPOINT ["lacuna"]
+CMD ["--help"]
