@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from client import enrol_cli
+from client import enrol_cli, node_cli
 from shared.errors import ConfigError, DataError, LacunaError, PlanRefused
 
 app = typer.Typer(
@@ -499,6 +499,7 @@ def budget(
 audits = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Look for what should not be there.")
 app.add_typer(audits, name="audit")
 app.add_typer(enrol_cli.app)
+app.add_typer(node_cli.app)
 
 
 @audits.command("privacy")

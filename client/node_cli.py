@@ -1,0 +1,66 @@
+"""`lacuna-site run | status | logs`: the site's node. Thin: each verb calls one function elsewhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+State = Annotated[Path, typer.Option(help="This site's private disk, of `init` and `join`.", show_default=False)]
+Cohorts = Annotated[
+    list[Path] | None,
+    typer.Option(help="A prepared cohort; repeat it. Default: those in STATE/site.toml.", show_default=False),
+]
+
+
+@app.command()
+def run(
+    state: State,
+    cohort: Cohorts = None,
+    device: Annotated[str | None, typer.Option(help="auto | cpu | cuda", show_default="STATE/site.toml")] = None,
+    give_up: Annotated[
+        float | None,
+        typer.Option(min=1, help="End with exit code 5 after so many seconds without contact; default: never."),
+    ] = None,
+) -> None:
+    """Take part: keep this site's node connected until it is told to stop (SIGTERM, Ctrl-C).
+
+    For a host without Docker (Slurm, Apptainer), and what runs inside the site's container. It only calls out, to the
+    server that the kit names, and runs nothing but the Lacuna that is installed here: a run that brings code is
+    refused. A lost network, a server that is down, a worker that was killed are waited out and said in one line each;
+    `lacuna-site status` shows the last. What the site allows is in STATE/site.toml, [policy].
+    """
+    from client import node, settings
+
+    given = {"cohorts": None if cohort is None else tuple(str(c.absolute()) for c in cohort), "device": device}
+    node.run(state, settings.load(state).having(given), give_up=give_up)
+
+
+@app.command()
+def status(
+    state: State,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing; for a container's health check.")] = False,
+) -> None:
+    """What the site's node is doing, in a container or not. Exit code 0 when it works or waits for work, else 5."""
+    from client.node_status import status as look
+    from shared.errors import RunFailed
+
+    found = look(state)
+    if not quiet:
+        typer.echo(found.said + (f"; {found.restarts} restarts" if found.restarts else ""))
+    if not found.healthy:
+        raise typer.Exit(RunFailed.exit_code)
+
+
+@app.command()
+def logs(
+    state: State,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="From the end.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come, until Ctrl-C.")] = False,
+) -> None:
+    """The lines of the site's node, in a container or not: STATE/node/site.log. They stay here."""
+    from client.node_log import tail
+
+    for line in tail(state, lines, follow=follow):
+        typer.echo(line)
