@@ -73,6 +73,6 @@ USER 10001:10001
 WORKDIR /state
 VOLUME /state
 HEALTHCHECK --interval=30s --timeout=10s --retries=3 --start-period=90s \
-    CMD ["python", "-P", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9094/health', timeout=5)"]
+    CMD ["lacuna-site", "status", "--state", "/state", "--quiet"]
 ENTRYPOINT ["lacuna-site"]
 CMD ["--help"]

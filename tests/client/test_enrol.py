@@ -1,14 +1,12 @@
 """The site's half: a key that never leaves, a request that says nothing else, a kit that is installed whole or not."""
 
 import json
-import shlex
 import stat
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import yaml
-from flwr.common.config import parse_config_args
 from support.federations import NOW, enter, make, signer, site, tree
 
 from client import enrol
@@ -295,24 +293,22 @@ def test_a_kill_anywhere_leaves_the_old_kit_or_the_new_one(
 
 
 @pytest.mark.parametrize("address", ["fl.example.org:443", "10.0.0.7:8443", "[2001:db8::1]:443"])
-def test_the_compose_file_is_whole_and_says_what_flower_needs(address: str) -> None:
+def test_the_compose_file_is_whole_and_starts_the_sites_own_node(address: str) -> None:
     written = kit.site_files("St.Mary-1", "strokes", Address.parse(address, "address"))
     assert kit.read_address(written["addresses.json"], "kit") == Address.parse(address, "address")
     service = yaml.safe_load(written["compose.yaml"])["services"]["site"]
-    flags = dict(flag.removeprefix("--").split("=", 1) for flag in service["command"])
-    assert flags["superlink"] == address
-    assert flags["root-certificates"] == "/state/federation/ca.crt"
-    assert flags["auth-supernode-private-key"] == "/state/enrolment/site.key"
-    config = parse_config_args([flags["node-config"].replace("${LACUNA_POLICY:-}", "epsilon=8.0")])
-    assert config == {"site": "St.Mary-1", "cohort": "/cohort", "state": "/state", "epsilon": 8.0}
+    assert address in written["compose.yaml"].decode()
+    assert (service["entrypoint"], service["command"]) == (
+        ["lacuna-site"],
+        ["run", "--state", "/state", "--cohort", "/cohort"],
+    )
     assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
     assert "ports" not in service
-    assert not any("insecure" in word for word in map(str, service["command"]))
     assert service["environment"]["FLWR_TELEMETRY_ENABLED"] == "0"
     mounts = {volume["target"]: volume.get("read_only", False) for volume in service["volumes"]}
     assert mounts == {"/state": False, "/state/enrolment": True, "/state/federation": True, "/cohort": True}
     assert "@" not in written["compose.yaml"].decode().replace("@example", "")
-    assert shlex.split(service["healthcheck"]["test"][-1])
+    assert service["healthcheck"]["test"] == ["CMD", "lacuna-site", "status", "--state", "/state", "--quiet"]
     assert list(yaml.safe_load(written["gpu.yaml"])["services"]) == ["site"]
 
 

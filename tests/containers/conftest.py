@@ -1,0 +1,60 @@
+"""`make test-containers`: one engine, one set of images and one deployed federation for all of them."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from containers.deployed import Deployed
+from containers.engine import Engine, NoEngine, build, engine
+from containers.lookups import Lookups, recorded
+
+if os.environ.get("LACUNA_CONTAINERS") != "1":
+    collect_ignore_glob = ["test_*.py"]  # the ordinary suite starts no engine
+
+ORDER = ("test_images", "test_training", "test_reach", "test_lookups", "test_faults")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The parts that need the least first; what breaks things last."""
+    items.sort(key=lambda item: next((i for i, name in enumerate(ORDER) if name in str(item.path)), -1))
+
+
+@pytest.fixture(scope="session")
+def docker() -> Iterator[Engine]:
+    try:
+        with engine() as found:
+            build(found)
+            yield found
+    except NoEngine as none:
+        pytest.skip(f"SKIPPED, no containers here: {none}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    deployed: Deployed
+    lookups: Lookups
+
+
+@pytest.fixture(scope="session")
+def scene(docker: Engine) -> Iterator[Scene]:
+    folder = Path(tempfile.mkdtemp(prefix="lacuna-containers-", dir="/var/tmp"))
+    folder.chmod(0o755)  # the containers' user must come through
+    deployed = Deployed(engine=docker, folder=folder)
+    deployed.down()  # what a killed run left behind
+    try:
+        with recorded(docker, folder / "lookups") as lookups:
+            deployed.make()
+            deployed.up()
+            yield Scene(deployed=deployed, lookups=lookups)
+    finally:
+        deployed.down()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def deployed(scene: Scene) -> Deployed:
+    return scene.deployed

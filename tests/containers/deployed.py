@@ -1,0 +1,219 @@
+"""A whole federation in containers: the server's stack, and three sites that reach nothing but its proxy.
+
+Everything is made as the runbook says it: federation and sites by their own verbs, the server by its compose file, each
+site by the compose file of its kit. What the tests add is three networks without a way out, one for each site.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from containers.engine import ROOT, Engine
+from support.worlds import write_world
+
+PROJECT, PROXY, PORT = "lacuna-test", "proxy.test", 8443
+USER = "10001:10001"
+MODALITIES = ("T1", "T2", "FLAIR")
+SITES = {
+    "north": [("T1", "T2")] * 5 + [("T1",)],
+    "east": [("T1", "FLAIR")] * 5,
+    "south": [("T1", "T2", "FLAIR")] * 5,
+}
+SERVICES = ("superlink", "executor", "mlflow", "postgres", "proxy")
+PLAN = ("size=tiny", f"method.modalities=[{','.join(MODALITIES)}]", "seed=11")
+ISOLATED = """
+services: {{site: {{networks: [alone]}}}}
+networks: {{alone: {{name: {network}, external: true}}}}
+"""
+RUNS_ON = """
+volumes: {{runs: {{driver: local, driver_opts: {{type: none, o: bind, device: {device}}}}}}}
+"""
+
+
+@dataclass(kw_only=True)
+class Deployed:
+    engine: Engine
+    folder: Path
+    started: dict[str, float] = field(default_factory=dict)  # seconds from start to healthy, by container
+    recorders: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+
+    # --- made
+
+    def make(self) -> None:
+        """World, federation, kits: on the host's disk, by the verbs."""
+        write_world(self.world, SITES, edge=32)
+        modalities = [word for name in MODALITIES for word in ("--modality", name)]
+        self.verb(
+            "server.cli", "federation", "init", "federation", "--name", "strokes", "--address", f"{PROXY}:{PORT}",
+            *modalities, "--method", "amm_diff",
+        )  # fmt: skip
+        for site in SITES:
+            self.verb("client.cli", "init", site, "--site", site)
+            request = self.folder / site / "enrolment" / f"{site}.request.json"
+            self.verb("server.cli", "federation", "admit", str(request))
+            kit = self.folder / "federation" / "kits" / f"{site}.kit"
+            self.verb("client.cli", "join", str(kit), "--state", site, "--fingerprint", self._signer())
+        self.runs.mkdir()
+        owned = ("federation", *SITES, "runs")
+        subprocess.run(["chown", "-R", USER, *[self.folder / name for name in owned]], check=True)
+        subprocess.run(["chmod", "-R", "a+rX", self.world], check=True)
+
+    def verb(self, module: str, *words: str) -> str:
+        """A verb of this checkout on the host, at the coordinator's or a site's own desk."""
+        command = [sys.executable, "-P", "-m", module, *words]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, f"{words}: {done.stdout} {done.stderr}"
+        return done.stdout
+
+    def _signer(self) -> str:
+        from shared.keys import fingerprint, read_public_key
+
+        return fingerprint(read_public_key(self.folder / "federation" / "signing" / "signing.key.pub"))
+
+    # --- up and down
+
+    def up(self) -> None:
+        self.compose("up", "-d", "--wait", "--wait-timeout", "300")
+        self.coordinator("lacuna", "federation", "sync", "--superlink", "superlink:8000")
+        for site in SITES:
+            self.engine.docker("network", "create", "--internal", self.network(site))
+            self.plug_in(site)
+        for site in SITES:
+            self.site_compose(site, "up", "-d")
+        for site in SITES:
+            self.wait_healthy(self.site(site))
+
+    def down(self) -> None:
+        """By their labels, so that what a killed run left behind goes too."""
+        for kind, listing, removal in (
+            ("container", ("ps", "-aq"), ("rm", "-f", "-v")),
+            ("network", ("network", "ls", "-q"), ("network", "rm")),
+            ("volume", ("volume", "ls", "-q"), ("volume", "rm", "-f")),
+        ):
+            for project in (PROJECT, *(f"{PROJECT}-{site}" for site in SITES)):
+                label = f"label=com.docker.compose.project={project}"
+                found = self.engine.docker(*listing, "--filter", label).split()
+                if found:
+                    self.engine.docker(*removal, *found, check=kind != "network")
+        for site in SITES:
+            self.engine.docker("network", "rm", self.network(site), check=False)
+
+    def compose(self, *words: str, check: bool = True, timeout: float = 600) -> str:
+        more = self.folder / "runs.yaml"
+        more.write_text(RUNS_ON.format(device=self.runs))
+        files = ("-f", str(ROOT / "deploy" / "server.compose.yaml"), "-f", str(more))
+        return self.engine.docker("compose", *files, *words, check=check, timeout=timeout, **self.settings())
+
+    def settings(self) -> Mapping[str, str]:
+        return {
+            "LACUNA_SERVER_PROJECT": PROJECT,
+            "LACUNA_USER": USER,
+            "LACUNA_FEDERATION": str(self.folder / "federation"),
+            "LACUNA_POSTGRES_PASSWORD": "a-word-for-the-test",
+            "LACUNA_PORT": "127.0.0.1:0",
+            "LACUNA_SERVER_IMAGE": self.engine.image("server"),
+            "LACUNA_PROXY_IMAGE": self.engine.image("proxy"),
+            "LACUNA_POSTGRES_IMAGE": self.engine.image("postgres"),
+        }
+
+    def site_compose(self, site: str, *words: str, check: bool = True) -> str:
+        kit = self.folder / site / "federation" / "compose.yaml"
+        alone = self.folder / f"{site}.yaml"
+        alone.write_text(ISOLATED.format(network=self.network(site)))
+        return self.engine.docker(
+            "compose", "-f", str(kit), "-f", str(alone), *words, check=check,
+            LACUNA_PROJECT=f"{PROJECT}-{site}",
+            LACUNA_IMAGE=self.engine.image("client"),
+            LACUNA_STATE=str(self.folder / site),
+            LACUNA_COHORT=str(self.world / "sites" / site),
+            LACUNA_USER=USER,
+        )  # fmt: skip
+
+    def coordinator_command(self, *words: str) -> list[str]:
+        files = ["-f", str(ROOT / "deploy" / "server.compose.yaml"), "-f", str(self.folder / "runs.yaml")]
+        return ["docker", "compose", *files, "run", "--rm", "-T", "coordinator", *words]
+
+    def coordinator(self, *words: str, timeout: float = 600) -> str:
+        return self.compose("run", "--rm", "-T", "coordinator", *words, timeout=timeout)
+
+    def plug_in(self, site: str) -> None:
+        self.engine.docker("network", "connect", "--alias", PROXY, self.network(site), self.container("proxy"))
+
+    # --- names
+
+    @property
+    def world(self) -> Path:
+        return self.folder / "world"
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    def network(self, site: str) -> str:
+        return f"{PROJECT}-only-{site}"
+
+    def container(self, service: str) -> str:
+        return f"{PROJECT}-{service}-1"
+
+    def site(self, site: str) -> str:
+        return f"{PROJECT}-{site}-site-1"
+
+    # --- seen
+
+    def health(self, container: str) -> str:
+        return self.engine.docker("inspect", "--format", "{{.State.Health.Status}}", container)
+
+    def wait_healthy(self, container: str, timeout: float = 240) -> float:
+        return wait(lambda: self.health(container) == "healthy", timeout, f"{container} is healthy")
+
+    def processes(self, container: str) -> dict[int, str]:
+        """Command lines by the host's process ids."""
+        listed = self.engine.docker("top", container, "-eo", "pid,args").splitlines()[1:]
+        return {int(line.split(None, 1)[0]): line.split(None, 1)[1] for line in listed}
+
+    def find(self, container: str, *words: str) -> list[int]:
+        """Processes whose command line has all of these words."""
+        found = self.processes(container)
+        return [pid for pid, command in found.items() if all(word in command for word in words)]
+
+    def rounds(self, run: str) -> list[dict[str, object]]:
+        """What the run has written of its rounds; a line that is being written is left out."""
+        path = self.runs / run / "rounds.jsonl"
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def logs(self, container: str, lines: int = 40) -> str:
+        done = subprocess.run(
+            ["docker", "logs", "--tail", str(lines), container],
+            env=self.engine.environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.stdout + done.stderr
+
+    def everything(self) -> str:
+        """For a failure: the last lines of every container."""
+        names = [self.container(service) for service in SERVICES] + [self.site(site) for site in SITES]
+        return "\n".join(f"--- {name}\n{self.logs(name)}" for name in names)
+
+
+def wait(happened: Callable[[], bool], timeout: float, what: str) -> float:
+    """Seconds that it took."""
+    began = time.monotonic()
+    while not happened():
+        assert time.monotonic() < began + timeout, f"{what}: not in {timeout:.0f} s"
+        time.sleep(0.3)
+    return time.monotonic() - began
+
+
+def ok(round: Mapping[str, object]) -> Sequence[str]:
+    """The sites whose updates a round took in."""
+    sites = round["sites"]
+    assert isinstance(sites, dict)
+    return sorted(site for site, facts in sites.items() if facts["status"] == "ok")
