@@ -1,13 +1,13 @@
 """`lacuna`: the coordinator's and the researcher's command. Thin: every verb calls one function elsewhere."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from server import federation_cli
+from server import federation_cli, train_cli
 from shared.errors import ConfigError, LacunaError, RunFailed
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ def phantom(
     family: Annotated[str, typer.Option(help="glioma | dementia | vessels")] = "glioma",
     sites: Annotated[int, typer.Option(min=1, max=999, help="How many hospitals.")] = 3,
     subjects: Annotated[int, typer.Option(min=1, help="Training subjects per site.")] = 12,
+    subjects_at: Annotated[
+        list[str] | None, typer.Option(help="Another number at a site, as `site-c=8`; repeat it.", show_default=False)
+    ] = None,
     heldout: Annotated[int, typer.Option(min=0, help="Complete test subjects per site, never trained on.")] = 4,
     coordinator: Annotated[int, typer.Option(min=0, help="Complete subjects of the coordinator's own.")] = 3,
     missing: Annotated[
@@ -81,6 +84,7 @@ def phantom(
         {
             "family": family,
             "subjects": subjects,
+            "counts": _counts(subjects_at, names, subjects),
             "heldout": heldout,
             "coordinator": coordinator,
             "sites": names,
@@ -350,6 +354,7 @@ def report(
 audits = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Look for what should not be there.")
 app.add_typer(audits, name="audit")
 app.add_typer(federation_cli.app, name="federation")
+app.add_typer(train_cli.app)
 
 
 @audits.command("privacy")
@@ -368,6 +373,19 @@ def audit_privacy(
 
     carry_out = importlib.import_module(AUDIT).audit_privacy
     carry_out(repeat=repeat, as_json=as_json, bar=lambda title: progress.bar(title, 0))
+
+
+def _counts(said: Sequence[str] | None, sites: Sequence[str], usual: int) -> tuple[int, ...]:
+    """`site-c=8` to a number for every site."""
+    if not said:
+        return ()
+    counts = dict.fromkeys(sites, usual)
+    for entry in said:
+        site, _, number = entry.partition("=")
+        if site not in counts or not number.isdecimal():
+            raise ConfigError(f"--subjects-at {entry}: must be SITE=NUMBER, with one of {', '.join(sites)}")
+        counts[site] = int(number)
+    return tuple(counts.values())
 
 
 def _missing(given: list[str] | None, sites: tuple[str, ...], family: "Family") -> tuple[tuple[str, ...], ...]:

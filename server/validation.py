@@ -13,6 +13,7 @@ from shared.data.cohort import Cohort, cache_folder
 from shared.data.slices import Slices
 from shared.diffusion.samplers import Sampler
 from shared.methods import Method
+from shared.model import ReadsChart
 from shared.records import Batch
 from shared.training import ALL_THREADS, find_device, threads
 from shared.vocabulary import Modality, Weights
@@ -61,9 +62,20 @@ class Validator:
         generator = torch.Generator(device=self._device).manual_seed(0)
         for rows in torch.split(torch.nonzero(usable_B).flatten(), BATCH):
             images, shown = self._batch.images_BMHW[rows].to(self._device), shown_BM[rows].to(self._device)
-            made = self._method.synthesize(self._net, images, shown, Sampler(kind="mean"), generator)
+            made = self._synthesize(images, shown, rows.tolist(), generator, target)
             out[rows] = middle(made)[:, target].float().cpu()
         return out
+
+    def _synthesize(
+        self, images: torch.Tensor, shown: torch.Tensor, rows: list[int], generator: torch.Generator, target: int
+    ) -> torch.Tensor:
+        sampler = Sampler(kind="mean")
+        if not isinstance(self._method, ReadsChart):
+            return self._method.synthesize(self._net, images, shown, sampler, generator)
+        return self._method.synthesize(
+            self._net, images, shown, sampler, generator,
+            clinical=[self._batch.clinical[row] for row in rows], wanted=[self._method.modalities[target]],
+        )  # fmt: skip
 
     @property
     def _middle(self) -> torch.Tensor:

@@ -201,7 +201,7 @@ def _one(way: Way, fill_all: Filler, shown: Shown, question: Question, number: i
     shown_M = torch.tensor([m in shown for m in way.modalities])
     visible_MDHW = torch.where(shown_M[:, None, None, None], stack.images_MDHW[row], torch.nan)
     began = time.monotonic()
-    made_MDHW = fill_all(visible_MDHW, shown_M, ("vessels", subject.site, subject.number))
+    made_MDHW = fill_all(visible_MDHW, shown_M, ("vessels", subject.site, subject.number), stack.clinical)
     seconds = time.monotonic() - began
     made_DHW = made_MDHW[way.modalities.index(question.target)]
     truth_DHW = stack.images_MDHW[question.modalities.index(question.target)]
@@ -248,7 +248,7 @@ def _labelled(subject: Subject, stack: Stack, number: int) -> Mask | None:
 
 def _truth(question: Question) -> Filler:
     """Shown the target, it gives the target."""
-    return lambda images_MDHW, shown_M, keys: images_MDHW
+    return lambda images_MDHW, shown_M, keys, clinical: images_MDHW
 
 
 def _floors(trained: Mapping[SiteName, Cohort], modalities: Shown, subsets: tuple[Shown, ...]) -> list[Way]:

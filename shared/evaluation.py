@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from shared.data.bids import Clinical
 from shared.data.cohort import Cohort
 from shared.data.missing import all_patterns
 from shared.data.slices import Slices, Stack
@@ -23,7 +24,8 @@ from shared.metrics import METRICS
 from shared.model import Model, Progress, fill
 from shared.vocabulary import Modality, SiteName
 
-Filler: TypeAlias = Callable[[Tensor, Tensor, tuple[str | int, ...]], Tensor]  # (images_MDHW, shown_M, keys) -> MDHW
+Keys: TypeAlias = tuple[str | int, ...]
+Filler: TypeAlias = Callable[[Tensor, Tensor, Keys, Clinical], Tensor]  # (images_MDHW, shown_M, keys, chart) -> MDHW
 Never: TypeAlias = Mapping[SiteName, tuple[Modality, ...]]  # what no training subject of a site has
 
 MEAN, RIDGE, ALONE = "mean image", "patch ridge", "alone"
@@ -80,11 +82,12 @@ class Difference:
 def filler(model: Model, *, sampler: Sampler, seed: int, device: torch.device) -> Filler:
     """The Monte-Carlo mean of a trained model."""
 
-    def fill_all(images_MDHW: Tensor, shown_M: Tensor, keys: tuple[str | int, ...]) -> Tensor:
+    def fill_all(images_MDHW: Tensor, shown_M: Tensor, keys: Keys, clinical: Clinical) -> Tensor:
         every = range(images_MDHW.shape[1])
         return fill(
-            model, images_MDHW, shown_M, slices=every, sampler=sampler, keys=(seed, *keys), device=device
-        ).mean_MDHW
+            model, images_MDHW, shown_M, slices=every, sampler=sampler, keys=(seed, *keys), device=device,
+            clinical=clinical,
+        ).mean_MDHW  # fmt: skip
 
     return fill_all
 
@@ -113,7 +116,7 @@ def floors(cohorts: Sequence[Cohort], modalities: Sequence[Modality]) -> dict[st
 
 
 def _floor(net: nn.Module) -> Filler:
-    def fill_all(images_MDHW: Tensor, shown_M: Tensor, keys: tuple[str | int, ...]) -> Tensor:
+    def fill_all(images_MDHW: Tensor, shown_M: Tensor, keys: Keys, clinical: Clinical) -> Tensor:
         images_DMHW = images_MDHW.transpose(0, 1)
         with torch.no_grad():
             made: Tensor = net(images_DMHW, shown_M.expand(len(images_DMHW), -1))
@@ -140,11 +143,13 @@ def evaluate(
     alone: Mapping[SiteName, Filler] | None = None,
     every: int = 1,
     reconstruct: bool = False,
+    whole: bool = False,
     split: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Score, ...]:
     """`targets`: what the models make, by default all. `every`: one brain slice in so many is used; models of slabs
-    need all of them. `reconstruct`: shown modalities are scored too.
+    need all of them. `reconstruct`: shown modalities are scored too. `whole`: models are given whole volumes, as those
+    that see a subject at once need, and scored on the same slices.
     """
     alone = alone or {}
     slices = {site: Slices(cohort, modalities, split=split) for site, cohort in heldout.items()}
@@ -157,7 +162,7 @@ def evaluate(
         brain = slices[site].subjects[number].brain_slices
         chosen = list(brain[min(every // 2, len(brain) - 1) :: every])
         compared = {**models, **({ALONE: alone[site]} if site in alone else {})}
-        scores += _subject(compared, site, number, stack, chosen, modalities, targets or modalities, reconstruct)
+        scores += _subject(compared, site, number, stack, chosen, modalities, targets or modalities, reconstruct, whole)
         if progress is not None:
             progress(done + 1, len(subjects))
     return tuple(scores)
@@ -172,7 +177,9 @@ def _subject(
     modalities: Sequence[Modality],
     made: Sequence[Modality],
     reconstruct: bool,
+    whole: bool,
 ) -> Iterable[Score]:
+    given_MDHW = stack.images_MDHW if whole else stack.images_MDHW[:, chosen]
     images_MDHW = stack.images_MDHW[:, chosen]
     regions = {"brain": stack.brain_DHW[chosen]}
     if stack.lesion_DHW is not None:
@@ -183,9 +190,12 @@ def _subject(
         if not targets:
             continue
         shown_M = torch.tensor([m in shown for m in modalities])
-        visible_MDHW = torch.where(shown_M[:, None, None, None], images_MDHW, torch.nan)  # a peek would not go unseen
+        visible_MDHW = torch.where(shown_M[:, None, None, None], given_MDHW, torch.nan)  # a peek would not go unseen
         for model, fill_all in models.items():
-            made_MDHW = fill_all(visible_MDHW, shown_M, ("evaluate", site, number, "+".join(shown)))
+            keys = ("evaluate", site, number, "+".join(shown))
+            made_MDHW = fill_all(visible_MDHW, shown_M, keys, stack.clinical)
+            if whole:
+                made_MDHW = made_MDHW[:, chosen]
             for target in targets:
                 row = list(modalities).index(target)
                 for region, mask_DHW in regions.items():

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from shared.data.bids import Clinical
 from shared.data.volumes import Grid
 from shared.diffusion.operators import Measured, clean, none
 from shared.diffusion.samplers import Sampler
@@ -48,6 +49,35 @@ class Restores(Protocol):
         silent: Collection[int] = (),
     ) -> Tensor:
         """All modalities in [0, 1], of the shape and on the device of `like_BMHW`; `silent` ones take no part."""
+
+
+@runtime_checkable
+class ReadsChart(Protocol):
+    """A method that hears what is known of a subject beside its images, and makes each modality by itself."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of the chart that it hears, where they are known."""
+
+    def synthesize(
+        self,
+        net: nn.Module,
+        images_BMHW: Tensor,
+        shown_BM: Tensor,
+        sampler: Sampler,
+        generator: Noise,
+        *,
+        clinical: Sequence[Clinical] = (),
+        wanted: Collection[Modality] | None = None,
+    ) -> Tensor:
+        """`clinical`: one record for each sample, or none at all; `wanted`: what to make, by default all."""
+
+
+class Told(NamedTuple):
+    """What a method that reads the chart is told of a subject; others are not."""
+
+    clinical: Clinical
+    wanted: Collection[Modality] | None
 
 
 class Pass(NamedTuple):
@@ -154,18 +184,23 @@ def fill(
     measured: Mapping[Modality, Scanned] | None = None,
     at_once: int | None = None,
     kept: Kept | None = None,
+    clinical: Clinical | None = None,
+    wanted: Collection[Modality] | None = None,
     progress: Progress | None = None,
 ) -> Filled:
     """Monte-Carlo mean and spread of every modality, the shown ones too (raw reconstructions).
 
-    `measured`: raw data of modalities that are not shown, one entry per slice of the stack.
+    `measured`: raw data of modalities that are not shown, one entry per slice of the stack. `clinical` and `wanted`
+    are for methods that read the chart: what it says, and what to make.
     """
     if measured and not isinstance(model.method, Restores):
         raise DataError(f"model {model.name}: works from images only; raw data of {', '.join(measured)} need any2all")
-    net = model.net.to(device)
+    net, told = model.net.to(device), Told(clinical or {}, wanted)
     shown_MDHW = torch.where(shown_M[:, None, None, None], images_MDHW, 0.0)
     if model.method.slab > 1:
-        return _fill_by_windows(model, net, shown_MDHW, shown_M, slices, sampler, keys, device, at_once, kept, progress)
+        return _fill_by_windows(
+            model, net, shown_MDHW, shown_M, told, slices, sampler, keys, device, at_once, kept, progress
+        )
     mean_MDHW = torch.zeros(images_MDHW.shape, dtype=torch.float32)
     sd_MDHW = torch.zeros_like(mean_MDHW) if sampler.samples > 1 else None
     todo: list[int] = []
@@ -182,8 +217,8 @@ def fill(
         chosen = todo[done : done + size]
         try:
             raw = {m: known.at(chosen).to(device) for m, known in (measured or {}).items()}
-            mean_BMHW, sd_BMHW = _sampled(model, net, shown_MDHW[:, chosen].transpose(0, 1), shown_M, raw, chosen,
-                                          sampler, keys, device)  # fmt: skip
+            mean_BMHW, sd_BMHW = _sampled(model, net, shown_MDHW[:, chosen].transpose(0, 1), shown_M, raw, told,
+                                          chosen, sampler, keys, device)  # fmt: skip
         except torch.OutOfMemoryError:
             if size == 1:
                 raise DataError(f"grid {model.grid.name}: one slice does not fit into the memory of {device}") from None
@@ -205,6 +240,7 @@ def _fill_by_windows(
     net: nn.Module,
     shown_MDHW: Tensor,
     shown_M: Tensor,
+    told: Told,
     slices: Sequence[int],
     sampler: Sampler,
     keys: tuple[str | int, ...],
@@ -230,7 +266,7 @@ def _fill_by_windows(
         chosen = list(range(done, min(done + size, len(windows))))
         images = torch.stack([cut(shown_MDHW, windows[w], size_DHW) for w in chosen])
         try:
-            made = _sampled(model, net, images, shown_M, {}, chosen, sampler, keys, device)
+            made = _sampled(model, net, images, shown_M, {}, told, chosen, sampler, keys, device)
         except torch.OutOfMemoryError:
             if size == 1:
                 raise DataError(f"grid {model.grid.name}: one slab does not fit into the memory of {device}") from None
@@ -277,6 +313,7 @@ def _sampled(
     images_BMHW: Tensor,
     shown_M: Tensor,
     raw: Mapping[Modality, Measured],
+    told: Told,
     slices: Sequence[int],
     sampler: Sampler,
     keys: tuple[str | int, ...],
@@ -289,7 +326,7 @@ def _sampled(
     squares = torch.zeros_like(mean)
     for k in range(sampler.samples):
         with torch.no_grad():
-            made_BMHW = _sample(model, net, images_BMHW, shown_BM, raw, sampler, keys, slices, k).double()
+            made_BMHW = _sample(model, net, images_BMHW, shown_BM, raw, told, sampler, keys, slices, k).double()
         from_mean = made_BMHW - mean
         mean += from_mean / (k + 1)
         squares += from_mean * (made_BMHW - mean)
@@ -303,6 +340,7 @@ def _sample(
     images_BMHW: Tensor,
     shown_BM: Tensor,
     raw: Mapping[Modality, Measured],
+    told: Told,
     sampler: Sampler,
     keys: tuple[str | int, ...],
     slices: Sequence[int],
@@ -310,6 +348,12 @@ def _sample(
 ) -> Tensor:
     """Sample k of every slice."""
     device = images_BMHW.device
+    if isinstance(model.method, ReadsChart):
+        noise = [generator(device, *keys, z, k) for z in slices]
+        return model.method.synthesize(
+            net, images_BMHW, shown_BM, sampler, noise,
+            clinical=[told.clinical] * len(images_BMHW), wanted=told.wanted,
+        )  # fmt: skip
     if not isinstance(model.method, Restores) or not (raw or shown_BM.any()):
         noise = [generator(device, *keys, z, k) for z in slices]
         return model.method.synthesize(net, images_BMHW, shown_BM, sampler, noise)

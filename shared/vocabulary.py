@@ -25,6 +25,8 @@ Weights: TypeAlias = Mapping[str, Tensor]  # a state dict: parameters and agreed
 Owner: TypeAlias = str  # what part of the data a tensor, or a slice of one, belongs to
 SHARED: Owner = "shared"  # every site that trains at all
 LOCAL: Owner = "local"  # never leaves the site, never averaged
+TOGETHER: Owner = "together"  # what several shown modalities train together
+CHART: Owner = "chart"  # what a prompt trains
 
 
 def source(modality: Modality) -> Owner:
@@ -40,3 +42,8 @@ def target(modality: Modality) -> Owner:
 def beside(modality: Modality) -> Owner:
     """Owner of what only a modality trains that is shown *together with another*: its part in a choice among them."""
     return f"beside:{modality}"
+
+
+def alone(modality: Modality) -> Owner:
+    """Owner of what only a modality trains that is shown *without any other*."""
+    return f"alone:{modality}"

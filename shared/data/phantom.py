@@ -59,6 +59,7 @@ Progress = Callable[[int, int], None]  # (subjects done, subjects in all)
 class PhantomOptions:
     family: Family = "glioma"
     subjects: int = 12  # per site
+    counts: tuple[int, ...] = ()  # by site, where they are not all the same
     heldout: int = 4  # per site
     coordinator: int = 3
     sites: tuple[SiteName, ...] = ("site-a", "site-b", "site-c")
@@ -72,6 +73,10 @@ class PhantomOptions:
     def __post_init__(self) -> None:
         require(self.family in get_args(Family), "family", self.family, f"one of {', '.join(FAMILIES)}")
         require(self.subjects >= 1, "subjects", self.subjects, "1 or more")
+        require(
+            len(self.counts) in (0, len(self.sites)), "counts", self.counts, f"one for each of {len(self.sites)} sites"
+        )
+        require(min(self.counts, default=1) >= 1, "counts", self.counts, "1 or more")
         require(self.heldout >= 0, "heldout", self.heldout, "0 or more")
         require(self.coordinator >= 0, "coordinator", self.coordinator, "0 or more")
         require(len(self.sites) >= 1, "sites", self.sites, "one name or more")
@@ -209,7 +214,8 @@ def share_out(brains: Sequence[Path], options: PhantomOptions) -> Mapping[str, S
 def _tasks(options: PhantomOptions, out: Path, brains: Mapping[str, Sequence[Path]]) -> Iterator[_Task]:
     for i, site in enumerate(options.sites):
         lacks = options.missing[i] if options.missing else ()
-        yield from _cohort(options, out / "sites" / site, site, site, options.subjects, brains[site], lacks)
+        count = options.counts[i] if options.counts else options.subjects
+        yield from _cohort(options, out / "sites" / site, site, site, count, brains[site], lacks)
     for site in options.sites:
         cohort = out / "heldout" / site
         yield from _cohort(options, cohort, f"{site}-heldout", site, options.heldout, brains["heldout"])

@@ -1,7 +1,8 @@
 """A prepared cohort to batches of slices and to whole subjects. Files stay memory-mapped: the page cache is the cache.
 
 A slab is a slice and its neighbours: at an end of the volume it is moved inside, in a volume too thin for it filled up
-with zeros. What a cohort holds beyond the asked modalities is not read; what it lacks is zeros with `exists` False.
+with zeros; such a volume has one place for it, and counts as one slice. What a cohort holds beyond the asked modalities
+is not read; what it lacks is zeros with `exists` False.
 """
 
 from collections import OrderedDict, deque
@@ -61,7 +62,8 @@ class Slices:
         )
         numbers = {subject.name: number for number, subject in enumerate(cohort.subjects)}
         self._numbers = tuple(numbers[subject.name] for subject in self.subjects)  # in the whole cohort
-        self._ends = np.cumsum([len(subject.brain_slices) for subject in self.subjects], dtype=np.int64)
+        self._places = tuple(self._places_of(subject) for subject in self.subjects)
+        self._ends = np.cumsum([len(places) for places in self._places], dtype=np.int64)
         self._maps: OrderedDict[str, NDArray[np.float16]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -78,16 +80,16 @@ class Slices:
         subjects = torch.randint(len(self.subjects), (size,), generator=generator).tolist()
         places = torch.randint(2**62, (size,), generator=generator).tolist()  # cut to the subject's own number below
         pairs = zip(subjects, places, strict=True)
-        return self._read([(i, place % len(self.subjects[i].brain_slices)) for i, place in pairs])
+        return self._read([(i, place % len(self._places[i])) for i, place in pairs])
 
     def some_of(self, i: int, count: int, generator: torch.Generator) -> Batch:
         """So many different slices of the i-th of `subjects`, or all that it has."""
-        places = torch.randperm(len(self.subjects[i].brain_slices), generator=generator)[:count]
+        places = torch.randperm(len(self._places[i]), generator=generator)[:count]
         return self._read([(i, place) for place in places.tolist()])
 
     def all_of(self, i: int, size: int) -> Iterator[Batch]:
         """Every slice of the i-th of `subjects` once."""
-        places = range(len(self.subjects[i].brain_slices))
+        places = range(len(self._places[i]))
         for start in range(0, len(places), size):
             yield self._read([(i, place) for place in places[start : start + size]])
 
@@ -130,7 +132,7 @@ class Slices:
         for b, (i, place) in enumerate(places):
             subject = self.subjects[i]
             to, of = self._columns(subject)
-            start = max(0, min(subject.brain_slices[place] - self.slab // 2, subject.depth - self.slab))
+            start = max(0, min(self._places[i][place] - self.slab // 2, subject.depth - self.slab))
             slab_DMHW = self._open(subject)[start : start + self.slab, of]
             images_BMDHW[b, to, : len(slab_DMHW)] = torch.from_numpy(slab_DMHW.astype(np.float32)).transpose(0, 1)
             exists_BM[b, to] = True
@@ -141,6 +143,10 @@ class Slices:
             subject_B=torch.tensor([self._numbers[i] for i, _ in places], dtype=torch.int64),
             clinical=tuple(self.subjects[i].clinical for i, _ in places),
         )
+
+    def _places_of(self, subject: Subject) -> tuple[int, ...]:
+        """The middle slices of the slabs that differ."""
+        return subject.brain_slices if self.slab < subject.depth or self.slab == 1 else subject.brain_slices[:1]
 
     def _columns(self, subject: Subject) -> tuple[list[int], list[int]]:
         """Where the asked modalities that the subject has go to in a batch, and where they stand in its file."""

@@ -40,6 +40,7 @@ class Sampler:
     replace: bool = True  # mps: clean modalities are put in at the end
     clip: bool = True  # every estimate of x_0 to [-1, 1]
     stride: int = 1  # slices from one window to the next, for methods that see slabs
+    guidance: float = 1.0  # of a method that reads the chart: above 1 the chart says more, 0 it is not heard
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps", self.steps, "1 or more")
@@ -53,6 +54,7 @@ class Sampler:
         require(self.gamma is None or 0 <= self.gamma < math.inf, "gamma", self.gamma, "0 or more and finite, or null")
         require(self.cg >= 1, "cg", self.cg, "1 or more")
         require(self.stride >= 1, "stride", self.stride, "1 or more")
+        require(0 <= self.guidance < math.inf, "guidance", self.guidance, "0 or more and finite")
         require(
             not self.told or self.kind in GUIDED, "told", self.told, f"false for kind={self.kind}, which always does"
         )

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from shared.diffusion.samplers import Sampler
+from shared.methods.aca_diff import AcaDiff
 from shared.methods.amm_diff import AmmDiff
 from shared.methods.any2all import Any2all
 from shared.methods.baselines.bbdm import Bbdm
 from shared.methods.baselines.ddpm import Ddpm
+from shared.methods.baselines.ldm import Ldm
 from shared.methods.baselines.pix2pix import Pix2pix
 from shared.methods.mmdm import Mmdm
 from shared.randomness import Noise
@@ -68,9 +70,11 @@ class Method(Protocol):
 
 METHODS: Mapping[str, type[Method]] = {
     "amm_diff": AmmDiff,
+    "aca_diff": AcaDiff,
     "any2all": Any2all,
     "mmdm": Mmdm,
     "bbdm": Bbdm,
     "ddpm": Ddpm,
+    "ldm": Ldm,
     "pix2pix": Pix2pix,
 }

@@ -248,3 +248,11 @@ def test_arteries_are_one_bright_tree(brain: anatomy.Anatomy) -> None:
 
 def scans(subject: SubjectPhantom) -> dict[str, np.ndarray]:
     return {m: render(subject, m, SCANNER) for m in FAMILIES["glioma"]}
+
+
+def test_a_site_may_have_another_number_of_subjects(tmp_path: Path, mni_cache: Path) -> None:
+    chosen = options(subjects=2, counts=(1, 2), heldout=0, coordinator=0)
+    report = write_world(chosen, tmp_path, workers=1, cache=mni_cache)
+    assert [report.cohorts[f"sites/{site}"] for site in options().sites] == [1, 2]
+    with pytest.raises(ConfigError, match="counts"):
+        options(counts=(1,))

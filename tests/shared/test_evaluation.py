@@ -14,6 +14,7 @@ from torch import Tensor
 
 from client.evaluate import evaluate_here
 from shared.bundle import Bundle
+from shared.data.bids import Clinical
 from shared.data.cohort import Cohort, prepare
 from shared.data.modalities import lesion_path
 from shared.data.slices import Slices
@@ -26,6 +27,7 @@ from shared.evaluation import (
     MEASURED,
     RIDGE,
     Filler,
+    Keys,
     Score,
     bought,
     by_subject,
@@ -74,7 +76,7 @@ def heldout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cohort]:
 def oracle(cohorts: dict[str, Cohort], every: int = 1, off: float = 0.0) -> Filler:
     """Looks the truth up by the keys; `off` is added to it."""
 
-    def fill_all(images_MDHW: Tensor, shown_M: Tensor, keys: tuple[str | int, ...]) -> Tensor:
+    def fill_all(images_MDHW: Tensor, shown_M: Tensor, keys: Keys, clinical: Clinical) -> Tensor:
         _, site, number, _ = keys
         slices = Slices(cohorts[str(site)], MODALITIES, split=None)
         brain = slices.subjects[int(number)].brain_slices

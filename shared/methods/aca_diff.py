@@ -1,0 +1,463 @@
+"""ACADiff: one generator for each modality, in the latents of volumes, that reads the chart (seed_systems.md §3, §7.6).
+
+Three kinds of federation in one run. `autoencode` teaches every modality a 3D autoencoder, among the sites that hold
+it; then they are frozen. `standardise` pools the latents' means and squares, so that all sites agree on a scale.
+`generate_X` teaches the generator of modality X: a U-Net over X's noisy latent and the fused latents of what is shown,
+which attends to clinical tokens that are made at the site. A generator's fusion has a path for every source alone and
+one for several together; a site trains the paths that its subjects take.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from shared.clinical import FIELDS, OWN, WIDTH, Chart, Encoder, Unset, chart_of, make_encoder
+from shared.data.bids import Clinical
+from shared.data.missing import random_shown
+from shared.diffusion.gaussian import SCHEDULES, Schedule
+from shared.diffusion.samplers import Denoiser, Guess, Sampler, draw
+from shared.errors import ConfigError, DataError
+from shared.nets.autoencoder import Autoencoder, AutoencoderShape
+from shared.nets.generator import TEXTS, Fused, Generator, Heard
+from shared.nets.precision import Precision, autocast
+from shared.nets.volumetric import VolumeShape
+from shared.options import require
+from shared.randomness import Noise, normal
+from shared.records import Batch, Losses, Owners, Phase
+from shared.vocabulary import CHART, SHARED, TOGETHER, Modality, Owner, alone, beside, source
+
+SIZES: Mapping[str, tuple[AutoencoderShape, VolumeShape]] = {
+    "tiny": (AutoencoderShape(channels=(4, 4), blocks=1, latent=4), VolumeShape(base=8, mult=(1, 2), blocks=1)),
+    "small": (AutoencoderShape(channels=(8, 16, 32), blocks=1, latent=8), VolumeShape(base=32, mult=(1, 2), blocks=1)),
+    "paper": (
+        AutoencoderShape(channels=(64, 128, 128, 128), blocks=2, latent=8),
+        VolumeShape(base=128, mult=(1, 2, 4), blocks=2),
+    ),
+}
+AUTOENCODE, STANDARDISE, GENERATE = "autoencode", "standardise", "generate_"
+LATENT_LIMIT = 6.0  # of an estimate, in standard deviations: the first steps of a cosine chain divide by almost nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcaDiff:
+    modalities: tuple[Modality, ...] = ("T1", "FDG", "AV45")
+    size: Literal["tiny", "small", "paper"] = "small"
+    depth: int = 160  # slices of the volume that it sees; a subject of fewer is filled up with blank ones
+    text: str = (
+        "builtin"  # who turns the chart into tokens: builtin | hf_dir | openai_compatible | label_embedding | none
+    )
+    text_width: int = WIDTH  # numbers in a provider's token
+    text_fingerprint: str = ""  # of the encoder that all sites must have; the coordinator's says which
+    fields: tuple[str, ...] = FIELDS  # of the chart that may be read
+    use_diagnosis: bool = True  # false: a classifier of the diagnosis may be trained on what is made
+    fusion: Fused = "adaptive"  # concat: the sources' latents as they are, side by side
+    parameterisation: Literal["eps", "v"] = "v"  # eps is the paper's
+    schedule: Literal["linear", "cosine"] = "cosine"
+    times: int = 1000
+    kl: float = 1e-6  # weight of the autoencoders' divergence beside the mean absolute error
+    consistency: float = 0.1  # weight of the estimate's own error
+    cons_weighting: Literal["minsnr", "paper"] = "minsnr"  # paper: unclipped, 4e8 at the last time
+    drop: float = 0.5  # share of samples that are shown a random part of their sources
+    drop_chart: float = 0.1  # share of samples that hear no text at all
+    drop_field: float = 0.1  # chance of each field of the chart, in the others
+    checkpoint: bool = False  # less memory, a third more time
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        require(len(self.modalities) >= 2, "modalities", self.modalities, "at least two")
+        require(len(set(self.modalities)) == len(self.modalities), "modalities", self.modalities, "named once each")
+        require(self.depth >= 2, "depth", self.depth, "2 or more")
+        require(self.text in TEXTS, "text", self.text, f"one of {', '.join(TEXTS)}")
+        require(self.text_width >= 4, "text_width", self.text_width, "4 or more")
+        require(set(self.fields) <= set(FIELDS), "fields", self.fields, f"some of {', '.join(FIELDS)}")
+        require(self.times >= 2, "times", self.times, "2 or more")
+        for key in ("kl", "consistency"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        for key in ("drop", "drop_chart", "drop_field"):
+            require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
+        wanted = "eps with cons_weighting=paper"
+        require(self.cons_weighting != "paper" or self.parameterisation == "eps", "parameterisation",
+                self.parameterisation, wanted)  # fmt: skip
+
+    @property
+    def targets(self) -> tuple[Modality, ...]:
+        return self.modalities
+
+    @property
+    def slab(self) -> int:
+        """The whole volume."""
+        return self.depth
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of the chart that it hears, if they are known."""
+        if self.text == "none":
+            return ()
+        return tuple(name for name in self.fields if self.use_diagnosis or name != "diagnosis")
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (
+            Phase(name=AUTOENCODE),
+            Phase(name=STANDARDISE, kind="sums"),
+            *(Phase(name=GENERATE + m) for m in self.modalities),
+        )
+
+    def sources(self, made: Modality) -> tuple[Modality, ...]:
+        return tuple(m for m in self.modalities if m != made)
+
+    def lacks(self, held: Collection[Modality], phase: str) -> str | None:
+        if not held:
+            return "all of the method's modalities"
+        made = _target_of(phase)
+        if made is None:
+            return None
+        if made not in held:
+            return f"{made}, which is what is taught"
+        return None if len(set(held) & set(self.modalities)) > 1 else f"a source beside {made}"
+
+    def build(self, seed: int) -> "AcaNet":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return AcaNet(self)
+
+    def owners(self, net: nn.Module, phase: str) -> Owners:
+        """An autoencoder is its modality's. Of a generator the paths are those of the sources that take them."""
+        assert isinstance(net, AcaNet)
+        if phase == AUTOENCODE:
+            return {
+                f"autoencoders.{m}.{name}": source(m)
+                for m in self.modalities
+                for name, _ in net.autoencoders[m].named_parameters()
+            }
+        made = _target_of(phase)
+        if made is None:
+            return {}
+        generator = net.generator(made)
+        owners = {name: generator.owner(name) for name, _ in generator.named_parameters()}
+        return {f"generators.{made}.{name}": owner for name, owner in owners.items()}
+
+    # --- training ------------------------------------------------------------------------------------------------
+
+    def loss(self, net: nn.Module, batch: Batch, phase: str, generator: torch.Generator) -> Losses:
+        assert isinstance(net, AcaNet)
+        made = _target_of(phase)
+        if made is None:
+            return self._autoencode(net, batch, generator)
+        return self._generate(net, batch, made, generator)
+
+    def _autoencode(self, net: "AcaNet", batch: Batch, generator: torch.Generator) -> Losses:
+        """Mean absolute error and divergence of each volume that exists; a subject's volumes are added."""
+        volumes_BMDHW = self._given(batch.images_BMHW, batch.exists_BM)
+        loss_B = torch.zeros(len(batch), device=volumes_BMDHW.device)
+        for m, modality in enumerate(self.modalities):
+            rows = batch.exists_BM[:, m].nonzero().flatten()
+            x = net.padded(volumes_BMDHW[rows, m][:, None])
+            eps = torch.randn((len(batch), *net.latent_shape(x)), generator=generator, device=x.device)[rows]
+            if not len(rows):
+                continue
+            with autocast(x.device, self.precision):
+                again, mean, sd = net.autoencoders[modality](x, eps)
+            mean, sd = mean.float(), sd.float()
+            divergence = 0.5 * (mean**2 + sd**2 - 2 * sd.clamp(min=1e-8).log() - 1).sum(dim=(1, 2, 3, 4))
+            error = (again.float() - x).abs().mean(dim=(1, 2, 3, 4)) + self.kl * divergence
+            loss_B = loss_B.index_add(0, rows, error)
+        return Losses(
+            loss_B=loss_B,
+            gave={source(m): batch.exists_BM[:, i] for i, m in enumerate(self.modalities)},
+        )
+
+    def _generate(self, net: "AcaNet", batch: Batch, made: Modality, generator: torch.Generator) -> Losses:
+        """Squared error of the noise, or of v, and of the estimate that it makes; per sample, over latent voxels."""
+        sources, exists_BM, device = self.sources(made), batch.exists_BM, batch.images_BMHW.device
+        can_B = exists_BM[:, self.modalities.index(made)]
+        exists_BS = torch.stack([exists_BM[:, self.modalities.index(m)] for m in sources], dim=1)
+        shown_BS = self._some(exists_BS, generator) & can_B[:, None]
+        given_B = shown_BS.any(1)
+        t_B = torch.randint(self.times, (len(batch),), generator=generator, device=device)
+
+        z_BMCDHW = net.latents(self._given(batch.images_BMHW, exists_BM), exists_BM, self.precision)
+        z0 = z_BMCDHW[:, self.modalities.index(made)]
+        z_BSCDHW = torch.stack([z_BMCDHW[:, self.modalities.index(m)] for m in sources], dim=1)
+        eps = torch.randn(z0.shape, generator=generator, device=device)
+        charts = [chart_of(record, self.reads) for record in batch.clinical or [{}] * len(batch)]
+        heard = self._heard(net, charts, made, shown_BS, generator)
+
+        z_t = self._schedule.noised(z0, t_B, eps)
+        with autocast(device, self.precision):
+            raw = net.generator(made)(z_t, z_BSCDHW, shown_BS, t_B, heard).float()
+        alpha, sigma = self._schedule.scales(t_B, z_t)
+        if self.parameterisation == "eps":
+            error, estimate = (raw - eps).square(), ((z_t - sigma * raw) / alpha - z0).square()
+        else:
+            error = (raw - self._schedule.v_of(t_B, z0, eps)).square()
+            estimate = (self._schedule.x0_from_v(z_t, t_B, raw) - z0).square()
+        snr = (alpha / sigma).square()
+        weight = snr.clamp(max=1.0) if self.cons_weighting == "minsnr" else torch.ones_like(snr)
+        per_sample_B = (error + self.consistency * weight * estimate).mean(dim=(1, 2, 3, 4))
+        many_B = shown_BS.sum(1) > 1
+        gave: dict[Owner, Tensor] = {SHARED: given_B}
+        for s, m in enumerate(sources):
+            gave[source(m)] = shown_BS[:, s]
+            if self.fusion == "adaptive":
+                gave[alone(m)] = shown_BS[:, s] & ~many_B
+                gave[beside(m)] = shown_BS[:, s] & many_B
+        if self.fusion == "adaptive" and len(sources) > 1:
+            gave[TOGETHER] = many_B
+        if heard is not None:
+            gave[CHART] = heard.held_BL.any(1) & given_B
+        return Losses(loss_B=torch.where(given_B, per_sample_B, 0.0), gave=gave)
+
+    def _some(self, exists_BS: Tensor, generator: torch.Generator) -> Tensor:
+        """Of `drop` of the samples, a proper part of the sources, where there are several."""
+        device = exists_BS.device
+        some_B = torch.rand(len(exists_BS), generator=generator, device=device) < self.drop
+        part_BS = random_shown(exists_BS, generator)
+        one_BS = torch.rand(exists_BS.shape, generator=generator, device=device).masked_fill(~exists_BS, -1.0)
+        one_BS = exists_BS & (one_BS == one_BS.max(dim=1, keepdim=True).values)
+        whole_B = (part_BS == exists_BS).all(1)  # of k drawn evenly from 1..n, the n: one source instead
+        part_BS = torch.where(whole_B[:, None], one_BS, part_BS)
+        return torch.where(some_B[:, None], part_BS, exists_BS)
+
+    def _heard(
+        self,
+        net: "AcaNet",
+        charts: Sequence[Chart],
+        made: Modality,
+        shown_BS: Tensor,
+        generator: torch.Generator | None,
+    ) -> Heard | None:
+        """The prompts of a batch as tokens; with a generator, some of it goes unheard. None where there is no text."""
+        if self.text == "none":
+            return None
+        sources, device = self.sources(made), shown_BS.device
+        available = [tuple(m for m, shown in zip(sources, row, strict=True) if shown) for row in shown_BS.tolist()]
+        tokens_BLD, held_BL = net.encoder.encode(charts, [made] * len(charts), available)
+        held_BL = held_BL.to(device)
+        if generator is not None:
+            deaf_B = torch.rand(len(charts), generator=generator, device=device) < self.drop_chart
+            kept_BL = torch.rand(held_BL.shape, generator=generator, device=device) >= self.drop_field
+            kept_BL[:, : -len(FIELDS)] = True  # target and what is available are always known
+            held_BL = held_BL & kept_BL & ~deaf_B[:, None]
+        return Heard(tokens_BLD=tokens_BLD.to(device), held_BL=held_BL)
+
+    def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
+        """Of each modality: its subjects, and per channel of the latent the means of z and of its square."""
+        assert isinstance(net, AcaNet)
+        z_BMCDHW = net.raw_latents(
+            self._given(batch.images_BMHW, batch.exists_BM), batch.exists_BM, self.precision
+        ).double()
+        held_BM = batch.exists_BM[:, :, None]
+        return {
+            "subjects": batch.exists_BM.double().sum(0),
+            "z": torch.where(held_BM, z_BMCDHW.mean(dim=(3, 4, 5)), 0.0).sum(0),
+            "z2": torch.where(held_BM, z_BMCDHW.square().mean(dim=(3, 4, 5)), 0.0).sum(0),
+        }
+
+    def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
+        """A modality that nobody has keeps mean 0 and spread 1."""
+        assert isinstance(net, AcaNet)
+        n_M1 = sums["subjects"][:, None]
+        mean_MC = sums["z"] / n_M1.clamp(min=1)
+        spread_MC = (sums["z2"] / n_M1.clamp(min=1) - mean_MC.square()).clamp(min=1e-6).sqrt()
+        held_M1 = n_M1 >= 0.5  # sums may be noised
+        net.mean_MC.copy_(torch.where(held_M1, mean_MC, 0.0))
+        net.spread_MC.copy_(torch.where(held_M1, spread_MC, 1.0))
+
+    # --- inference -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def synthesize(
+        self,
+        net: nn.Module,
+        images_BMHW: Tensor,
+        shown_BM: Tensor,
+        sampler: Sampler,
+        generator: Noise,
+        *,
+        clinical: Sequence[Clinical] = (),
+        wanted: Collection[Modality] | None = None,
+    ) -> Tensor:
+        """What is shown comes back as it is. `clinical`: one record for each volume, or none at all.
+
+        `wanted`: what else is made, by default all; with the same noise whatever else is asked for.
+        """
+        assert isinstance(net, AcaNet)
+        if not bool(shown_BM.any(1).all()):
+            raise DataError("nothing to synthesize from: a subject with no shown modality")
+        images = torch.where(shown_BM[:, :, None, None, None], images_BMHW.float(), 0.0)
+        volumes_BMDHW = self._given(images, shown_BM)
+        z_BMCDHW = net.latents(volumes_BMDHW, shown_BM, self.precision)
+        noise = {m: normal(z_BMCDHW[:, 0], generator) for m in self.modalities}
+        charts = [chart_of(record, self.reads) for record in clinical or [{}] * len(images)]
+        for k, made in enumerate(self.modalities):
+            rows = (~shown_BM[:, k]).nonzero().flatten()
+            if not len(rows) or (wanted is not None and made not in wanted):
+                continue
+            at = [self.modalities.index(m) for m in self.sources(made)]
+            denoise = self.denoiser(
+                net, made, z_BMCDHW[rows][:, at], shown_BM[rows][:, at], [charts[i] for i in rows.tolist()],
+                guidance=sampler.guidance,
+            )  # fmt: skip
+            own = generator if isinstance(generator, torch.Generator) else [generator[i] for i in rows.tolist()]
+            unclipped = dataclasses.replace(sampler, clip=False)  # latents have limits of their own
+            z0 = draw(denoise, self._schedule, noise[made][rows], unclipped, own)
+            with autocast(images.device, self.precision):
+                volume = net.autoencoders[made].decode(net.unstandardised(z0, k)).float()
+            images[rows, k] = (net.cropped(volume, images.shape[2:])[:, 0].clamp(-1, 1) + 1) / 2
+        return images
+
+    def denoiser(
+        self, net: nn.Module, made: Modality, z_BSCDHW: Tensor, shown_BS: Tensor, charts: Sequence[Chart],
+        *, guidance: float = 1.0,
+    ) -> Denoiser:  # fmt: skip
+        """The generator that knows its sources and the chart; guided away from what it would say without the chart."""
+        assert isinstance(net, AcaNet)
+        generator = net.generator(made)
+        heard = self._heard(net, charts, made, shown_BS, None)
+        deaf = None if heard is None else Heard(tokens_BLD=heard.tokens_BLD, held_BL=torch.zeros_like(heard.held_BL))
+
+        def denoise(z_BCDHW: Tensor, t: int) -> Guess:
+            t_B = torch.full((len(z_BCDHW),), t, dtype=torch.long, device=z_BCDHW.device)
+            with autocast(z_BCDHW.device, self.precision):
+                raw = generator(z_BCDHW.float(), z_BSCDHW, shown_BS, t_B, heard).float()
+                if guidance != 1 and heard is not None:
+                    without = generator(z_BCDHW.float(), z_BSCDHW, shown_BS, t_B, deaf).float()
+                    raw = without + guidance * (raw - without)
+            if self.parameterisation == "eps":
+                x0 = self._schedule.x0_from_eps(z_BCDHW, t_B, raw).clamp(-LATENT_LIMIT, LATENT_LIMIT)
+            else:
+                x0 = self._schedule.x0_from_v(z_BCDHW, t_B, raw).clamp(-LATENT_LIMIT, LATENT_LIMIT)
+            return Guess(x0, self._schedule.eps_from_x0(z_BCDHW, t_B, x0))
+
+        return denoise
+
+    # --- both ----------------------------------------------------------------------------------------------------
+
+    def _given(self, images_BMDHW: Tensor, exists_BM: Tensor) -> Tensor:
+        """Volumes in [-1, 1]; one that is not there is empty space."""
+        if images_BMDHW.ndim != 5 or images_BMDHW.shape[2] != self.depth:
+            raise ConfigError(f"method.depth={self.depth}: was given {tuple(images_BMDHW.shape[2:])}")
+        return 2 * torch.where(exists_BM[:, :, None, None, None], images_BMDHW.float(), 0.0) - 1
+
+    @property
+    def _schedule(self) -> Schedule:
+        return SCHEDULES[self.schedule](self.times)
+
+
+class AcaNet(nn.Module):
+    """Autoencoders and generators by modality, and the agreed scale of the latents."""
+
+    mean_MC: Tensor
+    spread_MC: Tensor
+
+    def __init__(self, options: AcaDiff) -> None:
+        super().__init__()
+        self.modalities, self.depth = options.modalities, options.depth
+        coder, shape = SIZES[options.size]
+        coder = dataclasses.replace(coder, checkpoint=options.checkpoint)
+        self.encoder: Encoder = (
+            Unset(options.text, options.text_width)
+            if options.text in OWN
+            else make_encoder(options.text, options.text_width)
+        )
+        self.autoencoders = nn.ModuleDict({m: Autoencoder(coder) for m in options.modalities})
+        self.generators = nn.ModuleDict(
+            {
+                m: Generator(
+                    options.sources(m),
+                    dataclasses.replace(shape, checkpoint=options.checkpoint),
+                    latent=coder.latent,
+                    fusion=options.fusion,
+                    text=0 if options.text == "none" else options.text_width,
+                )
+                for m in options.modalities
+            }
+        )
+        self.latent = coder.latent
+        self.multiple = coder.multiple * shape.multiple  # of every edge of a volume
+        self.coder_multiple = coder.multiple
+        self.register_buffer("mean_MC", torch.zeros(len(options.modalities), coder.latent))
+        self.register_buffer("spread_MC", torch.ones(len(options.modalities), coder.latent))
+
+    def generator(self, made: Modality) -> Generator:
+        generator = self.generators[made]
+        assert isinstance(generator, Generator)
+        return generator
+
+    def padded(self, x_BCDHW: Tensor) -> Tensor:
+        """Empty space around it, to multiples that both networks can halve."""
+        pads: list[int] = []
+        for n in reversed(x_BCDHW.shape[2:]):
+            more = -n % self.multiple
+            pads += [more // 2, more - more // 2]
+        return nn.functional.pad(x_BCDHW, pads, value=-1.0)
+
+    def cropped(self, x_BCDHW: Tensor, shape_DHW: Sequence[int]) -> Tensor:
+        """`padded`, undone."""
+        starts = [(-n % self.multiple) // 2 for n in shape_DHW]
+        return x_BCDHW[(..., *(slice(a, a + n) for a, n in zip(starts, shape_DHW, strict=True)))]
+
+    def latent_shape(self, x_BCDHW: Tensor) -> tuple[int, ...]:
+        return (self.latent, *(n // self.coder_multiple for n in x_BCDHW.shape[2:]))
+
+    @torch.no_grad()
+    def raw_latents(self, volumes_BMDHW: Tensor, exists_BM: Tensor, precision: Precision) -> Tensor:
+        """The posterior means of what exists, 0 for the rest."""
+        z = []
+        for m, modality in enumerate(self.modalities):
+            x = self.padded(volumes_BMDHW[:, m][:, None])
+            made = torch.zeros((len(x), *self.latent_shape(x)), device=x.device)
+            rows = exists_BM[:, m].nonzero().flatten()
+            autoencoder = self.autoencoders[modality]
+            assert isinstance(autoencoder, Autoencoder)
+            if len(rows):
+                with autocast(x.device, precision):
+                    made[rows] = autoencoder.remembered(x[rows])
+            z.append(made)
+        return torch.stack(z, dim=1)
+
+    def latents(self, volumes_BMDHW: Tensor, exists_BM: Tensor, precision: Precision) -> Tensor:
+        """On the agreed scale; exactly 0 for what is not there."""
+        z = self.raw_latents(volumes_BMDHW, exists_BM, precision)
+        mean, spread = (v[None, :, :, None, None, None] for v in (self.mean_MC, self.spread_MC))
+        return torch.where(exists_BM[:, :, None, None, None, None], (z - mean) / spread, 0.0)
+
+    def unstandardised(self, z_BCDHW: Tensor, m: int) -> Tensor:
+        mean, spread = (v[m][:, None, None, None] for v in (self.mean_MC, self.spread_MC))
+        return z_BCDHW * spread + mean
+
+    def forward(
+        self, z_BMCDHW: Tensor, known_BMCDHW: Tensor, shown_BM: Tensor, t_B: Tensor, tokens_BMLD: Tensor,
+        held_BML: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """All generators at once, each on its modality's noisy latent: what is exported. `known`: standardised latents
+        of what is shown, 0 for the rest; tokens of each target's prompt."""
+        made = []
+        for m, modality in enumerate(self.modalities):
+            at = [i for i in range(len(self.modalities)) if i != m]
+            heard = Heard(tokens_BLD=tokens_BMLD[:, m], held_BL=held_BML[:, m])
+            generator = self.generator(modality)
+            made.append(
+                generator(z_BMCDHW[:, m], known_BMCDHW[:, at], shown_BM[:, at], t_B, heard if generator.hears else None,
+                          skip=False)
+            )  # fmt: skip
+        return torch.stack(made, dim=1)
+
+    def example(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
+        """Inputs that `forward` takes, for exporters."""
+        M, L = len(self.modalities), 6
+        shape = self.latent_shape(self.padded(torch.zeros(1, 1, self.depth, height, width)))
+        z = torch.zeros(batch, M, *shape)
+        return (
+            z, z.clone(), torch.ones(batch, M, dtype=torch.bool), torch.zeros(batch, dtype=torch.long),
+            torch.zeros(batch, M, L, self.encoder.width), torch.ones(batch, M, L, dtype=torch.bool),
+        )  # fmt: skip
+
+
+def _target_of(phase: str) -> Modality | None:
+    return phase.removeprefix(GENERATE) if phase.startswith(GENERATE) else None

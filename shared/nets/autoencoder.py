@@ -1,0 +1,116 @@
+"""A modality's autoencoder of volumes: MONAI's 3D AutoencoderKL without attention (seed_systems.md §3.3).
+
+Once frozen, its latents are kept by the content of the volume: training a generator sees every subject many times.
+"""
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shared.options import require
+
+KEPT = 512  # latents held in memory
+START = -6.0  # log-variance of a latent before training: at 0 the noise drowns it, and hundreds of steps go to that
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoencoderShape:
+    channels: tuple[int, ...]  # of each level; each but the last halves the volume
+    blocks: int
+    latent: int
+    patch: int = 1  # 2: space to depth, the whole coder at half the resolution
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        require(len(self.channels) >= 2, "channels", self.channels, "two levels or more")
+        require(self.patch >= 1, "patch", self.patch, "1 or more")
+        require(all(c % 4 == 0 for c in self.channels), "channels", self.channels, "multiples of 4")
+
+    @property
+    def multiple(self) -> int:
+        """Every edge of the volume must be a multiple of this: what is encoded then decodes to the same shape."""
+        return int(self.patch * 2 ** (len(self.channels) - 1))
+
+
+class Autoencoder(nn.Module):
+    def __init__(self, shape: AutoencoderShape) -> None:
+        super().__init__()
+        from monai.networks.nets import AutoencoderKL  # seconds to import
+
+        self.shape = shape
+        self.coder = AutoencoderKL(
+            spatial_dims=3,
+            in_channels=shape.patch**3,
+            out_channels=shape.patch**3,
+            num_res_blocks=[shape.blocks] * len(shape.channels),
+            channels=shape.channels,
+            attention_levels=[False] * len(shape.channels),
+            latent_channels=shape.latent,
+            norm_num_groups=min(shape.channels[0] // 4 or 1, 32),
+            with_encoder_nonlocal_attn=False,
+            with_decoder_nonlocal_attn=False,
+            use_checkpoint=shape.checkpoint,
+        )
+        nn.init.constant_(self.coder.quant_conv_log_sigma.conv.bias, START)
+        self._kept: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+        self._seen: tuple[tuple[tuple[int, int], ...], bytes] = ((), b"")
+
+    def forward(self, x_BCDHW: Tensor, eps_BCDHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The volume again, from a latent drawn by the given noise; and the latent's mean and sd."""
+        mean, sd = self.coder.encode(fold(x_BCDHW, self.shape.patch))
+        return self.decode(mean + sd * eps_BCDHW), mean, sd
+
+    def encode(self, x_BCDHW: Tensor) -> Tensor:
+        """The posterior's mean: nothing is drawn."""
+        mean: Tensor = self.coder.encode(fold(x_BCDHW, self.shape.patch))[0]
+        return mean.float()
+
+    def decode(self, z_BCDHW: Tensor) -> Tensor:
+        volume: Tensor = self.coder.decode(z_BCDHW)
+        return unfold(volume, self.shape.patch)
+
+    def remembered(self, x_BCDHW: Tensor) -> Tensor:
+        """`encode`, one volume at a time, from memory where these weights have seen the same bytes before."""
+        weights = self._digest()
+        out = []
+        for x in x_BCDHW:
+            content = hashlib.blake2b(x.detach().cpu().numpy().tobytes(), digest_size=16).digest()
+            key = (weights, x.device, torch.is_autocast_enabled(x.device.type), content)
+            if key not in self._kept:
+                self._kept[key] = self.encode(x[None])[0].detach()
+                if len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            out.append(self._kept[key])
+        return torch.stack(out)
+
+    def _digest(self) -> bytes:
+        """Of the weights; made again only when one of them was written to."""
+        version = tuple((p.data_ptr(), p._version) for p in self.parameters())
+        if self._seen[0] != version:
+            digest = hashlib.blake2b(digest_size=16)
+            for p in self.parameters():
+                digest.update(p.detach().cpu().numpy().tobytes())
+            self._seen = version, digest.digest()
+        return self._seen[1]
+
+
+def fold(x_BCDHW: Tensor, patch: int) -> Tensor:
+    """Space to depth: the voxels of a small cube become channels."""
+    if patch == 1:
+        return x_BCDHW
+    B, C, D, H, W = x_BCDHW.shape
+    cubes = x_BCDHW.reshape(B, C, D // patch, patch, H // patch, patch, W // patch, patch)
+    return cubes.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(B, C * patch**3, D // patch, H // patch, W // patch)
+
+
+def unfold(x_BCDHW: Tensor, patch: int) -> Tensor:
+    """`fold`, undone."""
+    if patch == 1:
+        return x_BCDHW
+    B, C, D, H, W = x_BCDHW.shape
+    cubes = x_BCDHW.reshape(B, C // patch**3, patch, patch, patch, D, H, W)
+    return cubes.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(B, C // patch**3, D * patch, H * patch, W * patch)
