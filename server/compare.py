@@ -1,7 +1,8 @@
 """`lacuna evaluate`: what the federation bought its sites, on held-out subjects that nobody trained on.
 
 The global model, each site trained alone (runs/RUN/alone), and two floors: the training mean and the patch-ridge
-regression, both fitted on all sites' training cohorts together (sums that a federation can pool exactly as well).
+regression, of methods that see whole volumes the voxelwise one; both fitted on all sites' training cohorts together
+(sums that a federation can pool exactly as well).
 """
 
 import json
@@ -14,7 +15,8 @@ from shared.data.cohort import Cohort, cache_folder, prepare
 from shared.diffusion.samplers import Sampler
 from shared.errors import ConfigError, DataError
 from shared.evaluation import Bought, evaluate, filler, floors, never_acquired
-from shared.model import read_model
+from shared.methods.baselines.voxelwise import floors_3d
+from shared.model import ReadsChart, read_model
 from shared.options import plain
 from shared.scorecard import write_scorecard
 from shared.training import find_device
@@ -40,6 +42,7 @@ def compare(
     if not heldout:
         raise DataError(f"{config.world}/heldout: no held-out subjects to score on")
     model = read_model(folder / "final")
+    whole = isinstance(model.method, ReadsChart)
     if every > 1 and model.method.slab > 1:
         raise ConfigError(f"--every {every}: {model.name} sees {model.method.slab} adjacent slices; it needs them all")
     sampler, on = sampler or model.sampler, find_device(device)
@@ -49,7 +52,8 @@ def compare(
         if runs.finished(folder / "alone" / site)
     }
     made = {FEDERATED: filler(model, sampler=sampler, seed=seed, device=on)}
-    made |= floors(list(trained.values()), model.modalities)
+    cohorts = list(trained.values())
+    made |= floors_3d(cohorts, model.modalities, model.method.slab) if whole else floors(cohorts, model.modalities)
     scores = evaluate(
         made,
         heldout,
@@ -57,6 +61,7 @@ def compare(
         targets=model.method.targets,
         alone=alone,
         every=every,
+        whole=whole,
         progress=progress,
     )
     never = never_acquired(trained, model.modalities)
