@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -29,8 +30,8 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _inventory(site: Site, content: RecordDict) -> RecordDict:
-    config, schema = wire.unpack_query(content)
-    return wire.pack_inventory(work.take_inventory(site, config, schema))
+    run, config, schema = wire.unpack_query(content)
+    return wire.pack_inventory(work.take_inventory(site, run, config, schema))
 
 
 def _round(site: Site, content: RecordDict) -> RecordDict:
@@ -43,10 +44,11 @@ def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict],
     try:
         content = do(site, message.content)
     except LacunaError as error:
+        log.warning("%s: %s", type(error).__name__, error)
         content = wire.pack_refusal(site.name, error)
     except Exception as error:  # the text of an unknown error may name a subject: it stays in the local log
         log.exception("site %s: the work failed", site.name)
         failed = RunFailed(f"{site.name}: {type(error).__name__} in local work, see its log")
         content = wire.pack_refusal(site.name, failed)
-    Ledger(site.state / "ledger.jsonl").record("reply", wire.describe(content))
+    Ledger(site.ledger).release(partial(wire.seal, content), wire.asked(message.content))
     return Message(content, reply_to=message)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from client import enrol_cli, node_cli
+from client import enrol_cli, node_cli, policy_cli
 from shared.errors import ConfigError, DataError, LacunaError, PlanRefused
 
 app = typer.Typer(
@@ -24,7 +24,9 @@ app = typer.Typer(
 **ingest** makes a cohort of DICOM, **prepare** checks a BIDS cohort and caches it, **synthesize** fills in what a
 subject lacks from a signed bundle,
 **reconstruct** does so from raw measurements too,
-**evaluate** scores a bundle on the site's own subjects, **ledger** shows what left the site and verifies its chain,
+**evaluate** scores a bundle on the site's own subjects.
+
+**policy** says what the site allows, **plans** what it was asked and what waits for a yes, **ledger** what left it,
 **budget** shows what private training has spent of the site's privacy budget, **audit** tests what it stands on, and
 whether a bundle remembers the site's subjects.
 
@@ -431,19 +433,6 @@ def review(
 
 
 @app.command()
-def ledger(
-    path: Annotated[Path, typer.Argument(help="The site's ledger.jsonl.")],
-) -> None:
-    """What left this site, line by line, with the hash of what was sent; a broken chain ends it with exit code 3."""
-    from client.ledger import Ledger, lines
-
-    if not path.exists():
-        raise ConfigError(f"{path}: no ledger there")
-    for line in lines(Ledger(path).entries()):
-        typer.echo(line)
-
-
-@app.command()
 def budget(
     state: Annotated[Path, typer.Argument(help="This site's private disk; the ledger is STATE/privacy.")],
     plan: Annotated[
@@ -500,6 +489,7 @@ audits = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Lo
 app.add_typer(audits, name="audit")
 app.add_typer(enrol_cli.app)
 app.add_typer(node_cli.app)
+app.add_typer(policy_cli.app)
 
 
 @audits.command("privacy")

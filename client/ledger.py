@@ -1,78 +1,195 @@
-"""The site's egress record: append-only, hash-chained, on the disk before the bytes leave."""
+"""The site's egress record: what left, written before the bytes leave (shared/chain.py holds it together).
 
-import hashlib
+An entry has when, which run, phase and round it answers, every field in full, every tensor by name, form and norm, the
+whole delta's norm, bytes, and one hash of what was sent. Each reply carries the link of its entry, so that the
+coordinator's receipts can tell a ledger that was written anew, and one cut off at its end.
+"""
+
+import csv
 import json
-import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from shared.errors import DataError
+from shared.chain import Chain, Entry, Link
+from shared.errors import ConfigError, DataError
+from shared.files import read_bounded
 
-GENESIS = "0" * 64
+FILE = "ledger.jsonl"
+Key: TypeAlias = tuple[str, str, int]  # run, phase, round
+MOST_RECEIPTS = 2**28
+_RECEIPT = {"site": str, "run": str, "phase": str, "round": int, "sha256": str}
+COLUMNS = ("time", "what", "run", "phase", "round", "bytes", "tensors", "norm", "counts", "metrics", "epsilon",
+           "refusal", "sha256", "before")  # fmt: skip
 
 
 class Ledger:
-    """One JSON line per release; each line carries the hash of the line before."""
-
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._chain = path, Chain(path)
 
-    def record(self, kind: str, facts: Mapping[str, Any]) -> None:
-        """Durable when this returns; only then may the reply be handed over."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a+b") as file:
-            last = _last_line(file)
-            entry = {"time": round(time.time(), 3), "kind": kind, **facts, "before": _hash(last) if last else GENESIS}
-            file.write(json.dumps(entry, sort_keys=True).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def release(self, seal: Callable[[Link], Mapping[str, Any]], asked: Mapping[str, str | int]) -> None:
+        """`seal` puts the entry's link on the reply and describes it. Only when this returns may the reply leave."""
 
-    def entries(self) -> Iterator[dict[str, Any]]:
+        def enter(before: Link, last: Entry | None) -> Mapping[str, Any]:
+            facts = seal(before)
+            open_ = 0 if last is None else _open_before(last, self.without_privacy)
+            return {
+                "time": round(time.time(), 3),
+                "kind": "reply",
+                "run": asked.get("run"),
+                "phase": asked.get("phase"),
+                "round": asked.get("round"),
+                **facts,
+                **_told(facts["fields"]),
+                "open": open_ + _is_open(facts["fields"]),
+            }
+
+        self._chain.append(enter)
+
+    def entries(self) -> Iterator[Entry]:
         """All entries, or DataError at the first broken link."""
-        if not self._path.exists():
-            return
-        before = GENESIS
-        for number, line in enumerate(self._path.read_bytes().splitlines(), start=1):
-            try:
-                entry: dict[str, Any] = json.loads(line)
-                linked = entry["before"] == before
-            except (ValueError, KeyError, TypeError):
-                raise DataError(f"{self._path} line {number}: not an entry of a ledger") from None
-            if not linked:
-                raise DataError(f"{self._path} line {number}: the chain is broken, something before it was changed")
-            before = _hash(line)
-            yield entry
+        return self._chain.entries()
 
     def without_privacy(self) -> int:
         """Updates that have left without differential privacy."""
-        return sum("update.run" in e.get("fields", {}) and not e["fields"].get("update.spent") for e in self.entries())
+        last = self._chain.last()
+        if last is None:
+            return 0
+        return _open_before(last, lambda: sum(_is_open(entry.get("fields", {})) for entry in self.entries()))
 
 
-def lines(entries: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """For a person: when, what, how much, which hash, and every field that is no tensor."""
-    count = total = 0
+def _open_before(last: Entry, count: Callable[[], int]) -> int:
+    """The running number that each entry carries; counted where an older version wrote the last."""
+    found = last.get("open")
+    return found if isinstance(found, int) else int(count())
+
+
+def _is_open(fields: Mapping[str, Any]) -> bool:
+    return "update.run" in fields and not fields.get("update.spent")
+
+
+def _told(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts, metrics and epsilon, out of an update's fields."""
+    if "update.run" not in fields:
+        return {}
+    spent = json.loads(fields["update.spent"] or "null")
+    return {
+        "counts": json.loads(fields["update.counts"]),
+        "metrics": json.loads(fields["update.metrics"]),
+        "epsilon": None if spent is None else spent["epsilon"],
+    }
+
+
+# --- for a person ---------------------------------------------------------------------------------------------------
+
+
+def what(entry: Mapping[str, Any]) -> str:
+    fields = entry["fields"]
+    for word in ("update", "inventory", "refusal"):
+        if f"{word}.site" in fields:
+            return word
+    return "reply"
+
+
+def row(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry as a line of a table; of its tensors only how many."""
+    fields, tensors = entry["fields"], entry["tensors"]
+    refusal = f"{fields['refusal.kind']}: {fields['refusal.why']}" if "refusal.kind" in fields else None
+    return {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["time"])),
+        "what": what(entry),
+        **{key: entry.get(key) for key in ("run", "phase", "round", "bytes")},
+        "tensors": len(tensors) if isinstance(tensors, list) else tensors,  # an older version wrote their number
+        "norm": entry.get("norm"),
+        "counts": entry.get("counts"),
+        "metrics": entry.get("metrics"),
+        "epsilon": entry.get("epsilon"),
+        "refusal": refusal,
+        "sha256": entry["sha256"],
+        "before": entry["before"],
+    }
+
+
+def export(entries: Iterable[Entry], path: Path) -> int:
+    """All entries, in JSON with every tensor, in CSV one line each; gives how many."""
+    every = list(entries)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(every, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            lines = csv.DictWriter(file, COLUMNS)
+            lines.writeheader()
+            for entry in every:
+                lines.writerow({key: json.dumps(v) if isinstance(v, dict) else v for key, v in row(entry).items()})
+    else:
+        raise ConfigError(f"--export {path}: must end in .csv or .json")
+    return len(every)
+
+
+# --- against the coordinator's receipts -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipts:
+    """What the coordinator says that it got from this site in one run."""
+
+    run: str
+    site: str
+    receipts: tuple[Mapping[str, Any], ...]
+
+
+def read_receipts(path: Path, site: str | None = None) -> Receipts:
+    """As `lacuna receipts RUN --site SITE --export FILE.json` wrote them; DataError for anything else."""
+    try:
+        found = json.loads(read_bounded(path, "receipts", MOST_RECEIPTS))
+        run, receipts = found["run"], found["receipts"]
+        whole = isinstance(run, str) and all(
+            isinstance(one[key], kind) for one in receipts for key, kind in _RECEIPT.items()
+        )
+        sites = {one["site"] for one in receipts} | ({found["site"]} if found["site"] else set())
+    except (ValueError, TypeError, KeyError, RecursionError):
+        whole, sites = False, set()
+    if not whole:
+        raise DataError(f"receipts {path}: not what `lacuna receipts RUN --site SITE --export FILE.json` writes")
+    if site is None and len(sites) != 1:
+        raise DataError(f"receipts {path}: of {len(sites)} sites; ask for those of your own, or name it, --site")
+    mine = site if site is not None else sites.pop()
+    return Receipts(run=run, site=mine, receipts=tuple(one for one in receipts if one["site"] == mine))
+
+
+def compare(entries: Iterable[Entry], told: Receipts) -> Iterator[str]:
+    """One line for each difference between what left in the run's rounds and what the coordinator says that it got."""
+    got: dict[Key, list[Mapping[str, Any]]] = {}
+    for receipt in told.receipts:
+        got.setdefault((receipt["run"], receipt["phase"], receipt["round"]), []).append(receipt)
+    lost: dict[Key, list[Entry]] = {}
     for entry in entries:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["time"]))
-        yield f"{when}  {entry['bytes']:>10} bytes  {entry['tensors']:>4} tensors  sha256 {entry['sha256'][:16]}"
-        for name, value in sorted(entry["fields"].items()):
-            yield f"{'':21}{name} = {value}"
-        count, total = count + 1, total + int(entry["bytes"])
-    yield f"{count} replies, {total / 1e6:.2f} MB in all; the chain is whole"
+        if entry.get("run") != told.run or entry.get("phase") is None:
+            continue  # another run, or the handshake before round 1
+        key = (told.run, str(entry["phase"]), int(entry["round"]))
+        same = next((one for one in got.get(key, []) if one["sha256"] == entry["sha256"]), None)
+        if same is None:
+            lost.setdefault(key, []).append(entry)
+            continue
+        got[key].remove(same)
+        if same.get("link") not in (None, entry["before"]):
+            yield (
+                f"{_name(key)}: left with the link {str(same['link'])[:12]}, here it is {entry['before'][:12]}: "
+                "something before it in this ledger was written anew"
+            )
+    for key in dict.fromkeys([*lost, *got]):
+        here, there = lost.get(key, []), got.get(key, [])
+        for entry, receipt in zip(here, there, strict=False):
+            hashes = f"sent as {entry['sha256'][:12]}, receipted as {receipt['sha256'][:12]}"
+            yield f"{_name(key)}: {hashes}: one of the two was changed"
+        for entry in here[len(there) :]:
+            yield f"{_name(key)}: sent as {entry['sha256'][:12]}, and never receipted"
+        for receipt in there[len(here) :]:
+            yield f"{_name(key)}: receipted as {receipt['sha256'][:12]}, and not in this ledger: it lacks an entry"
 
 
-def _hash(line: bytes) -> str:
-    return hashlib.sha256(line).hexdigest()
-
-
-def _last_line(file: Any) -> bytes | None:
-    """The last whole line; a torn one, from a kill in mid-write, is cut off: nothing had left for it yet."""
-    file.seek(0)
-    content: bytes = file.read()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        file.truncate(whole)
-        file.seek(whole)
-    lines = content[:whole].splitlines()
-    return lines[-1] if lines else None
+def _name(key: Key) -> str:
+    run, phase, number = key
+    return f"{run} {phase} round {number}"

@@ -5,7 +5,7 @@ times stay here. Counts in an update say how much of the plan's work each owner 
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,13 +39,14 @@ class PrivateSite:
     budget: Budget
     plan: PrivacyPlan
     settings: RunSettings
+    go_on: Callable[[], None]  # called before each query: raises where the site's policy ends the round
 
     def told(self, patterns: Patterns) -> dict[tuple[Modality, ...], int]:
         """Of public knowledge alone: patterns that are no rarity, each as "fewer than there are subjects"."""
         return dict.fromkeys(self._public(patterns), -(self.plan.size + 1))
 
     def spent(self) -> Spent:
-        others = Ledger(self.site.state / "ledger.jsonl").without_privacy()
+        others = Ledger(self.site.ledger).without_privacy()
         return self.budget.spent(others=others)
 
     def round(self, phase: Phase) -> dict[Query, int]:
@@ -107,6 +108,7 @@ class PrivateSite:
         )
 
     def _charge(self, query: Query, plan: RoundPlan) -> None:
+        self.go_on()
         self.budget.charge(query, 1, run=plan.run, phase=plan.phase, round=plan.round)
 
     def _public(self, patterns: Patterns) -> tuple[tuple[Modality, ...], ...]:
@@ -115,21 +117,23 @@ class PrivateSite:
 
 
 @contextmanager
-def private_site(site: Site, settings: RunSettings, subjects: int) -> Iterator[PrivateSite]:
+def private_site(
+    site: Site, settings: RunSettings, subjects: int, *, go_on: Callable[[], None] = lambda: None
+) -> Iterator[PrivateSite]:
     """The site's ledger, open and locked; made at first use, with the policy's terms or else the run's."""
-    folder, wanted = site.privacy, settings.privacy
+    folder, wanted, policy = site.privacy, settings.privacy, site.policy
     if enrolled(folder):
-        opened = Budget.open(folder, epsilon=site.epsilon, delta=site.delta, size=site.about)
+        opened = Budget.open(folder, epsilon=policy.epsilon, delta=policy.delta, size=policy.about)
     else:
         opened = Budget.open(
             folder,
-            epsilon=wanted.epsilon if site.epsilon is None else site.epsilon,
-            delta=wanted.delta if site.delta is None else site.delta,
-            size=round_figure(subjects) if site.about is None else site.about,
+            epsilon=wanted.epsilon if policy.epsilon is None else policy.epsilon,
+            delta=wanted.delta if policy.delta is None else policy.delta,
+            size=round_figure(subjects) if policy.about is None else policy.about,
         )
     with opened as budget:
         plan = PrivacyPlan.of(wanted, epsilon=budget.budget, delta=budget.delta, size=budget.size)
-        yield PrivateSite(site=site, budget=budget, plan=plan, settings=settings)
+        yield PrivateSite(site=site, budget=budget, plan=plan, settings=settings, go_on=go_on)
 
 
 def round_figure(subjects: int) -> int:

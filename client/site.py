@@ -1,37 +1,41 @@
 """The site's own settings: name, paths, device, policy. They are read here and never leave.
 
 A deployed site gives them as Flower's node config: `site`, `cohort` (one or more folders, joined by a colon), `state`,
-`device`; `epsilon`, `delta` and `about` are its word on privacy. In a Ray simulation Flower only numbers its nodes, so
-the file named by LACUNA_SITES lists them in that order.
+`device`; any other key is one of the policy's (client/policy.py), which STATE/site.toml may hold too. In a Ray
+simulation Flower only numbers its nodes, so the file named by LACUNA_SITES lists them in that order.
 """
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from client.policy import Policy, read
 from shared.errors import ConfigError
 
 SITES_VARIABLE = "LACUNA_SITES"
+_OWN = ("site", "cohort", "state", "device", "partition-id", "num-partitions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     name: str
     cohorts: tuple[Path, ...]  # BIDS folders, prepared with `lacuna-site prepare`
-    state: Path  # the site's own disk: ledger, personal layers
+    state: Path  # the site's own disk: ledgers, plans, personal layers
     device: str = "auto"
-    min_subjects: int = 1  # policy: with fewer the site does not train
-    epsilon: float | None = None  # policy: train with differential privacy only, and spend no more than this, ever
-    delta: float | None = None
-    about: int | None = None  # a public round figure of its subjects; None: their number to the nearest ten
+    policy: Policy = field(default_factory=Policy)
 
     @property
     def privacy(self) -> Path:
         """The privacy ledger's folder."""
         return self.state / "privacy"
+
+    @property
+    def ledger(self) -> Path:
+        """What left."""
+        return self.state / "ledger.jsonl"
 
 
 def find_site(node_config: Mapping[str, Any]) -> Site:
@@ -44,13 +48,11 @@ def find_site(node_config: Mapping[str, Any]) -> Site:
     for key in ("cohort", "state"):
         if key not in values:
             raise ConfigError(f"{key}: missing in the node config of site {values['site']}")
+    state = Path(str(values["state"]))
     return Site(
         name=str(values["site"]),
         cohorts=tuple(Path(folder) for folder in str(values["cohort"]).split(os.pathsep)),
-        state=Path(str(values["state"])),
+        state=state,
         device=str(values.get("device", "auto")),
-        min_subjects=int(values.get("min-subjects", 1)),
-        epsilon=float(values["epsilon"]) if "epsilon" in values else None,
-        delta=float(values["delta"]) if "delta" in values else None,
-        about=int(values["about"]) if "about" in values else None,
+        policy=read(state, {key: value for key, value in values.items() if key not in _OWN}),
     )

@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from client.policy import check_schema, is_private, why_not
+from client import plans
+from client.policy import check, check_round, check_schema, is_private, why_not
 from client.private_work import PrivateSite, check_people, private_site
 from client.site import Site
 from shared.config import RunSettings
@@ -20,18 +21,26 @@ from shared.data.preparation import hash_json
 from shared.data.slices import Pool, Slices
 from shared.errors import PlanRefused
 from shared.methods import Method
-from shared.records import Inventory, RoundPlan, Spent, Update
+from shared.records import Batch, Inventory, RoundPlan, Spent, Update
 from shared.training import find_device, pool, train
 from shared.vocabulary import LOCAL, Modality, Weights
 
 SUM_BATCH = 64  # slices at a time in a phase of sums
 
 
-def take_inventory(site: Site, config: str, schema: str) -> Inventory:
-    settings = RunSettings.parse(config)
-    check_schema(site, settings, schema)
-    method = settings.build_method()
-    private = is_private(site, settings)
+def take_inventory(site: Site, run: str, config: str, schema: str) -> Inventory:
+    """What this site holds for a run; PlanRefused where its policy, or a person here, does not let it take part."""
+    with plans.considered(site, run, config) as plan:
+        settings = RunSettings.parse(config)
+        check_schema(site, settings, schema)
+        method = settings.build_method()
+        check(site, settings, method)
+        private = is_private(site, settings)
+        plan.allowed_here()
+        return _inventory(site, settings, method, schema, private=private)
+
+
+def _inventory(site: Site, settings: RunSettings, method: Method, schema: str, *, private: bool) -> Inventory:
     cohorts = open_cohorts(site, settings)
     patterns = present(cohorts, method.modalities)
     phases = settings.phases(method)
@@ -81,9 +90,19 @@ def at_least(patterns: Mapping[tuple[Modality, ...], int], min_cell: int) -> int
 
 
 def do_round(site: Site, plan: RoundPlan) -> Update:
-    settings = RunSettings.parse(plan.config)
-    check_schema(site, settings, plan.schema)
-    private = is_private(site, settings)
+    """One round; refused before anything is read where the policy, a person here, or the day's hours say no."""
+    with plans.considered(site, plan.run, plan.config, phase=plan.phase, round=plan.round) as considered:
+        settings = RunSettings.parse(plan.config)
+        check_schema(site, settings, plan.schema)
+        method = settings.build_method()
+        check(site, settings, method)
+        check_round(site, settings, method, plan.phase, plan.round)
+        private = is_private(site, settings)
+        considered.allowed_here()
+        return _round(site, plan, settings, considered.work(), private=private)
+
+
+def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work, *, private: bool) -> Update:
     device = find_device(site.device)
     method, net = build(plan.config, str(device))
     cohorts = open_cohorts(site, settings)
@@ -97,14 +116,14 @@ def do_round(site: Site, plan: RoundPlan) -> Update:
     plan = dataclasses.replace(plan, weights={})  # the network has them: not held twice
     if not private:
         if phase.kind == "sums":
-            return _sum(site, plan, method, net, slices)
-        return _train(site, plan, settings, method, net, slices, device, None)
-    with private_site(site, settings, sum(patterns.values())) as own:
+            return _sum(site, plan, method, net, slices, work)
+        return _train(site, plan, settings, method, net, slices, device, work, None)
+    with private_site(site, settings, sum(patterns.values()), go_on=work.go_on) as own:
         own.check(plan, phase)
         if phase.kind == "sums":
             sums = own.sum(plan, method, net, slices)
             return _update(site, plan, delta=sums, counts={}, metrics={}, spent=own.spent())
-        return _train(site, plan, settings, method, net, slices, device, (own, patterns))
+        return _train(site, plan, settings, method, net, slices, device, work, (own, patterns))
 
 
 def _train(
@@ -115,6 +134,7 @@ def _train(
     net: nn.Module,
     slices: Pool,
     device: torch.device,
+    work: plans.Work,
     private: tuple[PrivateSite, Mapping[tuple[Modality, ...], int]] | None,
 ) -> Update:
     owners = settings.owners(method, net, plan.phase)
@@ -131,6 +151,7 @@ def _train(
             round=plan.round,
             seed=(settings.seed, site.name),
             device=device,
+            on_step=lambda *_: work.go_on(),
         )
         metrics = {"loss": trained.loss, "samples": trained.samples, "seconds": trained.seconds, **trained.watch}
     else:
@@ -148,11 +169,17 @@ def _train(
     )
 
 
-def _sum(site: Site, plan: RoundPlan, method: Method, net: nn.Module, slices: Pool) -> Update:
+def _sum(site: Site, plan: RoundPlan, method: Method, net: nn.Module, slices: Pool, work: plans.Work) -> Update:
     started = time.monotonic()
-    sums = pool(method, net, slices.in_order(SUM_BATCH), plan.phase)
+    sums = pool(method, net, _while_allowed(slices.in_order(SUM_BATCH), work), plan.phase)
     seconds = time.monotonic() - started
     return _update(site, plan, delta=sums, counts={}, metrics={"samples": len(slices), "seconds": seconds})
+
+
+def _while_allowed(batches: Iterable[Batch], work: plans.Work) -> Iterator[Batch]:
+    for batch in batches:
+        work.go_on()
+        yield batch
 
 
 def _update(
@@ -172,7 +199,7 @@ def _update(
         schema=plan.schema,
         delta=delta,
         counts=counts,
-        metrics=metrics,
+        metrics=site.policy.releasable(metrics),
         spent=spent,
     )
 

@@ -26,7 +26,7 @@ lacuna-site synthesize --bundle "$out/bundle" --trust "$out/signing.key.pub" --s
   --target FLAIR
 
 say "6/7 what left that hospital"
-lacuna-site ledger "$out/runs/demo/sites/site-a/ledger.jsonl"
+lacuna-site ledger --state "$out/runs/demo/sites/site-a"
 
 say "7/7 one page about the run"
 lacuna report demo --runs "$out/runs" --out "$out/report.html"

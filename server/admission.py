@@ -1,15 +1,22 @@
 """Never trust what came over the wire: every update is checked whole before one number of it is folded in."""
 
 import math
+from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from server.aggregation import holding
 from shared.config import Limits
+from shared.data.volumes import Grid
 from shared.errors import UpdateRejected
+from shared.methods import Method
 from shared.owners import named, taken_shape
-from shared.records import Owners, Update
+from shared.records import Batch, Owners, Update
+from shared.training import pool
 from shared.vocabulary import LOCAL, SHARED, Weights
+
+MOST_SUM = 1e15  # far above any sum over images in [0, 1], far below where a total overflows
 
 
 def admit(update: Update, *, run: str, phase: str, round: int, schema: str, weights: Weights, owners: Owners,
@@ -60,8 +67,24 @@ def admit(update: Update, *, run: str, phase: str, round: int, schema: str, weig
     return update
 
 
-def admit_sums(update: Update, *, run: str, phase: str, round: int, schema: str) -> Update:
-    """The same for a phase of sums: finite fp64 totals of this run, phase and round."""
+def sums_form(method: Method, net: nn.Module, phase: str, grid: Grid) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a phase's sums, from an image of nothing."""
+    M = len(method.modalities)
+    images = torch.zeros(1, M, method.slab, grid.height, grid.width)
+    nothing = Batch(
+        images_BMHW=images if method.slab > 1 else images[:, :, 0],
+        exists_BM=torch.zeros(1, M, dtype=torch.bool),
+        shown_BM=torch.zeros(1, M, dtype=torch.bool),
+        subject_B=torch.zeros(1, dtype=torch.int64),
+        clinical=({},),
+    )
+    return {name: tuple(value.shape) for name, value in pool(method, net, [nothing], phase).items()}
+
+
+def admit_sums(
+    update: Update, *, run: str, phase: str, round: int, schema: str, form: Mapping[str, tuple[int, ...]]
+) -> Update:
+    """The same for a phase of sums: finite fp64 totals of this run, phase and round, in the phase's own form."""
     site = update.site
     if (update.run, update.phase, update.round) != (run, phase, round):
         raise UpdateRejected(
@@ -69,9 +92,16 @@ def admit_sums(update: Update, *, run: str, phase: str, round: int, schema: str)
         )
     if update.schema != schema:
         raise UpdateRejected(f"{site}: schema {update.schema[:12]} differs from the run's {schema[:12]}")
+    if update.delta.keys() != form.keys():
+        differing = sorted(update.delta.keys() ^ form.keys())
+        raise UpdateRejected(f"{site}: {len(differing)} sums missing or unknown, such as {differing[:3]}")
     for name, tensor in update.delta.items():
         if tensor.dtype != torch.float64:
             raise UpdateRejected(f"{site}: {name} is {tensor.dtype}, expected torch.float64")
+        if tuple(tensor.shape) != form[name]:
+            raise UpdateRejected(f"{site}: {name} has shape {tuple(tensor.shape)}, expected {form[name]}")
         if not torch.isfinite(tensor).all():
             raise UpdateRejected(f"{site}: {name} is not finite")
+        if tensor.numel() and not (largest := tensor.abs().max().item()) <= MOST_SUM:
+            raise UpdateRejected(f"{site}: {name} has an entry of {largest:.3g}, over the limit {MOST_SUM:.3g}")
     return update

@@ -10,22 +10,24 @@ from flwr.serverapp import Grid
 from server.facts import Coverage, coverage
 from shared import wire
 from shared.config import Federation, RunSettings
-from shared.errors import ConfigError, LacunaError, PlanRefused, RunFailed, UpdateRejected
+from shared.errors import ConfigError, LacunaError, PlanRefused, PlanWaits, RunFailed, UpdateRejected
 from shared.methods import Method
 from shared.randomness import seed_of
 from shared.records import Inventory
 from shared.vocabulary import Modality, SiteName
 
 POLL_SECONDS = 0.5
+ASK_AGAIN_SECONDS = 5.0  # between two looks at whether a person said yes, before round 1
+SILENT = "no answer to the handshake"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roster:
     """The sites of a run, by name, and what each holds."""
 
-    nodes: Mapping[SiteName, int]
-    inventories: Mapping[SiteName, Inventory]
-    refusals: Mapping[SiteName, str]  # sites that said no at the handshake
+    nodes: dict[SiteName, int]
+    inventories: dict[SiteName, Inventory]
+    refusals: dict[str, str]  # sites, or nodes, that said no at the handshake
     left: dict[SiteName, str] = field(default_factory=dict)  # since then, for good, and why
 
     def willing(self, phase: str) -> list[SiteName]:
@@ -55,54 +57,109 @@ def round_up(value: float) -> int:
     return -int(-value // 1)
 
 
-def gather(
-    grid: Grid,
-    settings: RunSettings,
-    federation: Federation,
-    *,
-    check: Callable[[Inventory], None] = lambda _: None,
-    say: Callable[[str], None] = lambda _: None,
-) -> Roster:
-    """The inventory handshake before round 1: wait for the quorum, ask every node, refuse duplicates by name.
+@dataclass(kw_only=True)
+class Handshake:
+    """Asks nodes what they hold. One that waits for a person's yes, or did not answer, is asked again between rounds.
 
     `check` raises UpdateRejected for a site that can't take part.
     """
-    nodes: dict[SiteName, int] = {}
-    inventories: dict[SiteName, Inventory] = {}
-    refusals: dict[SiteName, str] = {}
-    expected = len(federation.sites) if federation.sites is not None else federation.min_sites
-    query = wire.pack_query(settings.text(), settings.schema)
-    for node, reply in ask(grid, wait_for_nodes(grid, expected, federation.deadline), query, federation.deadline):
-        if reply is None or reply.has_error():
-            refusals[f"node {node}"] = "no answer to the handshake"
-            say(f"node {node}: no answer to the handshake")
-            continue
+
+    grid: Grid
+    settings: RunSettings
+    federation: Federation
+    run: str
+    check: Callable[[Inventory], None] = lambda _: None
+    say: Callable[[str], None] = lambda _: None
+    waiting: dict[int, str] = field(default_factory=dict)  # node -> why it has no part yet
+    under_way: dict[int, str] = field(default_factory=dict)  # node -> the message that asks it again
+    gathered: bool = False
+
+    def gather(self) -> Roster:
+        """Before round 1: wait for the quorum, ask every node, refuse duplicates by name.
+
+        Where only people's yes is lacking for the quorum, they are waited for until the deadline.
+        """
+        federation, end = self.federation, time.monotonic() + self.federation.deadline
+        roster = Roster(nodes={}, inventories={}, refusals={})
+        expected = len(federation.sites) if federation.sites is not None else federation.min_sites
+        nodes = wait_for_nodes(self.grid, expected, federation.deadline)
+        while True:
+            for node, reply in ask(self.grid, nodes, self._query(), federation.deadline):
+                self._hear(node, reply, roster)
+            nodes = [node for node, why in self.waiting.items() if why != SILENT]
+            if len(roster.nodes) >= federation.min_sites or not nodes or time.monotonic() > end:
+                break
+            time.sleep(ASK_AGAIN_SECONDS)
+        if not federation.mixed_preparation:
+            for site, why in mixed(roster.inventories).items():
+                roster.refusals[site] = why
+                self.say(f"refused: {site}: {why}")
+                del roster.nodes[site], roster.inventories[site]
+        if len(roster.nodes) < federation.min_sites:
+            reasons = "; ".join(sorted({**roster.refusals, **_by_node(self.waiting)}.values())) or "no more nodes came"
+            raise RunFailed(
+                f"min_sites={federation.min_sites}: only {len(roster.nodes)} sites passed the handshake: {reasons}"
+            )
+        self.gathered = True
+        return roster
+
+    def again(self, roster: Roster) -> bool:
+        """Between rounds: whoever was waited for and says yes by now joins. Nobody is waited for here."""
+        before = len(roster.nodes)
+        for node in list(self.waiting):
+            if node not in self.under_way:
+                (message_id,) = self.grid.push_messages([self._message(node)])
+                if not message_id:  # Flower could not take it
+                    continue
+                self.under_way[node] = message_id
+            for reply in self.grid.pull_messages([self.under_way[node]]):
+                del self.under_way[node]
+                self._hear(node, reply, roster)
+        return len(roster.nodes) > before
+
+    def _check_like(self, inventory: Inventory, roster: Roster) -> None:
+        """A late site's images must be prepared as the run's are by now."""
+        known = {one.preparation for one in roster.inventories.values()}
+        if len(known) == 1 and inventory.preparation not in known:
+            raise UpdateRejected(f"{inventory.site}: {_unlike(inventory.preparation, *known)}")
+
+    def _query(self) -> RecordDict:
+        return wire.pack_query(self.run, self.settings.text(), self.settings.schema)
+
+    def _message(self, node: int) -> Message:
+        return Message(self._query(), node, MessageType.QUERY, ttl=self.federation.deadline, group_id="handshake")
+
+    def _hear(self, node: int, reply: Message | None, roster: Roster) -> None:
+        known, why = self.waiting.pop(node, None), SILENT
         try:
-            refusal = wire.refusal_in(reply.content)
-            if refusal is not None:
-                raise refusal
-            inventory = wire.unpack_inventory(reply.content)
-            if inventory.schema != settings.schema:
-                raise UpdateRejected(f"{inventory.site}: schema {inventory.schema[:12]} differs from the run's")
-            if inventory.site in nodes:
-                raise UpdateRejected(f"{inventory.site}: a second node calls itself so")
-            check(inventory)
+            if reply is not None and not reply.has_error():
+                self._admit(node, reply, roster)
+                return
+        except PlanWaits as error:
+            why = str(error)
         except LacunaError as error:
-            refusals[f"node {node}"] = str(error)
-            say(f"refused: {error}")
-            continue
-        if federation.sites is not None and inventory.site not in federation.sites:
-            continue
-        nodes[inventory.site], inventories[inventory.site] = node, inventory
-    if not federation.mixed_preparation:
-        for site, why in mixed(inventories).items():
-            refusals[site] = why
-            say(f"refused: {site}: {why}")
-            del nodes[site], inventories[site]
-    if len(nodes) < federation.min_sites:
-        reasons = "; ".join(sorted(refusals.values())) or "no more nodes came"
-        raise RunFailed(f"min_sites={federation.min_sites}: only {len(nodes)} sites passed the handshake: {reasons}")
-    return Roster(nodes=nodes, inventories=inventories, refusals=refusals)
+            roster.refusals[f"node {node}"] = str(error)
+            self.say(f"refused: {error}")
+            return
+        self.waiting[node] = why
+        if why != known:
+            self.say(f"node {node}: {why}")
+
+    def _admit(self, node: int, reply: Message, roster: Roster) -> None:
+        refusal = wire.refusal_in(reply.content)
+        if refusal is not None:
+            raise refusal
+        inventory = wire.unpack_inventory(reply.content)
+        site, wanted = inventory.site, self.federation.sites
+        if inventory.schema != self.settings.schema:
+            raise UpdateRejected(f"{site}: schema {inventory.schema[:12]} differs from the run's")
+        if site in roster.nodes:
+            raise UpdateRejected(f"{site}: a second node calls itself so")
+        self.check(inventory)
+        if self.gathered and not self.federation.mixed_preparation:
+            self._check_like(inventory, roster)
+        if wanted is None or site in wanted:
+            roster.nodes[site], roster.inventories[site] = node, inventory
 
 
 def mixed(inventories: Mapping[SiteName, Inventory]) -> dict[SiteName, str]:
@@ -116,11 +173,21 @@ def mixed(inventories: Mapping[SiteName, Inventory]) -> dict[SiteName, str]:
         return {}
     chosen = max(dict.fromkeys(digests), key=digests.count)  # the first of the most common
     return {
-        site: f"its images were prepared as {_named(inventory.preparation)}, the run's as {_named(chosen)}: ingest and "
-        "prepare them again with the options of the others, or set federation.mixed_preparation=true"
+        site: _unlike(inventory.preparation, chosen)
         for site, inventory in sorted(inventories.items())
         if inventory.preparation != chosen
     }
+
+
+def _unlike(preparation: str, chosen: str) -> str:
+    return (
+        f"its images were prepared as {_named(preparation)}, the run's as {_named(chosen)}: ingest and prepare them "
+        "again with the options of the others, or set federation.mixed_preparation=true"
+    )
+
+
+def _by_node(waiting: Mapping[int, str]) -> dict[str, str]:
+    return {f"node {node}": why for node, why in waiting.items()}
 
 
 def _named(digest: str) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import torch
 from flwr.app import Message, MessageType, RecordDict
@@ -16,13 +17,14 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from server import ema, facts, ledgers, prior
-from server.admission import admit, admit_sums
+from server.admission import admit, admit_sums, sums_form
 from server.aggregation import Fold, Mean, keep_untrained, scale_bits
 from server.facts import RoundFacts, SiteFacts
 from server.ledgers import Ledgers
 from server.progress import View
+from server.receipts import Receipts
 from server.release import code_version, release
-from server.roster import Roster, check_coverage, gather
+from server.roster import Handshake, Roster, check_coverage
 from server.spool import Spool
 from server.strategies import STRATEGIES, RobustStrategy, Strategy
 from server.tracking import Tracker
@@ -85,10 +87,11 @@ class Rounds:
         self.strategy: Strategy = build_strategy(config)
         self.run_name = config.run or folder.name
         self.ledgers = Ledgers.of(config, folder)
+        self.receipts = Receipts(folder)
         self.phases = self.settings.phases(self.method)
         net = self.settings.build_net(self.method)  # for its names and first values; the network itself is not kept
         self.prior = prior.find(config)
-        self.initial = state_of(net) if self.prior is None else lora.split(self.prior.weights, state_of(net))
+        self.initial = prior.initial(self.prior, config, state_of(net))
         self.owners = {
             phase.name: {} if phase.kind == "sums" else self.settings.owners(self.method, net, phase.name)
             for phase in self.phases
@@ -101,10 +104,16 @@ class Rounds:
 
     def run(self) -> Path:
         """All phases, from the last checkpoint on; gives the released folder."""
-        roster = gather(self.grid, self.settings, self.config.federation, check=self.ledgers.greet, say=self.view.note)
-        coverage = check_coverage(roster, self.method, self.config.federation.targets)
-        facts.save_coverage(self.folder / "inventory.json", coverage)
-        self.view.coverage(coverage)
+        handshake = Handshake(
+            grid=self.grid,
+            settings=self.settings,
+            federation=self.config.federation,
+            run=self.run_name,
+            check=self.ledgers.greet,
+            say=self.view.note,
+        )
+        roster = handshake.gather()
+        self._cover(roster)
         self.tracker.sync()
         place = self._restore()
         for index, phase in enumerate(self.phases):
@@ -116,12 +125,19 @@ class Rounds:
             if place.round == 0:
                 self._begin(place, owners)
             while place.round < of:
+                if handshake.again(roster):
+                    self._cover(roster)
                 if phase.kind == "sums":
                     self._sums_round(place, phase, roster)
                 else:
                     self._train_round(place, phase, owners, roster, of)
             self._end(place, index, owners)
         return self._release(place, roster)
+
+    def _cover(self, roster: Roster) -> None:
+        coverage = check_coverage(roster, self.method, self.config.federation.targets)
+        facts.save_coverage(self.folder / "inventory.json", coverage)
+        self.view.coverage(coverage)
 
     # --- one phase
 
@@ -185,10 +201,18 @@ class Rounds:
         """Sums are small: kept by site and added in the order of names, so the total is the same bits each time."""
         started = time.monotonic()
         kept: dict[SiteName, Weights] = {}
+        net = self.settings.build_net(self.method)
+        net.load_state_dict(dict(place.weights))
+        form = sums_form(self.method, net, phase.name, self.settings.grid)
 
         def take(update: Update) -> None:
             admitted = admit_sums(
-                update, run=self.run_name, phase=phase.name, round=place.round, schema=self.settings.schema
+                update,
+                run=self.run_name,
+                phase=phase.name,
+                round=place.round,
+                schema=self.settings.schema,
+                form=form,
             )
             self.ledgers.accept(update)
             kept[update.site] = admitted.delta
@@ -199,8 +223,6 @@ class Rounds:
         for site in sorted(kept):
             for name, value in kept[site].items():
                 totals[name] = totals[name] + value if name in totals else value
-        net = self.settings.build_net(self.method)
-        net.load_state_dict(dict(place.weights))
         self.method.settle(net, phase.name, totals)
         settled = {n: v for n, v in state_of(net).items() if not torch.equal(v, place.weights[n])}
         place.weights, place.ema = {**place.weights, **settled}, {**place.ema, **settled}
@@ -258,13 +280,23 @@ class Rounds:
                 for reply in self.grid.pull_messages([message_id]):
                     del sent[message_id]
                     arrived += 1
-                    answers.sites[site] = self._judge(reply, site, ask, answers, roster, down)
+                    answers.sites[site] = self._received(reply, site, ask, answers, roster, down)
                     self.view.site_finished(site, answers.sites[site])
             if sent and not arrived:
                 time.sleep(POLL_SECONDS)
         for site in sent.values():
             answers.sites[site] = SiteFacts(status="timeout", reason=f"no answer in {deadline:.0f} s", bytes_down=down)
             self.view.site_finished(site, answers.sites[site])
+
+    def _received(
+        self, reply: Message, site: SiteName, ask: Ask, answers: Answers, roster: Roster, down: int
+    ) -> SiteFacts:
+        """Judged, with a receipt kept of it; taken first, since reading an update empties it."""
+        came = None if reply.has_error() else wire.received(reply.content)
+        found = self._judge(reply, site, ask, answers, roster, down)
+        if came is not None:
+            self.receipts.keep(site, ask.plan, came, found)
+        return found
 
     def _judge(
         self, reply: Message, site: SiteName, ask: Ask, answers: Answers, roster: Roster, down: int
@@ -324,14 +356,14 @@ class Rounds:
         )
 
     def _watch(self, place: Place, phase: Phase, answers: Answers) -> dict[str, float]:
-        """The mean over sites of what the phase keeps an eye on."""
+        """What the phase keeps an eye on: the median over sites, which one of three or more can't move at will."""
         if phase.collapse is None:
             return {}
         name = phase.collapse[0]
         values = [m[name] for site in answers.ok if name in (m := answers.metrics[site])]
         if not values:
             return {}
-        watch = {name: sum(values) / len(values)}
+        watch = {name: median(values)}
         place.first_watch = watch | place.first_watch
         return watch
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -25,6 +26,7 @@ from shared.records import Owners, Phase
 from shared.training import PhaseTraining
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+_HASH = re.compile(r"[0-9a-f]{64}")
 _MAY_CHANGE = ("run", "resume", "device", "tracking", "validation")  # between a run and its resumption
 
 
@@ -64,6 +66,7 @@ class Federation:
     limits: Limits = Limits()
     alone: bool = False
     disks: str | None = None  # simulation: folder of the sites' own disks, kept over runs; null: in the run
+    manifest: str | None = None  # hash of what the federation agreed on; a site's policy may ask that a plan names it
     mixed_preparation: bool = False  # sites whose images were prepared in different ways may train together
 
     def __post_init__(self) -> None:
@@ -73,6 +76,8 @@ class Federation:
         require(self.deadline > 0, "deadline", self.deadline, "above 0 seconds")
         require(self.retries >= 0, "retries", self.retries, "0 or more")
         require(self.min_cell >= 1, "min_cell", self.min_cell, "1 or more")
+        known = self.manifest is None or _HASH.fullmatch(self.manifest) is not None
+        require(known, "manifest", self.manifest, "64 hex digits, or null")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +104,16 @@ class Tuning:
     """Where a run starts, and which weights it may change."""
 
     start: str | None = None
+    take: tuple[str, ...] = ()  # tensors taken from it (shell patterns), into a method that may be another; (): all
+    skip: tuple[str, ...] = ()  # phases that are left as the start has them
     only: tuple[str, ...] = ()
     lora: int = 0
 
     def __post_init__(self) -> None:
         require(self.lora >= 0, "lora", self.lora, "0 or more")
+        named = self.prior is not None
+        require(named or not (self.take or self.skip), "start", self.start, "a run, with tuning.take or tuning.skip")
+        require(not (self.take and self.lora), "take", self.take, "empty with tuning.lora")
 
     @property
     def prior(self) -> str | None:
@@ -120,6 +130,8 @@ class RunSettings:
     seed: int
     keep_local: tuple[str, ...]
     min_cell: int
+    min_holders: int
+    manifest: str | None = None
     privacy: Privacy = field(default_factory=Privacy)
     tuning: Tuning = field(default_factory=Tuning)
 
@@ -139,7 +151,14 @@ class RunSettings:
 
     def phases(self, method: Method) -> tuple[Phase, ...]:
         """A prior brings its own agreed constants: what it was trained around is not summed anew."""
-        return tuple(phase for phase in method.phases if phase.kind != "sums" or self.tuning.prior is None)
+        names = [phase.name for phase in method.phases]
+        for name in self.tuning.skip:
+            require(name in names, "tuning.skip", name, f"among {', '.join(names)}")
+        return tuple(
+            phase
+            for phase in method.phases
+            if phase.name not in self.tuning.skip and (phase.kind != "sums" or self.tuning.prior is None)
+        )
 
     def owners(self, method: Method, net: nn.Module, phase: str) -> Owners:
         """What this run trains in a phase."""
@@ -212,6 +231,8 @@ class Config:
             seed=self.seed,
             keep_local=self.federation.keep_local,
             min_cell=self.federation.min_cell,
+            min_holders=self.federation.min_holders,
+            manifest=self.federation.manifest,
             privacy=self.privacy,
             tuning=self.tuning,
         )

@@ -4,6 +4,7 @@ LacunaError
 ├── ConfigError      2   a key, its value and the rule it breaks
 ├── DataError        3   a cohort or file that can't be used
 ├── PlanRefused      4   the site's policy does not allow the plan
+│   └── PlanWaits    4   it waits for a person at the site to allow it
 ├── BudgetSpent      4   the site's privacy budget does not allow the plan
 ├── RunFailed        5   the run can't go on; its checkpoint is whole
 └── UpdateRejected   -   one site's update is refused; the round survives it, counts it, tracks it
@@ -26,6 +27,10 @@ class DataError(LacunaError):
 
 class PlanRefused(LacunaError):
     exit_code = 4
+
+
+class PlanWaits(PlanRefused):
+    pass
 
 
 class BudgetSpent(LacunaError):

@@ -18,6 +18,8 @@ class Cut:
     owners: tuple[Owner, ...]
 
 
+RELEASED = ("loss", "samples", "seconds", "feature_std")  # the metrics a site may send, all of them
+PRIVATE = ("samples",)  # those of a private update: what the plan says, nothing that looks at the data
 Owners: TypeAlias = Mapping[str, Owner | Cut]  # by tensor name; a tensor that is not named is frozen in this phase
 
 

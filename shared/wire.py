@@ -15,23 +15,34 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
-from shared.errors import BudgetSpent, ConfigError, DataError, LacunaError, PlanRefused, RunFailed, UpdateRejected
+from shared.chain import Link
+from shared.errors import (
+    BudgetSpent,
+    ConfigError,
+    DataError,
+    LacunaError,
+    PlanRefused,
+    PlanWaits,
+    RunFailed,
+    UpdateRejected,
+)
 from shared.names import SITE_NAME as SITE_NAME
 from shared.options import build, plain
-from shared.records import Inventory, RoundPlan, Spent, Update
+from shared.records import PRIVATE, RELEASED, Inventory, RoundPlan, Spent, Update
 from shared.vocabulary import Weights
 
-RELEASED = ("loss", "samples", "seconds", "feature_std")  # the metrics a site may send, all of them
-PRIVATE = ("samples",)  # those of a private update: what the plan says, nothing that looks at the data
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64, "bool": torch.bool}
 _STYPE = "lacuna.raw"
 _REFUSALS: Mapping[str, type[LacunaError]] = {
-    error.__name__: error for error in (PlanRefused, BudgetSpent, DataError, RunFailed)
+    error.__name__: error for error in (PlanRefused, PlanWaits, BudgetSpent, DataError, RunFailed)
 }
 Head: TypeAlias = dict[
     str, int | float | str | bytes | bool | list[int] | list[float] | list[str] | list[bytes] | list[bool]
 ]
 LEDGER = re.compile(r"[0-9a-f]{16,128}")  # a ledger's id, and a link of its chain
+# what reading another machine's words can raise; the last two of numbers and shapes that are out of all bounds
+_MALFORMED = (KeyError, ValueError, TypeError, AttributeError, RecursionError, ConfigError, OverflowError, RuntimeError)
+LINK = re.compile(r"[0-9a-f]{64}")
 PREPARATION = re.compile(r"|[0-9a-f]{64}")  # a digest, or nothing: a site has no other words here
 
 
@@ -72,13 +83,23 @@ def unpack_plan(content: RecordDict) -> RoundPlan:
     )
 
 
-def pack_query(config: str, schema: str) -> RecordDict:
-    return RecordDict({"query": ConfigRecord({"config": config, "schema": schema})})
+def pack_query(run: str, config: str, schema: str) -> RecordDict:
+    return RecordDict({"query": ConfigRecord({"run": run, "config": config, "schema": schema})})
 
 
-def unpack_query(content: RecordDict) -> tuple[str, str]:
+def unpack_query(content: RecordDict) -> tuple[str, str, str]:
+    """Run, config, schema."""
     head = content.config_records["query"]
-    return str(head["config"]), str(head["schema"])
+    return str(head["run"]), str(head["config"]), str(head["schema"])
+
+
+def asked(content: RecordDict) -> dict[str, str | int]:
+    """What a question is about: its run, and of a plan the phase and the round."""
+    head = content.config_records.get("plan") or content.config_records.get("query") or ConfigRecord()
+    found: dict[str, str | int] = {key: str(head[key])[:200] for key in ("run", "phase") if key in head}
+    if isinstance(number := head.get("round"), int):
+        found["round"] = number
+    return found
 
 
 # --- site -> server
@@ -123,7 +144,7 @@ def unpack_update(message: Message, sender: str) -> Update:
             metrics={k: float(v) for k, v in metrics.items()},
             spent=_unpack_spent(str(head["spent"])),
         )
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, ConfigError) as error:
+    except _MALFORMED as error:
         raise UpdateRejected(f"{sender}: malformed update: {type(error).__name__}: {str(error)[:200]}") from None
 
 
@@ -158,7 +179,7 @@ def unpack_inventory(content: RecordDict) -> Inventory:
             preparation=preparation,
             spent=_unpack_spent(str(head["spent"])),
         )
-    except (KeyError, ValueError, TypeError, AttributeError, ConfigError) as error:
+    except _MALFORMED as error:
         raise UpdateRejected(f"malformed inventory: {type(error).__name__}: {str(error)[:200]}") from None
 
 
@@ -227,13 +248,55 @@ def _unpack(record: ArrayRecord, *, free: bool) -> dict[str, Tensor]:
     return tensors
 
 
-def describe(content: RecordDict) -> dict[str, Any]:
-    """A release as the site's ledger keeps it: every field that is no tensor in full, the tensors by size and hash."""
-    digest = hashlib.sha256()
-    tensors = 0
-    for record in content.array_records.values():
+# --- what is written down of a reply, at both ends
+
+
+def seal(content: RecordDict, before: Link) -> dict[str, Any]:
+    """Ties a reply to the site's ledger, and describes it: who keeps the link knows how all before it stood there."""
+    content["ledger"] = ConfigRecord({"before": before})
+    return describe(content)
+
+
+def received(content: RecordDict) -> dict[str, Any]:
+    """For a receipt; to be taken before an update is read, which empties it."""
+    link = str(content.config_records.get("ledger", ConfigRecord()).get("before"))
+    return {"sha256": digest(content), "bytes": size(content), "link": link if LINK.fullmatch(link) else None}
+
+
+def fields(content: RecordDict) -> dict[str, Any]:
+    """All that is no tensor."""
+    return {f"{key}.{k}": v for key, record in content.config_records.items() for k, v in record.items()}
+
+
+def digest(content: RecordDict) -> str:
+    """One hash of a reply, the same at both ends: of every field, and of every tensor's name, form and bytes."""
+    whole = hashlib.sha256(json.dumps(fields(content), sort_keys=True, default=repr).encode())
+    for key in sorted(content.array_records):
+        record = content.array_records[key]
         for name in sorted(record.keys()):
-            digest.update(name.encode() + b"\0" + record[name].data)
-            tensors += 1
-    texts = {f"{key}.{k}": v for key, record in content.config_records.items() for k, v in record.items()}
-    return {"fields": texts, "tensors": tensors, "bytes": size(content), "sha256": digest.hexdigest()}
+            array = record[name]
+            form = [key, name, array.dtype, list(array.shape), array.stype, len(array.data)]
+            whole.update(json.dumps(form).encode() + b"\0")
+            whole.update(array.data)
+    return whole.hexdigest()
+
+
+def describe(content: RecordDict) -> dict[str, Any]:
+    """A release as the site's ledger keeps it: every field in full, the tensors by name, form and L2 norm."""
+    arrays = [(name, array) for record in content.array_records.values() for name, array in record.items()]
+    norms = [_norm(array) for _, array in arrays]
+    finite = [norm for norm in norms if norm is not None]
+    return {
+        "fields": fields(content),
+        "tensors": [[n, a.dtype, list(a.shape), norm] for (n, a), norm in zip(arrays, norms, strict=True)],
+        "norm": math.hypot(*finite) if len(finite) == len(norms) else None,
+        "bytes": size(content),
+        "sha256": digest(content),
+    }
+
+
+def _norm(array: Array) -> float | None:
+    """None where it is no finite number."""
+    flat: np.ndarray[Any, Any] = np.frombuffer(array.data, dtype=np.dtype(array.dtype))
+    norm = math.sqrt(float(np.einsum("i,i->", flat, flat, dtype=np.float64, casting="unsafe")))
+    return norm if math.isfinite(norm) else None

@@ -89,7 +89,10 @@ def handshake(root: Path, folder: Path, **federation: bool) -> tuple[roster.Rost
     cohorts = simulation.find_cohorts(wanted)
     grid = LocalGrid(simulation.client_app(), simulation._node_configs(wanted, folder, cohorts))
     said: list[str] = []
-    return roster.gather(grid, wanted.for_sites(), wanted.federation, say=said.append), said
+    shake = roster.Handshake(
+        grid=grid, settings=wanted.for_sites(), federation=wanted.federation, run="run", say=said.append
+    )
+    return shake.gather(), said
 
 
 @pytest.mark.usefixtures("probe")

@@ -86,4 +86,11 @@ def test_a_hostile_update_is_rejected_by_name(name: str) -> None:
 )
 def test_hostile_sums_are_rejected(value: torch.Tensor, says: str) -> None:
     with pytest.raises(UpdateRejected, match=says):
-        admit_sums(dataclasses.replace(HONEST, delta={"gram": value}), run="r", phase="p", round=3, schema="s" * 64)
+        admit_sums(
+            dataclasses.replace(HONEST, delta={"gram": value}),
+            run="r",
+            phase="p",
+            round=3,
+            schema="s" * 64,
+            form={"gram": (1,)},
+        )

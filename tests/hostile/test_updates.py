@@ -1,0 +1,268 @@
+"""One hostile site among three: what it answers is refused in one clear line, and the run is as if it were silent."""
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Array, Message, RecordDict
+from support.federation import config, weights_digest
+from support.probe import Probe
+from support.spoilt import about, failed, start
+
+from server import facts
+from server.receipts import Receipts
+from shared import methods, wire
+from shared.config import Limits
+from shared.errors import RunFailed
+
+Attack = Callable[[RecordDict, "Stash"], None]  # changes an honest reply
+Stash = dict[str, RecordDict]  # what the site has answered before
+
+
+def head(key: str, value: Any) -> Attack:
+    def attack(content: RecordDict, stash: Stash) -> None:
+        content.config_records["update"][key] = value
+
+    return attack
+
+
+def replayed(what: str) -> Attack:
+    def attack(content: RecordDict, stash: Stash) -> None:
+        emptied(content, stash)
+        for key, record in copy.deepcopy(stash[what]).items():
+            content[key] = record
+
+    return attack
+
+
+def emptied(content: RecordDict, stash: Stash) -> None:
+    for key in list(content):
+        del content[key]
+
+
+def tensor(name: str, make: Callable[[torch.Tensor], torch.Tensor]) -> Attack:
+    def attack(content: RecordDict, stash: Stash) -> None:
+        record = content.array_records["delta"]
+        array = record[name]
+        honest = torch.frombuffer(bytearray(array.data), dtype=torch.float32).reshape(tuple(array.shape))
+        record[name] = wire._pack({name: make(honest)})[name]
+
+    return attack
+
+
+def raw(name: str, change: Callable[[Array], Array]) -> Attack:
+    def attack(content: RecordDict, stash: Stash) -> None:
+        record = content.array_records["delta"]
+        record[name] = change(record[name])
+
+    return attack
+
+
+def every(make: Callable[[torch.Tensor], torch.Tensor]) -> Attack:
+    def attack(content: RecordDict, stash: Stash) -> None:
+        for name in content.array_records["delta"]:
+            tensor(name, make)(content, stash)
+
+    return attack
+
+
+def renamed(content: RecordDict, stash: Stash) -> None:
+    record = content.array_records["delta"]
+    record["nose.weight"] = record.pop("body.weight")
+
+
+def missing(content: RecordDict, stash: Stash) -> None:
+    del content.array_records["delta"]["body.bias"]
+
+
+def added(content: RecordDict, stash: Stash) -> None:
+    content.array_records["delta"]["level.mean_M"] = wire._pack({"x": torch.zeros(3)})["x"]
+
+
+def counts(**changes: int) -> Attack:
+    def attack(content: RecordDict, stash: Stash) -> None:
+        record = content.config_records["update"]
+        honest = json.loads(str(record["counts"]))
+        record["counts"] = json.dumps(honest | {key.replace("_", ":"): n for key, n in changes.items()})
+
+    return attack
+
+
+def not_shared(content: RecordDict, stash: Stash) -> None:
+    counts(shared=0)(content, stash)
+
+
+def like(**changes: Any) -> Callable[[Array], Array]:
+    def change(array: Array) -> Array:
+        values = {"dtype": array.dtype, "shape": tuple(array.shape), "stype": array.stype, "data": array.data}
+        return Array(**{**values, **changes})
+
+    return change
+
+
+# name -> what the site does in a round of its own, and what the coordinator says of it
+ATTACKS: dict[str, tuple[Attack, str]] = {
+    "an update of another round": (replayed("round 0"), r"east: update is for run/fit/0, this is run/fit/\d+"),
+    "an update of another run": (replayed("other run"), r"east: update is for other/fit/\d+, this is run/fit/\d+"),
+    "an update of another phase": (replayed("sums"), r"east: update is for run/level/0, this is run/fit/\d+"),
+    "a round that is no number": (head("round", "x"), "east: malformed update: ValueError"),
+    "another site's name": (head("site", "north"), "east: malformed update: ValueError: it calls itself 'north'"),
+    "other code": (head("schema", "0" * 64), "east: schema 000000000000 differs from the run's"),
+    "nan": (tensor("body.weight", lambda t: t * torch.nan), "east: body.weight has an entry of nan"),
+    "infinity": (tensor("head.bias", lambda t: t - torch.inf), "east: head.bias has an entry of inf"),
+    "a huge entry": (
+        tensor("stem.bias", lambda t: t + 1e30),
+        "east: stem.bias has an entry of 1e.30, over the limit 64",
+    ),
+    "a huge norm": (every(lambda t: t + 30.0), r"east: delta norm \d+ is over the limit 50"),
+    "a wrong name": (renamed, r"east: 2 tensors missing or not owned, such as \['body.weight', 'nose.weight'\]"),
+    "a missing tensor": (missing, r"east: 1 tensors missing or not owned, such as \['body.bias'\]"),
+    "a tensor that is not its own": (added, r"east: 1 tensors missing or not owned, such as \['level.mean_M'\]"),
+    "a wrong type": (
+        tensor("body.weight", torch.Tensor.double),
+        "east: body.weight is torch.float64, expected torch.f",
+    ),
+    "whole numbers": (tensor("body.bias", torch.Tensor.long), "east: body.bias is torch.int64, expected torch.float32"),
+    "an unknown type": (raw("body.bias", like(dtype="object")), "east: malformed update: ValueError: body.bias"),
+    "a pickle": (
+        raw("body.bias", like(stype="pickle")),
+        "east: malformed update: ValueError: body.bias: pickle/float32",
+    ),
+    "a wrong shape": (tensor("stem.bias", lambda t: t[:4]), r"east: stem.bias has shape \(4,\), expected \(6,\)"),
+    "a shape turned round": (tensor("body.weight", lambda t: t[None]), r"east: body.weight has shape \(1, 6, 6\)"),
+    "truncated bytes": (
+        raw("body.weight", lambda a: like(data=a.data[:-3])(a)),
+        "east: malformed update: ValueError: body.weight: 141 bytes for shape",
+    ),
+    "a shape out of all bounds": (
+        raw("body.bias", like(shape=(0, 2**62, 2**62), data=b"")),
+        "east: malformed update: (RuntimeError|TypeError|OverflowError|ValueError)",
+    ),
+    "more samples than there were": (
+        counts(shared=10**6),
+        "east: count of shared is 1000000, the round has at most 16",
+    ),
+    "fewer samples than none": (counts(shared=-1), "east: count of shared is -1"),
+    "a modality that it lacks": (counts(to_T2=5), "east: 2 tensors missing|east: head.* has shape"),
+    "an owner that nobody knows": (counts(nose=1), r"east: counts for unknown owners \['nose'\]"),
+    "counts for some and none for all": (not_shared, "east: counts for .* but none for 'shared'"),
+    "a number without end": (
+        head("metrics", '{"loss": 1' + "0" * 400 + "}"),
+        "east: malformed update: (OverflowError|ValueError)",
+    ),
+    "nothing at all": (emptied, "east: malformed update: KeyError"),
+}
+SUMS: dict[str, tuple[Attack, str]] = {
+    "a wrong shape": (raw("total_M", like(shape=(1,), data=bytes(8))), r"total_M has shape \(1,\), expected \(3,\)"),
+    "a missing sum": (lambda c, s: c.array_records["delta"].pop("total_M"), r"1 sums missing or unknown"),
+    "a total that overflows": (raw("total_M", lambda a: huge(a)), "total_M has an entry of 1e.300, over the limit"),
+}
+
+
+def huge(array: Array) -> Array:
+    return wire._pack({"x": torch.full(tuple(array.shape), 1e300, dtype=torch.float64)})["x"]
+
+
+@pytest.fixture(scope="module")
+def attacked(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which east does something else in each round; beside it the same run with east silent."""
+    folder = tmp_path_factory.mktemp("attacked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(methods.METHODS, "probe", Probe)  # type: ignore[arg-type]
+        stash: Stash = {}
+
+        def keep(site: str, reply: Message) -> Message | None:
+            if site == "east" and about(reply) == ("fit", 0):
+                stash["other run"] = copy.deepcopy(reply.content)
+            return reply
+
+        start(folder / "other", config(world, rounds=1), spoil=keep)
+
+        def attack(site: str, reply: Message) -> Message | None:
+            found = about(reply)
+            if site != "east" or found is None:
+                return reply
+            phase, number = found
+            if phase == "level":
+                stash["sums"] = copy.deepcopy(reply.content)
+                return reply
+            stash.setdefault("round 0", copy.deepcopy(reply.content))
+            if number == 0:
+                return failed(reply)  # what it could have sent, to be sent later
+            list(ATTACKS.values())[number - 1][0](reply.content, stash)
+            return reply
+
+        wanted = config(world, rounds=len(ATTACKS) + 1, limits=Limits(norm=50.0))
+        start(folder / "run", wanted, spoil=attack)
+        start(folder / "silent", wanted, spoil=lambda s, r: failed(r) if s == "east" and about_fit(r) else r)
+    return folder
+
+
+def about_fit(reply: Message) -> bool:
+    found = about(reply)
+    return found is not None and found[0] == "fit"
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_each_attack_is_refused_in_one_clear_line(name: str, attacked: Path) -> None:
+    number = list(ATTACKS).index(name) + 1
+    one = next(f for f in facts.read(attacked / "run" / "rounds.jsonl") if (f.phase, f.round) == ("fit", number))
+    assert one.sites["east"].status == "rejected"
+    assert re.match(ATTACKS[name][1], one.sites["east"].reason), one.sites["east"].reason
+    assert one.refusals == (one.sites["east"].reason,)
+    assert one.sites["north"].status == one.sites["south"].status == "ok"
+    receipt = next(e for e in Receipts(attacked / "run").entries("east") if (e["phase"], e["round"]) == ("fit", number))
+    assert (receipt["verdict"], receipt["reason"]) == ("rejected", one.sites["east"].reason)
+
+
+def test_the_others_train_as_if_the_hostile_site_had_been_silent(attacked: Path) -> None:
+    assert weights_digest(attacked / "run") == weights_digest(attacked / "silent")
+
+
+@pytest.mark.usefixtures("probe")
+@pytest.mark.parametrize("name", SUMS)
+def test_hostile_sums_are_refused_and_the_run_goes_on(name: str, world: Path, tmp_path: Path) -> None:
+    def attack(site: str, reply: Message) -> Message | None:
+        if site == "east" and about(reply) == ("level", 0):
+            SUMS[name][0](reply.content, {})
+        return reply
+
+    start(tmp_path / "run", config(world, rounds=1), spoil=attack)
+    level, fit = facts.read(tmp_path / "run" / "rounds.jsonl")
+    assert level.sites["east"].status == "rejected"
+    assert re.search(SUMS[name][1], level.sites["east"].reason), level.sites["east"].reason
+    assert level.sites["north"].status == level.sites["south"].status == fit.sites["east"].status == "ok"
+
+
+@pytest.mark.usefixtures("probe")
+def test_one_sites_word_on_its_features_does_not_end_the_run(world: Path, tmp_path: Path) -> None:
+    """The collapse rule looks at the median: at first the hostile site praises its features, then it has none."""
+
+    def lie(site: str, reply: Message) -> Message | None:
+        if site == "east" and about_fit(reply):
+            record = reply.content.config_records["update"]
+            width = 1e30 if about(reply) == ("fit", 0) else -1e30
+            record["metrics"] = json.dumps(json.loads(str(record["metrics"])) | {"feature_std": width})
+        return reply
+
+    start(tmp_path / "run", config(world), spoil=lie)
+
+
+@pytest.mark.usefixtures("probe")
+def test_a_plan_outside_a_sites_policy_is_refused_by_that_site_alone(world: Path, tmp_path: Path) -> None:
+    wanted = config(world, rounds=1)
+    start(tmp_path / "run", wanted, policies={"east": {"methods": "amm_diff"}})
+    start(tmp_path / "without", config(world, rounds=1, sites=("north", "south")))
+    assert weights_digest(tmp_path / "run") == weights_digest(tmp_path / "without")
+    entry = json.loads((tmp_path / "run" / "sites" / "east" / "ledger.jsonl").read_text().splitlines()[0])
+    rule = "east: plan.method=probe: this site's policy allows only methods: amm_diff"
+    assert entry["fields"]["refusal.why"] == rule
+    assert entry["fields"]["refusal.kind"] == "PlanRefused"
+    everywhere = {site: {"methods": "amm_diff"} for site in ("north", "east", "south")}
+    with pytest.raises(RunFailed, match=f"only 0 sites passed the handshake: {rule}"):
+        start(tmp_path / "nobody", wanted, policies=everywhere)
