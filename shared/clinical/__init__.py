@@ -18,9 +18,23 @@ __all__ = [
 ]  # fmt: skip
 
 
+def _hf_dir(width: int, settings: TextSettings) -> Encoder:
+    from shared.clinical.hf_dir import open_folder
+
+    return open_folder(width, settings)
+
+
+def _openai_compatible(width: int, settings: TextSettings) -> Encoder:
+    from shared.clinical.endpoint import open_endpoint
+
+    return open_endpoint(width, settings)
+
+
 ENCODERS: Mapping[str, Callable[[int, TextSettings], Encoder]] = {
     "builtin": lambda width, _: Builtin(width),
     "label_embedding": lambda width, _: LabelEmbedding(width),
+    "hf_dir": _hf_dir,
+    "openai_compatible": _openai_compatible,
     "none": lambda width, _: NoText(width),
 }
 OWN = ("hf_dir", "openai_compatible")  # the site's own: a method's build() puts Unset, and `attach` the encoder

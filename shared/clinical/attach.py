@@ -2,7 +2,9 @@
 
 from torch import nn
 
-from shared.clinical.encoder import Encoder
+from shared.clinical import make_encoder
+from shared.clinical.encoder import Encoder, Unset
+from shared.clinical.settings import TextSettings
 from shared.errors import ConfigError
 
 
@@ -19,3 +21,10 @@ def attach(net: nn.Module, encoder: Encoder) -> None:
     if was.width != encoder.width:
         raise ConfigError(f"text width={encoder.width} ({encoder.id}): the network takes tokens of {was.width}")
     object.__setattr__(net, "encoder", encoder)  # past nn.Module, which would list a module's weights as its own
+
+
+def attach_own(net: nn.Module, settings: TextSettings) -> None:
+    """What the network waits for, made from these settings; nothing where it waits for none."""
+    was = getattr(net, "encoder", None)
+    if isinstance(was, Unset):
+        attach(net, make_encoder(was.kind, was.width, settings))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -38,6 +38,7 @@ def score(encoder: Encoder, piece: str, value: float) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", WITHOUT_FILES)
+@settings(deadline=None)
 @given(chart=charts)
 def test_what_is_missing_is_not_held_and_exactly_zero(kind: str, chart: Chart) -> None:
     tokens_BLD, held_BL = make_encoder(kind, 64).encode([chart, FULL], ["FDG", "T1"], [("T1",), ()])
