@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from server import federation_cli, train_cli
+from server import federation_cli, receipts_cli, train_cli
 from shared.errors import ConfigError, LacunaError, RunFailed
 
 if TYPE_CHECKING:
@@ -354,6 +354,7 @@ def report(
 audits = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Look for what should not be there.")
 app.add_typer(audits, name="audit")
 app.add_typer(federation_cli.app, name="federation")
+app.add_typer(receipts_cli.app)
 app.add_typer(train_cli.app)
 
 
