@@ -90,11 +90,11 @@ def join(state: Path, path: Path, *, told: str | None = None, now: datetime) -> 
     if not (state / SITE).exists():
         raise ConfigError(f"{state}: no site was made here; `lacuna-site init {state} --site NAME` comes first")
     with locked(state):
-        installed = _installed(state)
-        trusted = _trusted(state, told, installed)
+        before = _installed(state)
+        trusted = _trusted(state, told, before)
         opened = kit.read_kit(read_bounded(path, where), where, trusted=trusted)
         secret = _own_key(state, opened.head, where)
-        agreed = _check(opened, installed, where, now)
+        agreed = _check(opened, before, where, now)
         change = Change(state)
         for name, content in opened.files.items():
             change.write(f"{FEDERATION}/{name}", content)
@@ -104,7 +104,7 @@ def join(state: Path, path: Path, *, told: str | None = None, now: datetime) -> 
             change.write(PUBLIC, opened.head.public_key.encode("ascii") + b"\n")
             change.remove(NEXT_KEY)
             change.remove(NEXT_PUBLIC)
-        notes = _notes(opened, installed, trusted, switched=secret is not None)
+        notes = _notes(opened, before, trusted, switched=secret is not None)
         change.commit()
         return Joined(head=opened.head, manifest=agreed, folder=state / FEDERATION, notes=notes)
 
@@ -123,6 +123,11 @@ def lifetimes(state: Path) -> dict[str, Lifetime]:
     }
 
 
+def installed(state: Path) -> Head:
+    """Of the kit that is installed; DataError when there is none, or it is damaged."""
+    return build(Head, parse_canonical(read_bounded(state / HEAD, "site"), str(state / HEAD)), HEAD)
+
+
 def expiry_warnings(state: Path, now: datetime) -> list[str]:
     return warnings(lifetimes(state), now)
 
@@ -138,7 +143,7 @@ def _own_name(state: Path) -> str:
 def _installed(state: Path) -> Head | None:
     if not (state / HEAD).exists():
         return None
-    return build(Head, parse_canonical(read_bounded(state / HEAD, "site"), str(state / HEAD)), HEAD)
+    return installed(state)
 
 
 def _trusted(state: Path, told: str | None, installed: Head | None) -> str:

@@ -1,4 +1,4 @@
-"""`lacuna-site run | status | logs`: the site's node. Thin: each verb calls one function elsewhere."""
+"""`lacuna-site run | status | logs | doctor`: the site's node. Thin: each verb calls one function elsewhere."""
 
 from pathlib import Path
 from typing import Annotated
@@ -64,3 +64,37 @@ def logs(
 
     for line in tail(state, lines, follow=follow):
         typer.echo(line)
+
+
+@app.command()
+def doctor(
+    state: Annotated[Path, typer.Option(help="This site's private disk.", show_default=False)],
+    cohort: Cohorts = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For a program: a list of name, status, found, remedy.")
+    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Without the network.")] = False,
+) -> None:
+    """Look at all that this site needs: data, disk, memory, GPU, versions, keys, certificates, clock, way to the server.
+
+    One line each: ok, or warn or FAIL with what to do. Nothing is changed, and nothing is sent but a question for the
+    server's health. Exit code 0 when nothing fails; else that of the first: 2 keys, kit, versions or settings, 3 data
+    or disk, 5 the way to the server.
+    """
+    import json
+
+    from client import doctor as examination
+    from shared.options import plain
+
+    checks = examination.examine(state, cohort, offline=offline)
+    if as_json:
+        typer.echo(json.dumps([plain(check) for check in checks], indent=1))
+    else:
+        marks = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
+        for check in checks:
+            typer.echo(f"{marks[check.status]}  {check.name:<13} {check.found}")
+            if check.remedy:
+                typer.echo(f"{'':20}-> {check.remedy}")
+    failure = examination.error_of(checks)
+    if failure is not None:
+        raise failure

@@ -20,13 +20,11 @@ from typing import Any
 from flwr.app import Error, Message
 from flwr.common.config import get_fused_config_from_fab
 from flwr.common.constant import ErrorCode
-from flwr.supercore.cli.flower_superexec import flower_superexec
 from flwr.supercore.constant import TaskType
 from flwr.supercore.exit import add_exit_handler
 from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run
 from flwr.supernode import start_client_internal as flower
-from flwr.supernode.cli.flower_supernode import flower_supernode
 
 from client import bundle_guard, family
 from client.ledger import Ledger
@@ -50,10 +48,14 @@ def main() -> None:
     role, state, parent, *flags = sys.argv[1:]
     family.die_with(int(parent))
     if role == "node":
+        from flwr.supernode.cli.flower_supernode import flower_supernode
+
         sys.argv = ["flower-supernode", *flags]
         guard(Path(state))
         flower_supernode()
     else:
+        from flwr.supercore.cli.flower_superexec import flower_superexec
+
         sys.argv = ["flower-superexec", *flags]
         add_exit_handler(lambda: family.end(lambda: family.beside(os.getpid()), 3.0), run_before_force_exit=True)
         flower_superexec()
