@@ -16,4 +16,4 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     folder = context.run_config.get("folder") or os.environ[FOLDER_VARIABLE]
-    serve(grid, Path(str(folder)))
+    serve(grid, Path(str(folder)), flower_run=context.run_id)

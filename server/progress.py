@@ -205,7 +205,10 @@ class Screen:
             self.note(line)
 
     def phase_started(self, phase: str, *, of: int, first: int) -> None:
-        self.phases.append(PhaseView(name=phase, of=of, done=first))
+        if self.phases and self.phases[-1].name == phase:  # taken up again after a kill
+            self.phases[-1].done = first
+        else:
+            self.phases.append(PhaseView(name=phase, of=of, done=first))
 
     def site_started(self, site: SiteName) -> None:
         if self.sites.get(site, ...) is not None:

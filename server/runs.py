@@ -3,6 +3,7 @@
 runs/RUN/config.json      what was asked          overrides.json   how, for `resume=RUN`
          rounds.jsonl     a line per round        inventory.json   who can teach what
          checkpoints/     for restart             final/           the released model
+         events.jsonl     what is going on         outcome.json     how it ended (server/chronicle.py)
          sites/<name>/    simulated sites' own disks, never read by the server
          alone/<name>/    the same run for one site alone
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from server import progress, tracking
+from server import chronicle, progress, tracking
 from server.rounds import Rounds
 from server.validation import Validator
 from shared.checkpoint import write_text
@@ -80,10 +81,14 @@ def read_config(folder: Path) -> Config:
         raise DataError(f"{folder}: config.json is damaged: {error}") from None
 
 
-def serve(grid: Grid, folder: Path, *, quiet: bool = False) -> Path:
+def serve(grid: Grid, folder: Path, *, quiet: bool = False, flower_run: int = 1) -> Path:
     """Carry out the run in `folder` over the grid; gives the released model's folder."""
     config = read_config(folder)
-    with progress.live(f"{folder.name}: {config.method.name}, {config.size}", quiet=quiet) as view:
+    with (
+        chronicle.working(folder, flower_run),
+        progress.live(title(folder, config), quiet=quiet) as shown,
+        chronicle.recorded(shown, folder) as view,
+    ):
         tracker = tracking.open(
             config.tracking.uri,
             experiment=config.tracking.experiment,
@@ -96,6 +101,10 @@ def serve(grid: Grid, folder: Path, *, quiet: bool = False) -> Path:
             validator = None if quiet else Validator.find(config, folder)
             rounds = Rounds(grid, config, folder=folder, view=view, tracker=tracker, validator=validator)
             return rounds.run()
+
+
+def title(folder: Path, config: Config) -> str:
+    return f"{folder.name}: {config.method.name}, {config.size}"
 
 
 @contextmanager

@@ -1,23 +1,153 @@
-"""The SuperLink's list of keys made equal to the federation's: the one thing that a site's admission needs there.
+"""What the coordinator asks of a running SuperLink, through Flower's control API: its list of keys, and its runs.
 
-Flower never forgets a key: once unregistered, the same one can't be registered again in the same database.
+`sync` makes the list equal to the federation's; Flower never forgets a key: once unregistered, the same one can't be
+registered again in the same database. A run is submitted as a bundle that holds configuration alone: the apps that it
+names are those that the server and the sites have installed.
 """
 
+import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
-from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
+from flwr.cli.build import build_fab_from_files
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
+from flwr.proto.fab_pb2 import Fab
+from flwr.proto.transport_pb2 import Scalar
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.interceptors.http import RuntimeVersionHttpInterceptor
 
 from server.federation import Federation, opened
 from shared.errors import ConfigError, RunFailed
 from shared.keys import parse_site_line, public_pem
 from shared.names import Address
+
+SERVER_APP, CLIENT_APP = "server.app:app", "client.app:app"
+# Flower asks for these words; dependencies are never installed, and flwr alone is named lest somebody's set-up does so.
+PROJECT = f"""[project]
+name = "lacuna-run"
+version = "{version("lacuna")}"
+description = "A run of Lacuna: configuration alone"
+license = {{ text = "Apache-2.0" }}
+dependencies = ["flwr"]
+
+[tool.flwr.app]
+publisher = "lacuna"
+
+[tool.flwr.app.components]
+serverapp = "{SERVER_APP}"
+clientapp = "{CLIENT_APP}"
+
+[tool.flwr.app.config]
+folder = ""
+"""
+
+
+class Unreachable(ConfigError):
+    """Nobody there, or somebody else."""
+
+
+class Answered(RunFailed):
+    """It is there and says no; Flower's number for why."""
+
+    def __init__(self, message: str, code: int | None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteState:
+    online: bool
+    since: float | None = None  # offline: when it was last heard of, in seconds since 1970; None: never
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowerRun:
+    """What Flower says of a run; it calls one finished that failed, was stopped, or died."""
+
+    status: str  # pending, starting, running, finished
+    how: str = ""  # completed, failed, stopped
+    details: str = ""
+
+    @property
+    def over(self) -> bool:
+        return self.status == "finished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuperLink:
+    """Where runs are submitted, and the CA that vouches for it."""
+
+    address: str
+    authorities: str  # PEM
+
+    def sites(self) -> dict[str, SiteState]:
+        """All whose key may take part, by name."""
+        with self._control() as control:
+            nodes = control.ListNodes(ListNodesRequest()).nodes_info
+        return {
+            node.name: SiteState(
+                online=node.status == NodeStatus.ONLINE,
+                since=(node.online_until or None) if node.status == NodeStatus.OFFLINE else None,
+            )
+            for node in sorted(nodes, key=lambda node: node.name)
+            if node.status != NodeStatus.UNREGISTERED
+        }
+
+    def start(self, folder: Path) -> int:
+        """Submit the run in `folder`, as the executor sees that path; gives Flower's number of it."""
+        content = bundle()
+        fab = Fab(hash_str=hashlib.sha256(content).hexdigest(), content=content)
+        request = StartRunRequest(fab=fab, override_config={"folder": Scalar(string=str(folder))})
+        with self._control() as control:
+            started = control.StartRun(request)
+        if not started.HasField("run_id"):
+            raise RunFailed(f"superlink={self.address}: took no run; its log says why")
+        return int(started.run_id)
+
+    def run(self, number: int) -> FlowerRun | None:
+        """None where it knows no such run, as when it was started without its database."""
+        try:
+            with self._control() as control:
+                found = control.ListRuns(ListRunsRequest(run_id=number)).run_dict.get(number)
+        except Answered as no:
+            if no.code == ApiErrorCode.RUN_ID_NOT_FOUND:
+                return None
+            raise
+        if found is None:
+            return None
+        return FlowerRun(status=found.status.status, how=found.status.sub_status, details=found.status.details)
+
+    def stop(self, number: int) -> bool:
+        """False where there is nothing to stop any more."""
+        try:
+            with self._control() as control:
+                return bool(control.StopRun(StopRunRequest(run_id=number)).success)
+        except Answered as no:
+            if no.code in (ApiErrorCode.RUN_ID_NOT_FOUND, ApiErrorCode.RUN_ALREADY_FINISHED):
+                return False
+            raise
+
+    def _control(self) -> AbstractContextManager[ControlHttpClient]:
+        return _control(Address.parse(self.address, "superlink"), self.authorities.encode("ascii"))
+
+
+def bundle() -> bytes:
+    """The same bytes for every run: pyproject.toml alone."""
+    content, _ = build_fab_from_files({"pyproject.toml": PROJECT.encode("ascii")})
+    return content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +212,13 @@ def _control(address: Address, authorities: bytes) -> Iterator[ControlHttpClient
     try:
         yield client
     except httpx.HTTPStatusError as error:
-        raise RunFailed(
-            f"superlink={address}: answered {error.response.status_code}: {error.response.text[:200]}"
+        said = FlowerError.from_json(error.response.text)
+        raise Answered(
+            f"superlink={address}: answered {error.response.status_code}: {error.response.text[:200]}",
+            None if said is None else int(said.code),
         ) from None
     except httpx.HTTPError as error:
-        raise ConfigError(
+        raise Unreachable(
             f"superlink={address}: can't be reached: {error}; it must run, and its certificate be of this federation"
         ) from None
     finally:
