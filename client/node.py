@@ -38,6 +38,7 @@ from shared.names import Address
 HELD = 61.0  # seconds for which Flower may hold the key of a node that vanished: it refuses it with code 305 till then
 PORT = 9094  # of the node's own loopback interface; another, where it is taken
 TICK, BEAT, LOOK = 0.2, 2.0, 15.0  # seconds between looks at the children, health records, looks at the network
+LEAVE = 8.0  # seconds for node and executor to end by themselves
 STEADY = 120.0  # seconds of contact after which what went wrong before is forgotten
 LOG = node_log.LOG
 _log = logging.getLogger(LOGGER)
@@ -149,13 +150,15 @@ class _Supervisor:
                     executor = Child("executor", self._state, [*flags, "--superexec-auth-secret-file", str(secret)])
                 family.bury([node.pid] if executor is None else [node.pid, executor.pid])
         finally:
-            for child in (node, executor):
-                if child is not None:
-                    child.ask()
-            family.end(lambda: family.below(os.getpid()), 8.0)
-            for child in (node, executor):
-                if child is not None:
-                    child.close()
+            children = [child for child in (node, executor) if child is not None]
+            for child in children:
+                child.ask()  # once: a second SIGTERM would cut the leave short that the node takes of the server
+            end = time.monotonic() + LEAVE
+            while any(child.code() is None for child in children) and time.monotonic() < end:
+                time.sleep(0.05)
+            family.end(lambda: family.below(os.getpid()), 1.0)
+            for child in children:
+                child.close()
         return _Ending.of(node, identity, connected, time.monotonic() - began)
 
     def _hear(self, node: Child, connected: bool) -> bool:

@@ -75,7 +75,7 @@ def doctor(
     ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Without the network.")] = False,
 ) -> None:
-    """Look at all that this site needs: data, disk, memory, GPU, versions, keys, certificates, clock, way to the server.
+    """Look at all that this site needs: data, disk, memory, GPU, versions, keys, certificates, clock, network.
 
     One line each: ok, or warn or FAIL with what to do. Nothing is changed, and nothing is sent but a question for the
     server's health. Exit code 0 when nothing fails; else that of the first: 2 keys, kit, versions or settings, 3 data
