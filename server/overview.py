@@ -52,6 +52,7 @@ class Details:
     superlink: str | None = None
     submitted: int = 0  # times
     flower_run: int | None = None
+    flower: str = ""  # what Flower says of it: `running`, `finished: failed, No heartbeat ...`
     process: str | None = None  # that works on it
     sites: Mapping[str, SiteState] | None = None  # None: not submitted, or no answer
     silence: str = ""  # why there is no answer
@@ -66,7 +67,7 @@ class Details:
         if self.process is not None:
             yield f"{'process':8} {self.process}"
         if self.superlink is not None:
-            yield f"{'at':8} {self.superlink}, run {self.flower_run}, submitted {self.submitted} times"
+            yield f"{'at':8} {self.superlink}, run {self.flower_run} ({self.flower}), submitted {self.submitted} times"
         if self.sites is not None:
             yield f"{'sites':8} {submission.roster_line(self.sites)}"
         elif self.silence:
@@ -118,13 +119,14 @@ def standing(folder: Path) -> Standing:
 
 def details(folder: Path) -> Details:
     one, sent, worker = standing(folder), submission.find(folder), chronicle.worker(folder)
-    sites, silence = _sites(sent)
+    sites, flower, silence = _ask(sent)
     notes = [event.about["text"] for event in chronicle.latest(Tail(folder).new()) if event.what == "note"]
     return Details(
         standing=one,
         superlink=None if sent is None else sent.superlink,
         submitted=0 if sent is None else sent.times,
         flower_run=None if sent is None else sent.flower_run,
+        flower=flower,
         process=f"{worker.pid} on {worker.host}" if worker is not None and one.state == "running" else None,
         sites=sites,
         silence=silence,
@@ -132,11 +134,13 @@ def details(folder: Path) -> Details:
     )
 
 
-def _sites(sent: Submission | None) -> tuple[Mapping[str, SiteState] | None, str]:
+def _ask(sent: Submission | None) -> tuple[Mapping[str, SiteState] | None, str, str]:
+    """Of the SuperLink: the sites, what it says of the run, or why there is no answer."""
     if sent is None:
-        return None, ""
+        return None, "", ""
     try:
-        return sent.link.sites(), ""
+        found = sent.link.run(sent.flower_run)
+        return sent.link.sites(), "forgotten" if found is None else facts.words(str(found)), ""
     except (Unreachable, RunFailed) as error:
         said: LacunaError = error
-        return None, str(said)
+        return None, "no answer", str(said)

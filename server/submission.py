@@ -59,7 +59,7 @@ def prepare(
         wait_for_sites(link, config, wait=wait, say=say)
 
     config, folder = runs.create(pinned, check=check)
-    if config.resume is not None:  # `create` checks new runs alone
+    if config.resume is not None and not runs.finished(folder):  # `create` checks new runs alone
         check(config)
     _prepare_own(config)
     return config, folder.resolve()

@@ -85,6 +85,9 @@ class FlowerRun:
     def over(self) -> bool:
         return self.status == "finished"
 
+    def __str__(self) -> str:
+        return self.status + (f": {self.how}" if self.how else "") + (f", {self.details}" if self.details else "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuperLink:

@@ -6,6 +6,9 @@ studies of a subject that count as one point in time, state the site's private d
 Of joining a federation: a request is what a site sends, a kit what the coordinator answers with, the manifest what was
 agreed; a revision counts what all kits carry, and a fingerprint is what two people compare by telephone.
 
+Of a run on a SuperLink: a submission is one handing over of it, a follower watches it from another process and may
+supervise it, which is to submit it again where it was killed, and its outcome is how it ended in its own words.
+
 A slab is a number of adjacent slices that a network sees at once; a window is where it is laid on a volume.
 
 Axes, as suffixes of tensor names: B batch, C channel, M modality, S source, D depth (slices), H height, W width, N any

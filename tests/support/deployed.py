@@ -1,19 +1,29 @@
-"""A whole federation on loopback: a SuperLink with TLS and its database, an executor, SuperNodes with keys of their own."""
+"""A whole federation on loopback: a SuperLink with TLS and a database, an executor, SuperNodes with their keys."""
 
-import os
-import signal
-import time
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+from support.federation import weights_digest
 from support.federations import enter
-from support.superlinks import answers, free_port, wait
-from support.warm import Warm, alive
+from support.superlinks import PATIENCE, answers, free_port, wait
+from support.warm import Warm
+from support.worlds import write_world
 
-from server import provision
+from server import cli, facts, provision
 from server.federation import CA, SERVER, SERVER_KEY, opened
 from server.superlink import SuperLink, sync
+
+SITES = {"north": [("T1", "T2")], "east": [("T1", "T2")]}
+PLAN = (
+    "size=tiny", "tracking=none", "device=cpu", "method.modalities=[T1,T2]", "strategy=fedadam",
+    "grid.height=16", "grid.width=16", "training.pretext.steps=1", "training.pretext.batch=1",
+    "training.translate.rounds=3", "training.translate.steps=1", "training.translate.batch=1",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -89,8 +99,8 @@ class Deployed:
         )
         self.nodes[site] = (node, executor)
 
-    def kill_site(self, site: str) -> None:
-        for pid in self.nodes.pop(site):
+    def kill(self, *pids: int) -> None:
+        for pid in pids:
             self.warm.kill(pid)
 
     def children(self, executor: int) -> list[int]:
@@ -115,24 +125,73 @@ class Deployed:
         return self.warm.start(program, *flags, home=self.folder / f"home-{name}", log=self.folder / f"{name}.log")
 
 
-def when(happened: Callable[[], bool], then: Callable[[], object], seconds: float = 60.0) -> None:
-    """In a thread beside the run: waits, then acts."""
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
-    then()
+@contextlib.contextmanager
+def meanwhile(happened: Callable[[], bool], then: Callable[[], object], seconds: float = PATIENCE) -> Iterator[None]:
+    """Beside the block: waits for something, then acts. Fails where it never happened."""
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            wait(happened)
+            then()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(seconds + 30)
+    if failed:
+        raise failed[0]
 
 
-def kill_9(pids: Sequence[int]) -> None:
-    assert pids
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    while any(alive(pid) for pid in pids):
-        time.sleep(0.02)
-
-
-def _now():  # type: ignore[no-untyped-def]
-    from datetime import UTC, datetime
-
+def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    deployed: Deployed
+    runs: Path
+    digest: str  # of the weights that `lacuna simulate` gives
+
+    def lacuna(self, *words: str) -> int:
+        """Its exit code."""
+        with pytest.raises(SystemExit) as ended:
+            cli.run_app(lambda: cli.app(list(words)))
+        return int(ended.value.code or 0)
+
+    def train(self, *more: str) -> int:
+        return self.lacuna("train", *PLAN, f"runs={self.runs}", *more, *self.there)
+
+    @property
+    def there(self) -> tuple[str, ...]:
+        return ("--superlink", self.deployed.address, "--federation", str(self.deployed.federation))
+
+    def rounds(self, run: str) -> int:
+        return len(facts.read(self.runs / run / "rounds.jsonl"))
+
+    def last_round(self, run: str) -> int:
+        return facts.read(self.runs / run / "rounds.jsonl")[-1].round + 1
+
+    def server_apps(self) -> list[int]:
+        return self.deployed.children(self.deployed.executor)
+
+
+@contextlib.contextmanager
+def staged(folder: Path) -> Iterator[Scene]:
+    """Two sites that are online, and what `lacuna simulate` makes of their cohorts."""
+    world = write_world(folder / "world", SITES, edge=16)
+    deployed = Deployed(folder=folder / "programs", world=world)
+    deployed.folder.mkdir()
+    runs = folder / "runs"
+    try:
+        cli.app(["simulate", *PLAN, f"world={world}", f"runs={runs}", "run=here"], standalone_mode=False)
+        deployed.start(list(SITES), ["T1", "T2"])
+        yield Scene(deployed=deployed, runs=runs, digest=weights_digest(runs / "here"))
+    finally:
+        for name, text in deployed.logs().items():  # shown where a test fails
+            print(f"--- {name}\n{text[-2000:]}")
+        deployed.close()

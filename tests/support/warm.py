@@ -2,11 +2,12 @@
 
 `Warm` is the test's side. `python -m support.warm` reads a line of JSON for each program to start, and answers with its
 process id. What is started is Flower's console script as it is, with two differences: an executor (flower-superexec)
-forks flwr-serverapp and flwr-clientapp instead of starting them, and a SuperNode looks for messages every 0.2 s, not 3.
+forks flwr-serverapp and flwr-clientapp instead of starting them, and a SuperNode looks for messages every 0.3 s, not 3.
 The apps are processes of their own all the same, and can be killed.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -25,10 +26,11 @@ SCRIPTS = {
     "flwr-serverapp": "flwr.superlink.cli:flwr_serverapp",
     "flwr-clientapp": "flwr.supernode.cli:flwr_clientapp",
 }
+END_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
     "OMP_NUM_THREADS": "1",
 }
 
@@ -89,6 +91,7 @@ def main() -> None:
     _load("server.app:app")
     _warm(entries)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # ends when its test does, and what it started with it
     for line in sys.stdin:
         name, *flags, home, log = json.loads(line)
         print(_fork(entries[name], [name, *flags], home=home, log=Path(log)), flush=True)
@@ -122,7 +125,7 @@ def _warm(entries: dict[str, Callable[[], None]]) -> None:
 
         @staticmethod
         def sleep(seconds: float) -> None:
-            time.sleep(min(seconds, 0.2))
+            time.sleep(min(seconds, 0.3))
 
     subprocess_executor.subprocess = Forks  # type: ignore[attr-defined]
     start_client_internal.time = Hurried()  # type: ignore[attr-defined]
@@ -131,6 +134,8 @@ def _warm(entries: dict[str, Callable[[], None]]) -> None:
 def _fork(entry: Callable[[], None], argv: list[str], *, home: str | None, log: Path | None) -> int:
     pid = os.fork()
     if pid == 0:
+        if log is not None:
+            ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGKILL)
         _become(entry, argv, home, log)
     return pid
 
