@@ -20,7 +20,7 @@ MOST_SUM = 1e15  # far above any sum over images in [0, 1], far below where a to
 
 
 def admit(update: Update, *, run: str, phase: str, round: int, schema: str, weights: Weights, owners: Owners,
-          limits: Limits, samples: int) -> Update:  # fmt: skip
+          frozen: str, limits: Limits, samples: int) -> Update:  # fmt: skip
     """The same update, or UpdateRejected naming the site, the value and the rule."""
     site = update.site
     if (update.run, update.phase, update.round) != (run, phase, round):
@@ -29,6 +29,7 @@ def admit(update: Update, *, run: str, phase: str, round: int, schema: str, weig
         )
     if update.schema != schema:
         raise UpdateRejected(f"{site}: schema {update.schema[:12]} differs from the run's {schema[:12]}")
+    _check_frozen(update, frozen)
     unknown = set(update.counts) - named(owners)
     if unknown:
         raise UpdateRejected(f"{site}: counts for unknown owners {sorted(unknown)[:3]}")
@@ -38,7 +39,7 @@ def admit(update: Update, *, run: str, phase: str, round: int, schema: str, weig
     if update.counts.get(LOCAL):
         raise UpdateRejected(f"{site}: counts for '{LOCAL}', which never leaves a site")
     held = holding(update)
-    if held and not update.counts.get(SHARED):
+    if held and SHARED in named(owners) and not update.counts.get(SHARED):
         raise UpdateRejected(f"{site}: counts for {held[0]} but none for '{SHARED}'")
     expected = {
         name: shape
@@ -82,7 +83,14 @@ def sums_form(method: Method, net: nn.Module, phase: str, grid: Grid) -> dict[st
 
 
 def admit_sums(
-    update: Update, *, run: str, phase: str, round: int, schema: str, form: Mapping[str, tuple[int, ...]]
+    update: Update,
+    *,
+    run: str,
+    phase: str,
+    round: int,
+    schema: str,
+    frozen: str,
+    form: Mapping[str, tuple[int, ...]],
 ) -> Update:
     """The same for a phase of sums: finite fp64 totals of this run, phase and round, in the phase's own form."""
     site = update.site
@@ -92,6 +100,7 @@ def admit_sums(
         )
     if update.schema != schema:
         raise UpdateRejected(f"{site}: schema {update.schema[:12]} differs from the run's {schema[:12]}")
+    _check_frozen(update, frozen)
     if update.delta.keys() != form.keys():
         differing = sorted(update.delta.keys() ^ form.keys())
         raise UpdateRejected(f"{site}: {len(differing)} sums missing or unknown, such as {differing[:3]}")
@@ -105,3 +114,12 @@ def admit_sums(
         if tensor.numel() and not (largest := tensor.abs().max().item()) <= MOST_SUM:
             raise UpdateRejected(f"{site}: {name} has an entry of {largest:.3g}, over the limit {MOST_SUM:.3g}")
     return update
+
+
+def _check_frozen(update: Update, frozen: str) -> None:
+    """Latents of two versions of an autoencoder, or of two scales, never mix."""
+    if update.frozen != frozen:
+        raise UpdateRejected(
+            f"{update.site}: trained around frozen weights {update.frozen[:12] or 'without a hash'}, "
+            f"the round's are {frozen[:12]}"
+        )

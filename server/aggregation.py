@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shared.owners import held_index, parts
+from shared.owners import held_index, named, parts
 from shared.records import Cut, Owners, Update
 from shared.vocabulary import LOCAL, SHARED, Owner, Weights
 
@@ -78,7 +78,7 @@ class Fold:
             for owner, dim, index in parts(self._owners[name]):
                 if owner not in trained:
                     continue
-                n = self._counts[SHARED if self._estimator == "delta" else owner]
+                n = self._counts[self._over(owner)]
                 if index is None or dim is None:
                     delta[name] = total.double().div_(n * 2.0**self._bits).float()
                 else:
@@ -87,7 +87,11 @@ class Fold:
         return Mean(delta=delta, trained=trained, holders=dict(self._holders), counts=dict(self._counts))
 
     def _weight(self, update: Update, owner: Owner) -> int:
-        return update.counts[SHARED if self._estimator == "delta" else owner]
+        return update.counts[self._over(owner)]
+
+    def _over(self, owner: Owner) -> Owner:
+        """Whose samples a slice is averaged over; where nothing is shared, every owner has only its own."""
+        return SHARED if self._estimator == "delta" and SHARED in named(self._owners) else owner
 
 
 def holding(update: Update) -> list[Owner]:

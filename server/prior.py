@@ -7,15 +7,17 @@ anyone may see, or privately itself: its own word on that travels with it.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from server.release import digest
 from shared import claims
 from shared.config import Config
 from shared.errors import ConfigError
 from shared.model import read_model
+from shared.nets import lora
 from shared.options import plain
+from shared.owners import digest
 from shared.vocabulary import Weights
 
 
@@ -48,7 +50,7 @@ def find(config: Config) -> Prior | None:
     model = read_model(folder)
     wanted = {"method": config.method.name, "options": plain(config.method.options)}
     for key, value in wanted.items():
-        if model.record[key] != value:
+        if model.record[key] != value and not config.tuning.take:
             raise ConfigError(f"tuning.start={name}: its {key} is {model.record[key]}, this run's is {value}")
     weights = {n: v.detach().clone() for n, v in model.net.state_dict().items()}
     prior = Prior(run=name, weights=weights, record=model.record)
@@ -58,6 +60,22 @@ def find(config: Config) -> Prior | None:
             f"privacy.mode={config.privacy.mode} a prior is of phantoms, of data named by public=..., or private itself"
         )
     return prior
+
+
+def initial(prior: Prior | None, config: Config, own: Weights) -> Weights:
+    """A run's first weights: its own, those of its prior, or some of them."""
+    if prior is None:
+        return own
+    if not config.tuning.take:
+        return lora.split(prior.weights, own)
+    taken = {n: v for n, v in prior.weights.items() if any(fnmatchcase(n, pattern) for pattern in config.tuning.take)}
+    for pattern in config.tuning.take:
+        if not any(fnmatchcase(n, pattern) for n in taken):
+            raise ConfigError(f"tuning.take={pattern}: names no tensor of {prior.run}")
+    for name, value in taken.items():
+        if name not in own or own[name].shape != value.shape:
+            raise ConfigError(f"tuning.take: {name} of {prior.run} does not fit {config.method.name} of this size")
+    return {**own, **taken}
 
 
 def trained_on(config: Config) -> str | None:

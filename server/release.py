@@ -1,6 +1,5 @@
 """What may be seen outside: the final model folder that export, evaluation and the report read."""
 
-import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
@@ -8,12 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from shared.checkpoint import write_text
 from shared.config import Config
 from shared.options import plain
+from shared.owners import digest
 from shared.vocabulary import Weights
 
 
@@ -35,16 +34,6 @@ def release(folder: Path, config: Config, weights: Weights, provenance: Mapping[
     }
     write_text(folder / "model.json", json.dumps(model, indent=1, sort_keys=True) + "\n")
     return folder
-
-
-def digest(weights: Weights) -> str:
-    """One hash of all weights, by name: equal digests are equal bits."""
-    state = hashlib.sha256()
-    for name in sorted(weights):
-        value = weights[name].detach().cpu().contiguous()
-        state.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        state.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return state.hexdigest()
 
 
 def code_version() -> str:

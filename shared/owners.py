@@ -1,13 +1,14 @@
 """Owners: which slices of which tensors a site may send, and what the server may average (seed_systems.md §7.1)."""
 
 import fnmatch
+import hashlib
 from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from shared.records import Cut, Owners
-from shared.vocabulary import LOCAL, Owner
+from shared.vocabulary import LOCAL, Owner, Weights
 
 
 def named(owners: Owners) -> set[Owner]:
@@ -48,6 +49,21 @@ def parts(owner: Owner | Cut) -> Iterable[tuple[Owner, int | None, Tensor | None
         return
     for name in dict.fromkeys(owner.owners):
         yield name, owner.dim, torch.tensor([i for i, o in enumerate(owner.owners) if o == name], dtype=torch.long)
+
+
+def frozen(weights: Weights, owners: Owners) -> str:
+    """One hash of the weights that a phase does not train: what is trained around others can't be averaged with it."""
+    return digest({name: value for name, value in weights.items() if name not in owners})
+
+
+def digest(weights: Weights) -> str:
+    """One hash of all weights, by name: equal digests are equal bits."""
+    state = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        state.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        state.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
 
 
 def keep_local(owners: Owners, patterns: Sequence[str]) -> Owners:

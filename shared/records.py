@@ -62,6 +62,7 @@ class Update:
     delta: Weights
     counts: Mapping[Owner, int]
     metrics: Mapping[str, float] = field(default_factory=dict)
+    frozen: str = ""  # hash of what it was trained around and did not change: an autoencoder, agreed constants
     spent: Spent | None = None  # None: this update is not private
 
 

@@ -32,7 +32,10 @@ from shared.vocabulary import CHART, SHARED, TOGETHER, Modality, Owner, alone, b
 
 SIZES: Mapping[str, tuple[AutoencoderShape, VolumeShape]] = {
     "tiny": (AutoencoderShape(channels=(4, 4), blocks=1, latent=4), VolumeShape(base=8, mult=(1, 2), blocks=1)),
-    "small": (AutoencoderShape(channels=(8, 16, 32), blocks=1, latent=8), VolumeShape(base=32, mult=(1, 2), blocks=1)),
+    "small": (  # voxels of 4 mm hold more of a brain than those of 1 mm: they are halved once, not three times
+        AutoencoderShape(channels=(16,), blocks=1, latent=4, patch=2),
+        VolumeShape(base=16, mult=(1, 2), blocks=1, patch=2),
+    ),
     "paper": (
         AutoencoderShape(channels=(64, 128, 128, 128), blocks=2, latent=8),
         VolumeShape(base=128, mult=(1, 2, 4), blocks=2),
@@ -47,6 +50,8 @@ class AcaDiff:
     modalities: tuple[Modality, ...] = ("T1", "FDG", "AV45")
     size: Literal["tiny", "small", "paper"] = "small"
     depth: int = 160  # slices of the volume that it sees; a subject of fewer is filled up with blank ones
+    height: int = 180  # those of the run's grid
+    width: int = 160
     text: str = (
         "builtin"  # who turns the chart into tokens: builtin | hf_dir | openai_compatible | label_embedding | none
     )
@@ -54,6 +59,7 @@ class AcaDiff:
     text_fingerprint: str = ""  # of the encoder that all sites must have; the coordinator's says which
     fields: tuple[str, ...] = FIELDS  # of the chart that may be read
     use_diagnosis: bool = True  # false: a classifier of the diagnosis may be trained on what is made
+    centre: Literal["voxel", "channel"] = "voxel"  # latents are told from their mean at each place, or over all places
     fusion: Fused = "adaptive"  # concat: the sources' latents as they are, side by side
     parameterisation: Literal["eps", "v"] = "v"  # eps is the paper's
     schedule: Literal["linear", "cosine"] = "cosine"
@@ -71,6 +77,8 @@ class AcaDiff:
         require(len(self.modalities) >= 2, "modalities", self.modalities, "at least two")
         require(len(set(self.modalities)) == len(self.modalities), "modalities", self.modalities, "named once each")
         require(self.depth >= 2, "depth", self.depth, "2 or more")
+        for key in ("height", "width"):
+            require(getattr(self, key) >= 1, key, getattr(self, key), "1 or more")
         require(self.text in TEXTS, "text", self.text, f"one of {', '.join(TEXTS)}")
         require(self.text_width >= 4, "text_width", self.text_width, "4 or more")
         require(set(self.fields) <= set(FIELDS), "fields", self.fields, f"some of {', '.join(FIELDS)}")
@@ -163,8 +171,11 @@ class AcaDiff:
             with autocast(x.device, self.precision):
                 again, mean, sd = net.autoencoders[modality](x, eps)
             mean, sd = mean.float(), sd.float()
-            divergence = 0.5 * (mean**2 + sd**2 - 2 * sd.clamp(min=1e-8).log() - 1).sum(dim=(1, 2, 3, 4))
-            error = (again.float() - x).abs().mean(dim=(1, 2, 3, 4)) + self.kl * divergence
+            divergence = 0.5 * (mean**2 + sd**2 - 2 * sd.clamp(min=1e-8).log() - 1)
+            total = (again.float() - x).abs().sum(dim=(1, 2, 3, 4)) + self.kl * divergence.sum(dim=(1, 2, 3, 4))
+            error = (
+                total / x[0].numel()
+            )  # both are sums: a mean error beside a summed divergence would be all divergence
             loss_B = loss_B.index_add(0, rows, error)
         return Losses(
             loss_B=loss_B,
@@ -246,27 +257,27 @@ class AcaDiff:
         return Heard(tokens_BLD=tokens_BLD.to(device), held_BL=held_BL)
 
     def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
-        """Of each modality: its subjects, and per channel of the latent the means of z and of its square."""
+        """Of each modality: its subjects, the latent (at each place, or its mean) and per channel its mean square."""
         assert isinstance(net, AcaNet)
         z_BMCDHW = net.raw_latents(
             self._given(batch.images_BMHW, batch.exists_BM), batch.exists_BM, self.precision
         ).double()
-        held_BM = batch.exists_BM[:, :, None]
-        return {
-            "subjects": batch.exists_BM.double().sum(0),
-            "z": torch.where(held_BM, z_BMCDHW.mean(dim=(3, 4, 5)), 0.0).sum(0),
-            "z2": torch.where(held_BM, z_BMCDHW.square().mean(dim=(3, 4, 5)), 0.0).sum(0),
-        }
+        z2_BMC = z_BMCDHW.square().mean(dim=(3, 4, 5))  # what does not exist is 0
+        if self.centre == "channel":
+            z_BMCDHW = z_BMCDHW.mean(dim=(3, 4, 5), keepdim=True)
+        return {"subjects": batch.exists_BM.double().sum(0), "z": z_BMCDHW.sum(0), "z2": z2_BMC.sum(0)}
 
     def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
         """A modality that nobody has keeps mean 0 and spread 1."""
         assert isinstance(net, AcaNet)
         n_M1 = sums["subjects"][:, None]
-        mean_MC = sums["z"] / n_M1.clamp(min=1)
-        spread_MC = (sums["z2"] / n_M1.clamp(min=1) - mean_MC.square()).clamp(min=1e-6).sqrt()
         held_M1 = n_M1 >= 0.5  # sums may be noised
-        net.mean_MC.copy_(torch.where(held_M1, mean_MC, 0.0))
-        net.spread_MC.copy_(torch.where(held_M1, spread_MC, 1.0))
+        mean_MCDHW = torch.where(held_M1[..., None, None, None], sums["z"], 0.0) / n_M1[..., None, None, None].clamp(
+            min=1
+        )
+        variance_MC = sums["z2"] / n_M1.clamp(min=1) - mean_MCDHW.square().mean(dim=(2, 3, 4))
+        net.mean_MCDHW.copy_(mean_MCDHW.expand_as(net.mean_MCDHW))
+        net.spread_MC.copy_(torch.where(held_M1, variance_MC.clamp(min=1e-6).sqrt(), 1.0))
 
     # --- inference -----------------------------------------------------------------------------------------------
 
@@ -293,6 +304,7 @@ class AcaDiff:
         volumes_BMDHW = self._given(images, shown_BM)
         z_BMCDHW = net.latents(volumes_BMDHW, shown_BM, self.precision)
         noise = {m: normal(z_BMCDHW[:, 0], generator) for m in self.modalities}
+        alone = len(images) == 1 and images.device.type == "cpu"  # where convolutions of one volume are slow
         charts = [chart_of(record, self.reads) for record in clinical or [{}] * len(images)]
         for k, made in enumerate(self.modalities):
             rows = (~shown_BM[:, k]).nonzero().flatten()
@@ -307,7 +319,8 @@ class AcaDiff:
             unclipped = dataclasses.replace(sampler, clip=False)  # latents have limits of their own
             z0 = draw(denoise, self._schedule, noise[made][rows], unclipped, own)
             with autocast(images.device, self.precision):
-                volume = net.autoencoders[made].decode(net.unstandardised(z0, k)).float()
+                z = net.unstandardised(z0, k)
+                volume = net.autoencoders[made].decode(z.repeat(2, 1, 1, 1, 1) if alone else z)[: len(rows)].float()
             images[rows, k] = (net.cropped(volume, images.shape[2:])[:, 0].clamp(-1, 1) + 1) / 2
         return images
 
@@ -321,12 +334,19 @@ class AcaDiff:
         heard = self._heard(net, charts, made, shown_BS, None)
         deaf = None if heard is None else Heard(tokens_BLD=heard.tokens_BLD, held_BL=torch.zeros_like(heard.held_BL))
 
+        def said(z_BCDHW: Tensor, t_B: Tensor, text: Heard | None) -> Tensor:
+            if len(z_BCDHW) > 1 or z_BCDHW.device.type != "cpu":
+                return generator(z_BCDHW, z_BSCDHW, shown_BS, t_B, text).float()
+            twice = [torch.cat([x, x]) for x in (z_BCDHW, z_BSCDHW, shown_BS, t_B)]  # a CPU is slow with one volume
+            both = None if text is None else Heard(*(torch.cat([x, x]) for x in text))
+            return generator(*twice, both)[:1].float()
+
         def denoise(z_BCDHW: Tensor, t: int) -> Guess:
             t_B = torch.full((len(z_BCDHW),), t, dtype=torch.long, device=z_BCDHW.device)
             with autocast(z_BCDHW.device, self.precision):
-                raw = generator(z_BCDHW.float(), z_BSCDHW, shown_BS, t_B, heard).float()
+                raw = said(z_BCDHW.float(), t_B, heard)
                 if guidance != 1 and heard is not None:
-                    without = generator(z_BCDHW.float(), z_BSCDHW, shown_BS, t_B, deaf).float()
+                    without = said(z_BCDHW.float(), t_B, deaf)
                     raw = without + guidance * (raw - without)
             if self.parameterisation == "eps":
                 x0 = self._schedule.x0_from_eps(z_BCDHW, t_B, raw).clamp(-LATENT_LIMIT, LATENT_LIMIT)
@@ -340,8 +360,9 @@ class AcaDiff:
 
     def _given(self, images_BMDHW: Tensor, exists_BM: Tensor) -> Tensor:
         """Volumes in [-1, 1]; one that is not there is empty space."""
-        if images_BMDHW.ndim != 5 or images_BMDHW.shape[2] != self.depth:
-            raise ConfigError(f"method.depth={self.depth}: was given {tuple(images_BMDHW.shape[2:])}")
+        shape = (self.depth, self.height, self.width)
+        if images_BMDHW.shape[2:] != shape:
+            raise ConfigError(f"method.depth, height, width={shape}: was given {tuple(images_BMDHW.shape[2:])}")
         return 2 * torch.where(exists_BM[:, :, None, None, None], images_BMDHW.float(), 0.0) - 1
 
     @property
@@ -352,12 +373,12 @@ class AcaDiff:
 class AcaNet(nn.Module):
     """Autoencoders and generators by modality, and the agreed scale of the latents."""
 
-    mean_MC: Tensor
+    mean_MCDHW: Tensor
     spread_MC: Tensor
 
     def __init__(self, options: AcaDiff) -> None:
         super().__init__()
-        self.modalities, self.depth = options.modalities, options.depth
+        self.modalities = options.modalities
         coder, shape = SIZES[options.size]
         coder = dataclasses.replace(coder, checkpoint=options.checkpoint)
         self.encoder: Encoder = (
@@ -381,7 +402,9 @@ class AcaNet(nn.Module):
         self.latent = coder.latent
         self.multiple = coder.multiple * shape.multiple  # of every edge of a volume
         self.coder_multiple = coder.multiple
-        self.register_buffer("mean_MC", torch.zeros(len(options.modalities), coder.latent))
+        self.shape_DHW = (options.depth, options.height, options.width)
+        places = self.latent_shape(self.padded(torch.empty(1, 1, *self.shape_DHW, device="meta")))
+        self.register_buffer("mean_MCDHW", torch.zeros(len(options.modalities), *places))
         self.register_buffer("spread_MC", torch.ones(len(options.modalities), coder.latent))
 
     def generator(self, made: Modality) -> Generator:
@@ -424,12 +447,11 @@ class AcaNet(nn.Module):
     def latents(self, volumes_BMDHW: Tensor, exists_BM: Tensor, precision: Precision) -> Tensor:
         """On the agreed scale; exactly 0 for what is not there."""
         z = self.raw_latents(volumes_BMDHW, exists_BM, precision)
-        mean, spread = (v[None, :, :, None, None, None] for v in (self.mean_MC, self.spread_MC))
-        return torch.where(exists_BM[:, :, None, None, None, None], (z - mean) / spread, 0.0)
+        spread = self.spread_MC[None, :, :, None, None, None]
+        return torch.where(exists_BM[:, :, None, None, None, None], (z - self.mean_MCDHW) / spread, 0.0)
 
     def unstandardised(self, z_BCDHW: Tensor, m: int) -> Tensor:
-        mean, spread = (v[m][:, None, None, None] for v in (self.mean_MC, self.spread_MC))
-        return z_BCDHW * spread + mean
+        return z_BCDHW * self.spread_MC[m][:, None, None, None] + self.mean_MCDHW[m]
 
     def forward(
         self, z_BMCDHW: Tensor, known_BMCDHW: Tensor, shown_BM: Tensor, t_B: Tensor, tokens_BMLD: Tensor,
@@ -451,7 +473,7 @@ class AcaNet(nn.Module):
     def example(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
         """Inputs that `forward` takes, for exporters."""
         M, L = len(self.modalities), 6
-        shape = self.latent_shape(self.padded(torch.zeros(1, 1, self.depth, height, width)))
+        shape = self.latent_shape(self.padded(torch.empty(1, 1, *self.shape_DHW, device="meta")))
         z = torch.zeros(batch, M, *shape)
         return (
             z, z.clone(), torch.ones(batch, M, dtype=torch.bool), torch.zeros(batch, dtype=torch.long),

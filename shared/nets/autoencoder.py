@@ -1,15 +1,22 @@
 """A modality's autoencoder of volumes: MONAI's 3D AutoencoderKL without attention (seed_systems.md §3.3).
 
+It learns what a cosine transform of small cubes loses: before any training the latent is the lowest frequencies of each
+cube, and the volume comes back from them. From random weights a site would spend hundreds of steps on getting there.
+
 Once frozen, its latents are kept by the content of the volume: training a generator sees every subject many times.
 """
 
 import hashlib
+import itertools
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from shared.nets.volumetric import fold, unfold, zeroed
 from shared.options import require
 
 KEPT = 512  # latents held in memory
@@ -25,7 +32,7 @@ class AutoencoderShape:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        require(len(self.channels) >= 2, "channels", self.channels, "two levels or more")
+        require(len(self.channels) >= 1, "channels", self.channels, "one level or more")
         require(self.patch >= 1, "patch", self.patch, "1 or more")
         require(all(c % 4 == 0 for c in self.channels), "channels", self.channels, "multiples of 4")
 
@@ -36,6 +43,8 @@ class AutoencoderShape:
 
 
 class Autoencoder(nn.Module):
+    basis_LCDHW: Tensor
+
     def __init__(self, shape: AutoencoderShape) -> None:
         super().__init__()
         from monai.networks.nets import AutoencoderKL  # seconds to import
@@ -54,23 +63,34 @@ class Autoencoder(nn.Module):
             with_decoder_nonlocal_attn=False,
             use_checkpoint=shape.checkpoint,
         )
+        zeroed(self.coder.quant_conv_log_sigma)
         nn.init.constant_(self.coder.quant_conv_log_sigma.conv.bias, START)
+        zeroed(self.coder.quant_conv_mu)
+        zeroed(next(m for m in reversed(list(self.coder.decoder.modules())) if isinstance(m, nn.Conv3d)))
+        self.register_buffer("basis_LCDHW", cosines(shape.multiple, shape.latent), persistent=False)
         self._kept: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
         self._seen: tuple[tuple[tuple[int, int], ...], bytes] = ((), b"")
 
     def forward(self, x_BCDHW: Tensor, eps_BCDHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The volume again, from a latent drawn by the given noise; and the latent's mean and sd."""
-        mean, sd = self.coder.encode(fold(x_BCDHW, self.shape.patch))
+        mean, sd = self._encode(x_BCDHW)
         return self.decode(mean + sd * eps_BCDHW), mean, sd
 
     def encode(self, x_BCDHW: Tensor) -> Tensor:
         """The posterior's mean: nothing is drawn."""
-        mean: Tensor = self.coder.encode(fold(x_BCDHW, self.shape.patch))[0]
-        return mean.float()
+        return self._encode(x_BCDHW)[0].float()
 
     def decode(self, z_BCDHW: Tensor) -> Tensor:
-        volume: Tensor = self.coder.decode(z_BCDHW)
-        return unfold(volume, self.shape.patch)
+        learned = unfold(self.coder.decode(z_BCDHW), self.shape.patch)
+        with torch.autocast(z_BCDHW.device.type, enabled=False):
+            waves = F.conv_transpose3d(z_BCDHW.float(), self.basis_LCDHW, stride=self.shape.multiple)
+        return learned + waves
+
+    def _encode(self, x_BCDHW: Tensor) -> tuple[Tensor, Tensor]:
+        mean, sd = self.coder.encode(fold(x_BCDHW, self.shape.patch))
+        with torch.autocast(x_BCDHW.device.type, enabled=False):
+            waves = F.conv3d(x_BCDHW.float(), self.basis_LCDHW, stride=self.shape.multiple)
+        return mean + waves, sd
 
     def remembered(self, x_BCDHW: Tensor) -> Tensor:
         """`encode`, one volume at a time, from memory where these weights have seen the same bytes before."""
@@ -80,7 +100,8 @@ class Autoencoder(nn.Module):
             content = hashlib.blake2b(x.detach().cpu().numpy().tobytes(), digest_size=16).digest()
             key = (weights, x.device, torch.is_autocast_enabled(x.device.type), content)
             if key not in self._kept:
-                self._kept[key] = self.encode(x[None])[0].detach()
+                twice = torch.stack([x, x]) if x.device.type == "cpu" else x[None]  # a CPU is slow with one
+                self._kept[key] = self.encode(twice)[0].detach()
                 if len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(key)
@@ -98,19 +119,12 @@ class Autoencoder(nn.Module):
         return self._seen[1]
 
 
-def fold(x_BCDHW: Tensor, patch: int) -> Tensor:
-    """Space to depth: the voxels of a small cube become channels."""
-    if patch == 1:
-        return x_BCDHW
-    B, C, D, H, W = x_BCDHW.shape
-    cubes = x_BCDHW.reshape(B, C, D // patch, patch, H // patch, patch, W // patch, patch)
-    return cubes.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(B, C * patch**3, D // patch, H // patch, W // patch)
-
-
-def unfold(x_BCDHW: Tensor, patch: int) -> Tensor:
-    """`fold`, undone."""
-    if patch == 1:
-        return x_BCDHW
-    B, C, D, H, W = x_BCDHW.shape
-    cubes = x_BCDHW.reshape(B, C // patch**3, patch, patch, patch, D, H, W)
-    return cubes.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(B, C // patch**3, D * patch, H * patch, W * patch)
+def cosines(edge: int, count: int) -> Tensor:
+    """The `count` lowest frequencies of a cube, orthonormal: the discrete cosine transform."""
+    require(count <= edge**3, "latent", count, f"at most {edge**3}, the voxels of a cube")
+    at = torch.arange(edge, dtype=torch.float64)
+    wave_KN = torch.cos(math.pi * (at + 0.5) * at[:, None] / edge) * math.sqrt(2 / edge)
+    wave_KN[0] /= math.sqrt(2)
+    lowest = sorted(itertools.product(range(edge), repeat=3), key=lambda k: (sum(n * n for n in k), k))[:count]
+    cubes = [torch.einsum("d,h,w->dhw", wave_KN[d], wave_KN[h], wave_KN[w]) for d, h, w in lowest]
+    return torch.stack(cubes)[:, None].float()

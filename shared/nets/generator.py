@@ -1,5 +1,6 @@
 """The generator of one modality's latent: fusion of the sources, text tokens, and the U-Net that hears both."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
@@ -35,11 +36,8 @@ class Generator(nn.Module):
         S, width = len(self.sources), 4 * shape.base
         self.fusion = Fusion(sources, latent, max(16, shape.base)) if fusion == "adaptive" else None
         fused = latent if self.fusion is not None else S * latent
-        shape = VolumeShape(
-            base=shape.base, mult=shape.mult, blocks=shape.blocks, attention=shape.attention,
-            text=width if self.hears else 0, checkpoint=shape.checkpoint,
-        )  # fmt: skip
-        self.unet = VolumeUNet(latent + fused + S, latent, shape)
+        shape = dataclasses.replace(shape, text=width if self.hears else 0)
+        self.unet = VolumeUNet(latent + fused + S + 3, latent, shape)
         self.shown = nn.Linear(S, width, bias=False)  # which are shown, beside the time
         self.prompt = Prompt(text, width) if self.hears else None
 
@@ -58,7 +56,8 @@ class Generator(nn.Module):
         maps_BS = shown_BS.to(z_BCDHW.dtype)
         maps = maps_BS[:, :, None, None, None].expand(-1, -1, *z_BCDHW.shape[2:])
         text = self.prompt(*heard) if self.prompt is not None and heard is not None else None
-        out: Tensor = self.unet(torch.cat([z_BCDHW, fused, maps], dim=1), t_B, self.shown(maps_BS), text)
+        inputs = torch.cat([z_BCDHW, fused, maps, places(z_BCDHW)], dim=1)
+        out: Tensor = self.unet(inputs, t_B, self.shown(maps_BS), text)
         return out
 
     def owner(self, name: str) -> Owner | Cut:
@@ -66,7 +65,8 @@ class Generator(nn.Module):
         sources = [source(m) for m in self.sources]
         if name == "unet.stem.weight":
             latents = [SHARED] * self.latent if self.fusion else [o for o in sources for _ in range(self.latent)]
-            return Cut(dim=1, owners=(*[SHARED] * self.latent, *latents, *sources))
+            channels = [*[SHARED] * self.latent, *latents, *sources, *[SHARED] * 3]
+            return Cut(dim=1, owners=tuple(o for o in channels for _ in range(self.unet.shape.patch**3)))
         if name == "shown.weight":
             return Cut(dim=1, owners=tuple(sources))
         for m in self.sources:
@@ -77,6 +77,13 @@ class Generator(nn.Module):
         if name.startswith("fusion.cross."):
             return TOGETHER
         return CHART if name.startswith("prompt.token.") else SHARED
+
+
+def places(like_BCDHW: Tensor) -> Tensor:
+    """Where each voxel lies, -1 to 1 along each edge: the volumes are of brains that lie alike."""
+    B, _, *shape = like_BCDHW.shape
+    edges = [torch.linspace(-1, 1, n, device=like_BCDHW.device, dtype=like_BCDHW.dtype) for n in shape]
+    return torch.stack(torch.meshgrid(*edges, indexing="ij"))[None].expand(B, -1, -1, -1, -1)
 
 
 class Prompt(nn.Module):

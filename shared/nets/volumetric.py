@@ -21,6 +21,7 @@ class VolumeShape:
     mult: tuple[int, ...]  # channels of each level, in units of base; each level halves the volume
     blocks: int = 2  # residual blocks per level on the way down; one more on the way up
     attention: int = 1  # how many levels attend to themselves, counted from the bottom
+    patch: int = 1  # 2: space to depth, the whole network at half the resolution
     text: int = 0  # width of the text tokens; 0: it hears none
     checkpoint: bool = False  # recompute activations in the backward pass: less memory, a third more time
 
@@ -29,11 +30,12 @@ class VolumeShape:
         require(len(self.mult) >= 1 and min(self.mult) >= 1, "mult", self.mult, "numbers from 1")
         require(self.blocks >= 1, "blocks", self.blocks, "1 or more")
         require(0 <= self.attention <= len(self.mult), "attention", self.attention, "at most the number of levels")
+        require(self.patch >= 1, "patch", self.patch, "1 or more")
 
     @property
     def multiple(self) -> int:
         """Every edge of the volume must be a multiple of this."""
-        return int(2 ** (len(self.mult) - 1))
+        return int(self.patch * 2 ** (len(self.mult) - 1))
 
 
 class VolumeUNet(nn.Module):
@@ -44,7 +46,8 @@ class VolumeUNet(nn.Module):
         self.shape = shape
         self.width = 4 * shape.base  # of the time embedding
         self.time = TimeEmbedding(shape.base)
-        self.stem = conv3(in_channels, shape.base)
+        cube = shape.patch**3
+        self.stem = conv3(in_channels * cube, shape.base)
         widths = [shape.base * m for m in shape.mult]
         attends = [len(widths) - level <= shape.attention for level in range(len(widths))]
 
@@ -75,7 +78,7 @@ class VolumeUNet(nn.Module):
                 up.append(Up(width))
         self.up = nn.ModuleList(up)
         self.norm = norm(width)
-        self.out = zeroed(conv3(width, out_channels))
+        self.out = zeroed(conv3(width, out_channels * cube))
 
     def forward(
         self, x_BCDHW: Tensor, t_B: Tensor, extra_BE: Tensor | None = None, text_BLE: Tensor | None = None
@@ -83,7 +86,7 @@ class VolumeUNet(nn.Module):
         emb_BE = self.time(t_B)
         if extra_BE is not None:
             emb_BE = emb_BE + extra_BE
-        h = self.stem(x_BCDHW)
+        h = self.stem(fold(x_BCDHW, self.shape.patch))
         skips = [h]
         for layer in self.down:
             h = self._run(layer, h, emb_BE, text_BLE)
@@ -94,8 +97,7 @@ class VolumeUNet(nn.Module):
             if isinstance(layer, Stage):
                 h = torch.cat([h, skips.pop()], dim=1)
             h = self._run(layer, h, emb_BE, text_BLE)
-        out: Tensor = self.out(F.silu(self.norm(h)))
-        return out
+        return unfold(self.out(F.silu(self.norm(h))), self.shape.patch)
 
     def _run(self, layer: nn.Module, h: Tensor, emb_BE: Tensor, text_BLE: Tensor | None) -> Tensor:
         if not isinstance(layer, Stage):
@@ -181,3 +183,21 @@ def zeroed(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def fold(x_BCDHW: Tensor, patch: int) -> Tensor:
+    """Space to depth: the voxels of a small cube become channels."""
+    if patch == 1:
+        return x_BCDHW
+    B, C, D, H, W = x_BCDHW.shape
+    cubes = x_BCDHW.reshape(B, C, D // patch, patch, H // patch, patch, W // patch, patch)
+    return cubes.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(B, C * patch**3, D // patch, H // patch, W // patch)
+
+
+def unfold(x_BCDHW: Tensor, patch: int) -> Tensor:
+    """`fold`, undone."""
+    if patch == 1:
+        return x_BCDHW
+    B, C, D, H, W = x_BCDHW.shape
+    cubes = x_BCDHW.reshape(B, C // patch**3, patch, patch, patch, D, H, W)
+    return cubes.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(B, C // patch**3, D * patch, H * patch, W * patch)

@@ -18,10 +18,10 @@ from shared.errors import ConfigError
 from shared.methods import aca_diff
 from shared.methods.aca_diff import AcaDiff, AcaNet
 from shared.methods.baselines.ldm import Ldm
-from shared.nets.autoencoder import Autoencoder, AutoencoderShape, fold, unfold
+from shared.nets.autoencoder import Autoencoder, AutoencoderShape, cosines
 from shared.nets.fusion import Fusion
 from shared.nets.generator import Generator, Heard
-from shared.nets.volumetric import VolumeShape
+from shared.nets.volumetric import VolumeShape, fold, unfold
 from shared.options import build
 from shared.owners import parts
 from shared.records import Batch
@@ -33,7 +33,11 @@ CHARTS: tuple[Clinical, ...] = ({"diagnosis": "AD", "mmse": 20.0, "adas13": 30.0
 
 
 def method(**options: object) -> AcaDiff:
-    return build(AcaDiff, {"modalities": list(MODALITIES), "size": "tiny", "depth": SIDE, **options}, "method")
+    return build(
+        AcaDiff,
+        {"modalities": list(MODALITIES), "size": "tiny", "depth": SIDE, "height": SIDE, "width": SIDE, **options},
+        "method",
+    )
 
 
 def awake(net: nn.Module) -> nn.Module:
@@ -295,8 +299,24 @@ def test_folding_is_undone() -> None:
     assert torch.equal(unfold(fold(x, 2), 2), x)
 
 
-def test_agreed_latents_have_mean_0_and_spread_1_over_all_subjects() -> None:
-    made = method()
+@pytest.mark.parametrize(("edge", "count"), [(2, 4), (3, 27), (4, 16), (8, 8)])
+def test_before_training_the_coder_is_a_projection_onto_the_lowest_frequencies(edge: int, count: int) -> None:
+    basis = cosines(edge, count).flatten(1)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(count), atol=1e-6, rtol=0)
+    assert torch.allclose(basis[0], basis[0].mean().expand(edge**3))
+    coder = Autoencoder(AutoencoderShape(channels=(4,) * int(math.log2(edge)), blocks=1, latent=count, patch=2)) \
+        if edge in (2, 4, 8) else None  # fmt: skip
+    if coder is not None:
+        x = torch.rand(2, 1, 2 * edge, edge, 3 * edge)
+        with torch.no_grad():
+            once = coder.decode(coder.encode(x))
+            torch.testing.assert_close(coder.decode(coder.encode(once)), once, atol=1e-5, rtol=0)
+        assert (once - x).square().mean() < x.var()
+
+
+@pytest.mark.parametrize("centre", ["voxel", "channel"])
+def test_agreed_latents_have_mean_0_and_spread_1_over_all_subjects(centre: str) -> None:
+    made = method(centre=centre)
     net = net_of(made)
     whole = batch([[1, 1, 1], [1, 0, 1], [0, 1, 1], [1, 1, 0]], seed=5)
     made.settle(net, "standardise", made.sums(net, whole, "standardise"))
@@ -306,12 +326,15 @@ def test_agreed_latents_have_mean_0_and_spread_1_over_all_subjects() -> None:
         held = z[whole.exists_BM[:, m], m].double().transpose(0, 1).flatten(1)
         torch.testing.assert_close(held.mean(1), torch.zeros(4, dtype=torch.float64), atol=1e-4, rtol=0)
         torch.testing.assert_close(held.std(1, unbiased=False), torch.ones(4, dtype=torch.float64), atol=1e-3, rtol=0)
+        if centre == "voxel":
+            assert z[whole.exists_BM[:, m], m].mean(0).abs().max() < 1e-4
     assert not z[~whole.exists_BM].any()
     torch.testing.assert_close(net.unstandardised(z[:1, 0], 0), net.raw_latents(given, whole.exists_BM, "fp32")[:1, 0])
 
 
 def test_latents_are_remembered_by_content_and_forgotten_with_the_weights() -> None:
-    coder = Autoencoder(AutoencoderShape(channels=(4, 4), blocks=1, latent=4))
+    coder = awake(Autoencoder(AutoencoderShape(channels=(4, 4), blocks=1, latent=4)))
+    assert isinstance(coder, Autoencoder)
     x = torch.rand(2, 1, 4, 4, 4)
     asked = 0
 
@@ -380,7 +403,9 @@ def test_a_poisoned_path_that_is_not_a_sites_own_changes_nothing() -> None:
 
 
 def test_the_ablation_has_the_same_coders_and_neither_text_nor_fusion() -> None:
-    ldm = build(Ldm, {"modalities": list(MODALITIES), "size": "tiny", "depth": SIDE}, "method")
+    ldm = build(
+        Ldm, {"modalities": list(MODALITIES), "size": "tiny", "depth": SIDE, "height": SIDE, "width": SIDE}, "method"
+    )
     one, two = net_of(ldm), net_of(method())
     assert {n for n, _ in one.autoencoders.named_parameters()} == {n for n, _ in two.autoencoders.named_parameters()}
     generator = one.generator("T1")

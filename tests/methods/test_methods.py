@@ -19,8 +19,8 @@ from shared.records import Batch
 MODALITIES = ("T1", "T1CE", "T2", "FLAIR")
 M, SIDE = len(MODALITIES), 16
 OPTIONS: Mapping[str, Mapping[str, object]] = {  # beside modalities and size; slabs of several slices and of one
-    "aca_diff": {"depth": 6},
-    "ldm": {"depth": 6},
+    "aca_diff": {"depth": 6, "height": 16, "width": 16},
+    "ldm": {"depth": 6, "height": 16, "width": 16},
     "mmdm": {"target": "FLAIR", "slab": 3},
     "bbdm": {"target": "FLAIR", "slab": 1},
     "ddpm": {"target": "FLAIR", "slab": 3},

@@ -20,6 +20,7 @@ HONEST = Update(
     phase="p",
     round=3,
     schema="s" * 64,
+    frozen="f" * 64,
     delta={"body": torch.ones(3), "head": torch.ones(1, 4)},
     counts={SHARED: 6, "to:T1": 6, "to:T2": 0},
 )
@@ -34,6 +35,7 @@ def judge(update: Update) -> Update:
         schema="s" * 64,
         weights=WEIGHTS,
         owners=OWNERS,
+        frozen="f" * 64,
         limits=Limits(norm=10.0, entry=4.0),
         samples=8,
     )
@@ -50,6 +52,7 @@ def with_counts(**counts: int) -> Callable[[Update], Update]:
 HOSTILE = {
     "another run": (lambda u: dataclasses.replace(u, run="old"), "this is r/p/3"),
     "replayed round": (lambda u: dataclasses.replace(u, round=2), "this is r/p/3"),
+    "around another autoencoder": (lambda u: dataclasses.replace(u, frozen="0" * 64), "frozen weights"),
     "another schema": (lambda u: dataclasses.replace(u, schema="x" * 64), "schema"),
     "nan": (with_delta(body=torch.tensor([1.0, torch.nan, 1.0])), "over the limit"),
     "infinity": (with_delta(body=torch.tensor([1.0, torch.inf, 1.0])), "over the limit"),
@@ -92,5 +95,6 @@ def test_hostile_sums_are_rejected(value: torch.Tensor, says: str) -> None:
             phase="p",
             round=3,
             schema="s" * 64,
+            frozen="f" * 64,
             form={"gram": (1,)},
         )

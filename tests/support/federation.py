@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from server.release import digest
 from shared.config import Choice, Config, Federation, Tracking, Validation
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
+from shared.owners import digest
 from shared.training import PhaseTraining
 
 
