@@ -34,6 +34,7 @@ from shared.config import Config
 from shared.errors import BudgetSpent, ConfigError, RunFailed, UpdateRejected
 from shared.nets import lora
 from shared.options import build
+from shared.owners import frozen
 from shared.records import Owners, Phase, RoundPlan, Update
 from shared.training import PhaseTraining
 from shared.vocabulary import Owner, SiteName, Weights
@@ -172,6 +173,8 @@ class Rounds:
             bits = scale_bits(max_abs=federation.limits.entry, max_count=samples * len(drawn))
             fold = Fold(owners, place.weights, bits=bits, estimator=federation.estimator)
 
+        around = frozen(place.weights, owners)
+
         def take(update: Update) -> None:
             admitted = admit(
                 update,
@@ -181,6 +184,7 @@ class Rounds:
                 schema=self.settings.schema,
                 weights=place.weights,
                 owners=owners,
+                frozen=around,
                 limits=federation.limits,
                 samples=samples,
             )
@@ -204,6 +208,7 @@ class Rounds:
         net = self.settings.build_net(self.method)
         net.load_state_dict(dict(place.weights))
         form = sums_form(self.method, net, phase.name, self.settings.grid)
+        around = frozen(place.weights, {})
 
         def take(update: Update) -> None:
             admitted = admit_sums(
@@ -212,6 +217,7 @@ class Rounds:
                 phase=phase.name,
                 round=place.round,
                 schema=self.settings.schema,
+                frozen=around,
                 form=form,
             )
             self.ledgers.accept(update)

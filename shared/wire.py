@@ -116,6 +116,7 @@ def pack_update(update: Update) -> RecordDict:
         "schema": update.schema,
         "counts": json.dumps(dict(update.counts), sort_keys=True),
         "metrics": json.dumps({k: update.metrics[k] for k in may if k in update.metrics}, sort_keys=True),
+        "frozen": update.frozen,
         "spent": _pack_spent(update.spent),
     }
     return RecordDict({"update": ConfigRecord(head), "delta": _pack(update.delta)})
@@ -142,6 +143,7 @@ def unpack_update(message: Message, sender: str) -> Update:
             delta=_unpack(message.content.array_records["delta"], free=True),
             counts=counts,
             metrics={k: float(v) for k, v in metrics.items()},
+            frozen=str(head["frozen"]),
             spent=_unpack_spent(str(head["spent"])),
         )
     except _MALFORMED as error:
