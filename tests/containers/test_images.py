@@ -88,7 +88,7 @@ left = [str(p) for p in map(pathlib.Path, ["/src", "/wheel", "/run/secrets", "/r
         if p.exists() and (p.is_file() and p.stat().st_size or p.is_dir() and any(p.iterdir()))]
 print(json.dumps([top, left, sys.flags.safe_path]))
 """
-    ran = docker.docker("run", "--rm", "--network=none", "--read-only", "--entrypoint", "python",
+    ran = docker.docker("run", "--rm", "--user=0", "--network=none", "--read-only", "--entrypoint", "python",
                         docker.image(name), "-c", look)  # fmt: skip
     top, left, safe = json.loads(ran)
     assert [t for t in top if "dist-info" not in t and t != ".."] == ["client", "configs", "deploy", "server", "shared"]

@@ -1,0 +1,232 @@
+"""One long run over real containers, and what can happen to it: after each fault all three sites are back unaided.
+
+Each test breaks one thing and waits until a later round has every site's update again. What it cost (seconds until
+then, rounds that went on without a site, submissions) is printed at the end as a table.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from containers.conftest import Scene
+from containers.deployed import PLAN, SITES, Deployed, ok, wait
+
+RUN, ROUNDS = "faults", 400
+DEADLINE = 45.0  # of a round: a site that is paused for longer misses it
+BACK = 420.0  # a vanished site's key is held for a minute, and a start takes its time where others work too
+LOGGED = """
+select max(rounds) from (
+    select count(distinct step) as rounds from metrics join runs using (run_uuid)
+    where key = 'seconds' and name = 'translate' group by run_uuid
+) as each_run
+"""  # of the run that has most of them
+
+
+@dataclass(kw_only=True)
+class Campaign:
+    deployed: Deployed
+    follower: "subprocess.Popen[bytes]"
+    table: list[tuple[str, float, int, int, str]] = field(default_factory=list)
+
+    def rounds(self) -> list[dict[str, object]]:
+        return [r for r in self.deployed.rounds(RUN) if r["phase"] == "translate"]
+
+    def whole(self, after: int) -> bool:
+        """Has a round begun after that many were there, and taken in every site's update?"""
+        return any(list(ok(r)) == sorted(SITES) for r in self.rounds()[after:])
+
+    def submissions(self) -> int:
+        return int(json.loads((self.deployed.runs / RUN / "submission.json").read_text())["times"])
+
+    def working(self) -> bool:
+        return self.follower.poll() is None
+
+    def survive(self, fault: str, broken: Callable[[], None], *, healed: Callable[[], None] | None = None) -> None:
+        """Break it in the middle of a round, heal it if a hand is needed for that, and wait for a whole round."""
+        first = len(self.rounds())
+        wait(lambda: len(self.rounds()) > first, BACK, "a round before the fault")
+        before, times = len(self.rounds()), self.submissions()
+        began = time.monotonic()
+        broken()
+        if healed is not None:
+            healed()
+        # the round that was under way when it broke may still be whole: the one after it counts
+        wait(lambda: self.whole(before + 1) or not self.working(), BACK, f"{fault}: all sites in one round again")
+        assert self.working(), f"{fault}: the run ended\n{self.log()}"
+        seconds = time.monotonic() - began
+        since = self.rounds()[before:]
+        without = sum(list(ok(r)) != sorted(SITES) for r in since)
+        why = sorted({str(f["reason"])[:60] for r in since for f in r["sites"].values() if f["status"] != "ok"})  # type: ignore[attr-defined]
+        self.table.append((fault, seconds, without, self.submissions() - times, "; ".join(why)))
+
+    def log(self) -> str:
+        return (self.deployed.folder / "follower.log").read_text()[-4000:] + self.deployed.everything()
+
+
+@pytest.fixture(scope="module")
+def campaign(scene: Scene) -> Iterator[Campaign]:
+    deployed = scene.deployed
+    deployed.compose("ps")  # writes runs.yaml
+    command = deployed.coordinator_command(
+        "lacuna", "train", *PLAN, f"training.translate.rounds={ROUNDS}", f"run={RUN}", "--wait", "180",
+        f"federation.deadline={DEADLINE:.0f}", "tracking.uri=http://mlflow:5000",
+    )  # fmt: skip
+    with (deployed.folder / "follower.log").open("wb") as log:
+        follower = subprocess.Popen(
+            command, env=deployed.engine.environment | dict(deployed.settings()), stdout=log, stderr=subprocess.STDOUT
+        )
+    campaign = Campaign(deployed=deployed, follower=follower)
+    try:
+        wait(lambda: campaign.whole(1) or not campaign.working(), BACK, "the first rounds")
+        assert campaign.working(), campaign.log()
+        yield campaign
+    finally:
+        follower.terminate()
+        follower.wait(60)
+        rows = [f"{fault:<40} {s:>7.0f} {n:>7} {t:>7}  {why}" for fault, s, n, t, why in campaign.table]
+        print("\n".join(["", f"{'fault':<40} {'seconds':>7} {'without':>7} {'resent':>7}  said", *rows]))
+
+
+def kill(deployed: Deployed, container: str, *words: str) -> None:
+    """kill -9 of the processes in a container whose command line has these words, as soon as there is one."""
+    found: list[int] = []
+
+    def seen() -> bool:
+        found[:] = deployed.find(container, *words)
+        return bool(found)
+
+    wait(seen, 120, f"{container} runs {' '.join(words)}")
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_sites_worker_is_killed(campaign: Campaign) -> None:
+    campaign.survive(
+        "kill -9 of a site's worker", lambda: kill(campaign.deployed, campaign.deployed.site("north"), "flwr-clientapp")
+    )
+
+
+def test_a_sites_node_is_killed(campaign: Campaign) -> None:
+    d = campaign.deployed
+    campaign.survive("kill -9 of a SuperNode", lambda: kill(d, d.site("east"), "client.supernode", " node "))
+
+
+def test_a_sites_container_is_killed_whole(campaign: Campaign) -> None:
+    d = campaign.deployed
+    campaign.survive("kill -9 of a site's first process", lambda: kill(d, d.site("south"), "lacuna-site", "run"))
+
+
+def test_the_serverapp_is_killed(campaign: Campaign) -> None:
+    d = campaign.deployed
+    campaign.survive("kill -9 of the ServerApp", lambda: kill(d, d.container("executor"), "flwr-serverapp"))
+
+
+def test_the_executor_is_killed(campaign: Campaign) -> None:
+    d = campaign.deployed
+    campaign.survive("kill -9 of the executor", lambda: kill(d, d.container("executor"), "flower-superexec"))
+
+
+def test_the_superlink_is_killed(campaign: Campaign) -> None:
+    d = campaign.deployed
+    campaign.survive("kill -9 of the SuperLink", lambda: kill(d, d.container("superlink"), "superlink_process"))
+
+
+def test_the_superlink_and_its_database_are_restarted(campaign: Campaign) -> None:
+    d = campaign.deployed
+    campaign.survive("restart of the SuperLink", lambda: d.compose("restart", "superlink") and None)
+
+
+def test_a_site_is_paused_past_the_deadline(campaign: Campaign) -> None:
+    d = campaign.deployed
+
+    def pause() -> None:
+        d.engine.docker("pause", d.site("north"))
+        time.sleep(DEADLINE + 20)
+
+    campaign.survive(
+        "pause of a site past the deadline", pause, healed=lambda: d.engine.docker("unpause", d.site("north")) and None
+    )
+
+
+def test_a_sites_network_is_cut_and_heals(campaign: Campaign) -> None:
+    d = campaign.deployed
+
+    def cut() -> None:
+        d.engine.docker("network", "disconnect", d.network("east"), d.container("proxy"))
+        time.sleep(60)
+
+    campaign.survive("network of a site cut for 60 s", cut, healed=lambda: d.plug_in("east"))
+
+
+def test_the_proxy_is_killed(campaign: Campaign) -> None:
+    d = campaign.deployed
+    campaign.survive("kill -9 of the proxy", lambda: kill(d, d.container("proxy"), "nginx: master"))
+
+
+def test_postgresql_is_down_for_a_minute(campaign: Campaign) -> None:
+    """The run goes on meanwhile, and MLflow has every round in the end."""
+    d = campaign.deployed
+    d.compose("stop", "postgres")
+    began, before = time.monotonic(), len(campaign.rounds())
+    wait(lambda: time.monotonic() > began + 60 and len(campaign.rounds()) > before + 1, BACK, "rounds without MLflow")
+    d.compose("start", "postgres")
+    campaign.survive("PostgreSQL down for a minute", lambda: None)
+
+    def logged() -> bool:
+        printed = d.engine.docker(
+            "exec", d.container("postgres"),
+            "psql", "--host=/tmp", "--username=mlflow", "--dbname=mlflow", "--tuples-only", "--command", LOGGED,
+            check=False,
+        )  # fmt: skip
+        return printed.strip().isdigit() and int(printed) >= before + 2
+
+    wait(logged, BACK, "MLflow has caught up")
+
+
+def fill(path: Path) -> None:
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        for _ in range(2**20):
+            file.write(bytes(2**16))
+
+
+def test_the_servers_disk_is_full_during_a_checkpoint(campaign: Campaign) -> None:
+    """What was written stays whole; with room again it goes on, by itself or by one `resume`."""
+    d = campaign.deployed
+    usage = shutil.disk_usage(d.runs)
+    assert usage.total < 2**30, "a small disk of its own"
+    ballast = d.runs / "ballast"
+    before = len(campaign.rounds())
+    began = time.monotonic()
+    fill(ballast)
+    wait(lambda: not campaign.working() or campaign.submissions() > 9, BACK, "the run has stopped")
+    ballast.unlink()
+    said = campaign.log()
+    newest = max((d.runs / RUN / "checkpoints").iterdir(), key=lambda p: p.name)
+    assert newest.exists()
+    campaign.follower.wait(60)
+    assert campaign.follower.returncode == 5, said
+    stood = len(campaign.rounds())
+    assert stood >= before
+    command = d.coordinator_command("lacuna", "resume", RUN, "--wait", "60")
+    with (d.folder / "follower.log").open("ab") as log:
+        campaign.follower = subprocess.Popen(
+            command, env=d.engine.environment | dict(d.settings()), stdout=log, stderr=subprocess.STDOUT
+        )
+    wait(lambda: campaign.whole(stood), BACK, "a whole round after the disk was full")
+    campaign.table.append(("full disk, then resume", time.monotonic() - began, 0, 1, "resumed by hand"))
+
+
+def test_the_run_stops_whole_and_says_so(campaign: Campaign) -> None:
+    d = campaign.deployed
+    said = d.coordinator("lacuna", "stop", RUN)
+    assert "stopped after translate round" in said
+    assert campaign.follower.wait(120) == 5
+    assert '"finished"' not in (d.runs / RUN / "outcome.json").read_text()
