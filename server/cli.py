@@ -131,7 +131,10 @@ def pretrain(overrides: Overrides = None) -> None:
 
 @app.command()
 def evaluate(
-    run: Run,
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN... [task=TASK] [KEY=VALUE]...", help="A run, or runs to compare at a task."),
+    ],
     runs_folder: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
     sampler: Annotated[
         str | None, typer.Option(help="mean | multistep | ddim | ancestral. Default: the run's.", show_default=False)
@@ -143,12 +146,25 @@ def evaluate(
     """Score a run on held-out subjects: every shown subset x target x site, against floors and each site alone.
 
     Writes scores.csv, bought.csv, summary.json and figures to runs/RUN/evaluation; prints what the federation bought.
+
+    `lacuna evaluate aca aca:scores ldm task=diagnosis` asks what sets that runs of aca_diff and ldm complete are worth
+    to a classifier of AD against HC, beside leaving subjects out, the mean volume and a regression. RUN:scores is not
+    told the diagnosis, RUN:diagnosis nothing else, RUN:images nothing of the chart. Keys: `study=FOLDER` (subjects of
+    its own, default the world's held-out ones), `size=tiny|small|paper`, `rates=[0.2,0.4,0.6,0.8]`, `generations=3`,
+    `test_loses=true`, `test=0.3`, `val=0.2`, `ill=AD|MCI`, `well=HC|MCI`, `steps=N`, `out=FOLDER`. Stopped, the same
+    command goes on.
+
+    `lacuna evaluate aca aca:images ldm task=images` gives PSNR, SSIM, NMI and MAE of every direction for the same kind
+    of rows, floors, and each site's own model. Keys: `subjects=N` of each site, `out=FOLDER`.
     """
-    from server import progress
+    from server import evaluate_cli, progress
     from server.compare import compare
     from shared.config import load_sampler
     from shared.scorecard import printable
 
+    if evaluate_cli.carry_out(words, runs=runs_folder, sampler=sampler, seed=seed, device=device):
+        return
+    run = words[0]
     chosen = load_sampler(sampler) if sampler is not None else None
     with progress.bar("scoring", 0) as advance:
         lines = compare(runs_folder / run, sampler=chosen, every=every, seed=seed, device=device, progress=advance)
