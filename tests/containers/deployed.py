@@ -150,7 +150,7 @@ class Deployed:
         files = ["-f", str(ROOT / "deploy" / "server.compose.yaml"), "-f", str(self.folder / "runs.yaml")]
         return ["docker", "compose", *files, "run", "--rm", "-T", "coordinator", *words]
 
-    def coordinator(self, *words: str, timeout: float = 600) -> str:
+    def coordinator(self, *words: str, timeout: float = 1800) -> str:
         return self.compose("run", "--rm", "-T", "coordinator", *words, timeout=timeout)
 
     def plug_in(self, site: str) -> None:

@@ -60,6 +60,8 @@ def recorded(engine: Engine, folder: Path) -> Iterator[Lookups]:
         events.terminate()
         events.wait(10)
         thread.join(10)
+        if events.stdout is not None:
+            events.stdout.close()
         for process in lookups.processes.values():
             process.kill()
             process.wait()

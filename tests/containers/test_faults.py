@@ -76,7 +76,7 @@ def campaign(scene: Scene) -> Iterator[Campaign]:
     deployed = scene.deployed
     deployed.compose("ps")  # writes runs.yaml
     command = deployed.coordinator_command(
-        "lacuna", "train", *PLAN, f"training.translate.rounds={ROUNDS}", f"run={RUN}", "--wait", "180",
+        "lacuna", "train", *PLAN, "method.pretext=false", "method.anchor=none", f"training.translate.rounds={ROUNDS}", f"run={RUN}", "--wait", "180",
         f"federation.deadline={DEADLINE:.0f}", "tracking.uri=http://mlflow:5000",
     )  # fmt: skip
     with (deployed.folder / "follower.log").open("wb") as log:

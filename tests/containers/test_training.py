@@ -17,7 +17,7 @@ def trained(scene: Scene) -> tuple[Path, Path]:
     """The run folder of the deployed federation, and of the simulation."""
     deployed = scene.deployed
     try:
-        said = deployed.coordinator("lacuna", "train", *TRAIN, "tracking.uri=http://mlflow:5000", "--wait", "120")
+        said = deployed.coordinator("lacuna", "train", *TRAIN, "tracking.uri=http://mlflow:5000", "--wait", "180")
     except AssertionError as error:
         raise AssertionError(f"{error}\n{deployed.everything()}") from None
     assert said.endswith("final")
