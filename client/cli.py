@@ -215,6 +215,18 @@ def synthesize(
     seed: Annotated[int, typer.Option(help="Same seed, same volume.")] = 0,
     device: Device = "auto",
     force: Force = False,
+    diagnosis: Annotated[
+        str | None, typer.Option(help="Of models that read the chart: AD | MCI | HC.", show_default=False)
+    ] = None,
+    mmse: Annotated[float | None, typer.Option(help="0 to 30.", show_default=False)] = None,
+    adas13: Annotated[float | None, typer.Option(help="0 to 85.", show_default=False)] = None,
+    cdrsb: Annotated[float | None, typer.Option(help="0 to 18.", show_default=False)] = None,
+    no_diagnosis: Annotated[
+        bool, typer.Option("--no-diagnosis", help="Do not tell the model, whatever participants.tsv says.")
+    ] = False,
+    chart_values: Annotated[
+        bool, typer.Option("--chart-values", help="Write the values into the sidecar too, not their names alone.")
+    ] = False,
     dicom: Annotated[
         Path | None,
         typer.Option(
@@ -243,11 +255,23 @@ def synthesize(
 
     With --dicom, back into the PACS: `lacuna-site synthesize --bundle B --trust K.pub --subject COHORT/sub-x --out D
     --dicom STUDY --push https://pacs/dicom-web`. An input unlike what the bundle was trained on is said, or refused.
+
+    **The chart.** A model that reads it (aca_diff) is told what participants.tsv beside the subject's folder says:
+    diagnosis, mmse, adas13, cdrsb. An option here wins over the file: `--diagnosis AD --mmse 22 --adas13 28 --cdrsb
+    4.5`. The sidecar names what was used. A diagnosis that the model was told is in the image: say `--no-diagnosis` if
+    the image is to train a classifier of it.
     """
+    from client.charts import Saying
     from client.dicom_send import Back
     from client.synthesize import synthesize as carry_out
     from shared.data.modalities import parse
 
+    said = {"diagnosis": diagnosis, "mmse": mmse, "adas13": adas13, "cdrsb": cdrsb}
+    saying = Saying(
+        values={name: value for name, value in said.items() if value is not None},  # type: ignore[misc]
+        use_diagnosis=not no_diagnosis,
+        show_values=chart_values,
+    )
     back = Back.asked(dicom, subject, burn_in=burn_in, push=push, auth_file=auth_file)
     loaded = _load(bundle, trust, any_signer)
     with _bar("synthesizing") as advance:
@@ -263,7 +287,10 @@ def synthesize(
             without=[parse(name) for name in without or []],
             progress=advance,
             force=force,
+            saying=saying,
         )
+    if done.chart is not None:
+        typer.echo(done.chart.line, err=True)
     for remark in done.unusual:
         typer.echo(f"unusual input: {remark}", err=True)
     for remark in done.remarks:

@@ -17,6 +17,7 @@ from client.budget_files import enrolled
 from client.ledger import Ledger
 from client.private import shares_of, sum_private, train_private
 from client.site import Site
+from shared.clinical.attach import attach_stand_in
 from shared.config import RunSettings
 from shared.data.cohort import Cohort
 from shared.data.slices import Pool
@@ -160,4 +161,6 @@ def _shares(
     """On a network of its own, with its first weights."""
     settings = RunSettings.parse(config)
     method = settings.build_method()
-    return shares_of(method, settings.build_net(method), phase, patterns, *size)
+    net = settings.build_net(method)
+    attach_stand_in(net)
+    return shares_of(method, net, phase, patterns, *size)

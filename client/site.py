@@ -1,8 +1,9 @@
 """The site's own settings: name, paths, device, policy. They are read here and never leave.
 
 A deployed site gives them as Flower's node config: `site`, `cohort` (one or more folders, joined by a colon), `state`,
-`device`; any other key is one of the policy's (client/policy.py), which STATE/site.toml may hold too. In a Ray
-simulation Flower only numbers its nodes, so the file named by LACUNA_SITES lists them in that order.
+`device`; `text-...` are of its own text encoder (shared/clinical/settings.py), any other key is one of the policy's
+(client/policy.py); STATE/site.toml may hold both too. In a Ray simulation Flower only numbers its nodes, so the file
+named by LACUNA_SITES lists them in that order.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from client.policy import Policy, read
+from shared.clinical.settings import TextSettings, find_settings
 from shared.errors import ConfigError
 
 SITES_VARIABLE = "LACUNA_SITES"
@@ -26,6 +28,7 @@ class Site:
     state: Path  # the site's own disk: ledgers, plans, personal layers
     device: str = "auto"
     policy: Policy = field(default_factory=Policy)
+    text: TextSettings = field(default_factory=TextSettings)
 
     @property
     def privacy(self) -> Path:
@@ -54,5 +57,8 @@ def find_site(node_config: Mapping[str, Any]) -> Site:
         cohorts=tuple(Path(folder) for folder in str(values["cohort"]).split(os.pathsep)),
         state=state,
         device=str(values.get("device", "auto")),
-        policy=read(state, {key: value for key, value in values.items() if key not in _OWN}),
+        policy=read(
+            state, {key: value for key, value in values.items() if key not in _OWN and not key.startswith("text-")}
+        ),
+        text=find_settings(values, state),
     )

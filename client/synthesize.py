@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from client import outputs
+from client.charts import NOTHING, Saying, Told, chart_for
 from client.guard import guard
 from client.outputs import WARNING, Files, Made
 from client.slices import SliceStore
@@ -40,6 +41,7 @@ class Synthesized:
     preview: Path | None
     remarks: tuple[str, ...]  # files that were left aside, and why
     unusual: tuple[str, ...]  # what of the input lies outside of what the bundle was trained on
+    chart: Told | None  # what the model heard of the chart; None: it reads none
 
 
 def synthesize(
@@ -56,12 +58,14 @@ def synthesize(
     at_once: int | None = None,
     progress: Progress | None = None,
     force: bool = False,
+    saying: Saying = NOTHING,
 ) -> Synthesized:
     """Fill in `targets`, by default all that the subject lacks. A target that the subject has is hidden from the model.
 
     So is what it is to do `without`. `subject` is a BIDS subject folder, a folder of NIfTI files with usual names, or
     each modality's file.
-    An input far from what the bundle was trained on is refused, unless `force`.
+    An input far from what the bundle was trained on is refused, unless `force`. A model that reads the chart is told
+    what participants.tsv says of the subject, and what is said here.
     """
     sources = find(subject)
     known = bundle.model.modalities
@@ -75,7 +79,10 @@ def synthesize(
     wanted, left = check_taught(bundle.model, tuple(inputs), wanted, asked=targets is not None)
     sampler = sampler or bundle.model.sampler
     sampler = sampler if samples is None else dataclasses.replace(sampler, samples=samples)
+    chart = chart_for(bundle.model, subject, sources.subject, saying)
     source = outputs.made_from(bundle, inputs, sampler, seed)
+    if chart is not None:
+        source["chart"] = chart.digest(out)
     keys = {m: outputs.key_of(source, m) for m in wanted}
     files = {m: Files(out, sources.subject, m) for m in wanted}
     todo = [m for m in wanted if not files[m].are_whole(keys[m])]
@@ -85,10 +92,13 @@ def synthesize(
         loaded = load_all(dataclasses.replace(sources, files=inputs, lesion=None), bundle)
         guarded = guard(bundle, loaded, force=force)
         where = find_device(device)
-        store = SliceStore(out, sources.subject, {**source, "device": where.type, "at_once": at_once})
-        filled = _fill(bundle, loaded, sampler, seed, where, at_once, store, progress)
+        parts = {"device": where.type, "at_once": at_once, **({} if chart is None else {"wanted": wanted})}
+        store = SliceStore(out, sources.subject, {**source, **parts})
+        filled = _fill(bundle, loaded, sampler, seed, where, at_once, store, chart, wanted, progress)
         facts = {"Inputs": outputs.inputs_facts(inputs), **outputs.model_facts(bundle, sampler, seed)}
         facts["Guard"] = guarded.facts
+        if chart is not None:
+            facts["Chart"] = chart.facts
         made = {m: _made(bundle, filled, m, {**facts, "Key": keys[m]}) for m in wanted}
         partial = store.make()
         given = [(f"{m}, measured", image) for m, image in zip(loaded.scalings, loaded.images_MDHW, strict=True)]
@@ -112,6 +122,7 @@ def synthesize(
             *untaught_remarks(bundle.model, tuple(inputs), wanted),
         ),
         unusual=() if guarded is None else guarded.remarks,
+        chart=chart,
     )
 
 
@@ -142,6 +153,8 @@ def _fill(
     device: torch.device,
     at_once: int | None,
     store: SliceStore,
+    chart: Told | None,
+    wanted: Sequence[Modality],
     progress: Progress | None,
 ) -> Filled:
     modalities = bundle.model.modalities
@@ -161,6 +174,8 @@ def _fill(
         device=device,
         at_once=at_once,
         kept=store,
+        clinical=None if chart is None else chart.clinical,
+        wanted=wanted,
         progress=progress,
     )
 

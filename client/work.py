@@ -14,6 +14,8 @@ from client import plans
 from client.policy import check, check_round, check_schema, is_private, why_not
 from client.private_work import PrivateSite, check_people, private_site
 from client.site import Site
+from client.text import check_text
+from shared.clinical.attach import attach
 from shared.config import RunSettings
 from shared.data.cohort import Cohort, cache_folder
 from shared.data.missing import suppress
@@ -41,6 +43,7 @@ def take_inventory(site: Site, run: str, config: str, schema: str) -> Inventory:
 
 
 def _inventory(site: Site, settings: RunSettings, method: Method, schema: str, *, private: bool) -> Inventory:
+    check_text(site, method)
     cohorts = open_cohorts(site, settings)
     patterns = present(cohorts, method.modalities)
     phases = settings.phases(method)
@@ -105,6 +108,9 @@ def do_round(site: Site, plan: RoundPlan) -> Update:
 def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work, *, private: bool) -> Update:
     device = find_device(site.device)
     method, net = build(plan.config, str(device))
+    encoder = check_text(site, method)
+    if encoder is not None:  # in a simulation sites take turns on one network, each with its own
+        attach(net, encoder)
     cohorts = open_cohorts(site, settings)
     patterns = present(cohorts, method.modalities)
     why = why_not(site, method, patterns, plan.phase)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from shared.clinical.attach import attach_own
 from shared.config import Config
 from shared.data.cohort import Cohort, cache_folder
 from shared.data.slices import Slices
@@ -25,6 +26,7 @@ class Validator:
     def __init__(self, method: Method, batch: Batch, device: torch.device, mosaics: Path, seed: int) -> None:
         self._method, self._batch, self._device, self._mosaics = method, batch, device, mosaics
         self._net = method.build(seed).to(device)
+        attach_own(self._net, method)
 
     @staticmethod
     def find(config: Config, folder: Path) -> "Validator | None":

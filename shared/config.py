@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from shared.clinical.attach import planned_fingerprint, reads_text
+from shared.clinical.probes import same_encoder
 from shared.data.intensities import RULES_VERSION
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
@@ -28,6 +30,7 @@ from shared.training import PhaseTraining
 CONFIGS = Path(__file__).parent.parent / "configs"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MAY_CHANGE = ("run", "resume", "device", "tracking", "validation")  # between a run and its resumption
+_ENCODER = "method.options.text_fingerprint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,7 +253,7 @@ def load(overrides: Sequence[str]) -> Config:
     config = build(Config, _choices(_compose(overrides)), "config")
     method = config.build_method()
     _check_phases(config.training, method, config.method.name)
-    return _with_noise(config, method)
+    return _with_fingerprint(_with_noise(config, method), method)
 
 
 def load_sampler(kind: str) -> Sampler:
@@ -268,6 +271,8 @@ def same_run(stored: Config, wanted: Config) -> None:
     """A resumed run must be the run that was stopped: ConfigError names the first key that differs."""
     before, now = _flat(plain(stored)), _flat(plain(wanted))
     for key in sorted(before.keys() | now.keys()):
+        if key == _ENCODER and same_encoder(str(before.get(key)), str(now.get(key))):
+            continue  # near, as sites' may be
         if key.split(".")[0] not in _MAY_CHANGE and before.get(key) != now.get(key):
             raise ConfigError(
                 f"{key}={now.get(key)!r}: the run being resumed has {before.get(key)!r}; start a new run to change it"
@@ -319,6 +324,14 @@ def _with_noise(config: Config, method: Method) -> Config:
     besides = {query: n for query, n in one.items() if query != step}
     noise = noise_for(privacy.epsilon, privacy.delta, rate=privacy.rate, steps=one.get(step, 0), besides=besides)
     return with_changes(config, privacy=dataclasses.replace(privacy, noise=noise))
+
+
+def _with_fingerprint(config: Config, method: Method) -> Config:
+    """What all sites' text encoders must be like; one of a site's own kind is the coordinator's, of its environment."""
+    if not reads_text(method) or method.text_fingerprint:
+        return config
+    options = {**config.method.options, "text_fingerprint": planned_fingerprint(method)}
+    return with_changes(config, method=dataclasses.replace(config.method, options=options))
 
 
 def _check_phases(training: Mapping[str, PhaseTraining], method: Method, name: str) -> None:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from shared.clinical.attach import attach_own
 from shared.data.bids import Clinical
 from shared.data.volumes import Grid
 from shared.diffusion.operators import Measured, clean, none
@@ -161,6 +162,7 @@ def rebuild(record: Mapping[str, Any], weights: Weights, where: str) -> Model:
     except RuntimeError as error:
         first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
         raise DataError(f"{where}: the weights are not those of {name} with these options: {first[:200]}") from None
+    attach_own(net, method)
     net.eval().requires_grad_(False)
     return Model(
         name=name,

@@ -1,30 +1,76 @@
-"""The site's own encoder into a network that was built without one."""
+"""Encoders and networks: which methods hear text, and a site's own encoder into a network that waits for it.
+
+A network holds its encoder as a plain attribute `encoder`: no weights of its own are in the network's state, and
+nothing of it travels.
+"""
+
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from torch import nn
 
-from shared.clinical import make_encoder
+from shared.clinical import OWN, make_encoder
 from shared.clinical.encoder import Encoder, Unset
-from shared.clinical.settings import TextSettings
+from shared.clinical.probes import fingerprint, id_of, same_encoder
+from shared.clinical.settings import TextSettings, from_environment
 from shared.errors import ConfigError
 
 
-def reads_chart(net: nn.Module) -> bool:
-    """Does this network hear clinical text at all?"""
-    return getattr(net, "encoder", None) is not None
+@runtime_checkable
+class ReadsText(Protocol):
+    """The options of a method whose network hears clinical text."""
+
+    @property
+    def text(self) -> str:
+        """A row of ENCODERS."""
+
+    @property
+    def text_width(self) -> int: ...
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Of the encoder that it is trained with; "" where nobody said."""
+
+
+def reads_text(method: object) -> TypeGuard[ReadsText]:
+    return isinstance(method, ReadsText) and method.text != "none"
+
+
+def planned_fingerprint(method: ReadsText, settings: TextSettings | None = None) -> str:
+    """For a coordinator's plan: what all sites' encoders must be like."""
+    return fingerprint(make_encoder(method.text, method.text_width, settings or from_environment()))
 
 
 def attach(net: nn.Module, encoder: Encoder) -> None:
-    """In place. It is a plain attribute: no weights of its own in the network's state, nothing of it travels."""
+    """In place."""
     was = getattr(net, "encoder", None)
     if was is None:
-        raise ConfigError("text: this network reads no chart, and takes no encoder")
+        raise ConfigError("text: this network hears no text, and takes no encoder")
     if was.width != encoder.width:
-        raise ConfigError(f"text width={encoder.width} ({encoder.id}): the network takes tokens of {was.width}")
+        raise ConfigError(f"text_width={was.width}: the encoder {encoder.id} gives tokens of {encoder.width}")
     object.__setattr__(net, "encoder", encoder)  # past nn.Module, which would list a module's weights as its own
 
 
-def attach_own(net: nn.Module, settings: TextSettings) -> None:
-    """What the network waits for, made from these settings; nothing where it waits for none."""
+def attach_own(net: nn.Module, method: object, settings: TextSettings | None = None) -> None:
+    """For work outside of a federation: what the network waits for, by these settings or the environment's.
+
+    Where they name none it is left waiting, and says so when it is asked. ConfigError for one that the network was not
+    trained with.
+    """
+    settings = settings or from_environment()
+    if not (isinstance(getattr(net, "encoder", None), Unset) and isinstance(method, ReadsText)):
+        return
+    if method.text not in OWN or (settings.folder is None and settings.url is None):
+        return
+    encoder = make_encoder(method.text, method.text_width, settings)
+    own = fingerprint(encoder)
+    if method.text_fingerprint and not same_encoder(method.text_fingerprint, own):
+        wanted = id_of(method.text_fingerprint)
+        raise ConfigError(f"text={method.text}: the encoder {id_of(own)} is not the one of its training: {wanted}")
+    attach(net, encoder)
+
+
+def attach_stand_in(net: nn.Module) -> None:
+    """For work on made-up images, where it matters only which pieces are there: nobody's tokens instead of a site's."""
     was = getattr(net, "encoder", None)
     if isinstance(was, Unset):
-        attach(net, make_encoder(was.kind, was.width, settings))
+        attach(net, make_encoder("builtin", was.width))

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from support.embeddings import WIDTH, EmbeddingsServer, vector_of
 
 from shared.clinical import Chart, Encoder, TextSettings, make_encoder
 from shared.clinical.egress import allowed_addresses, parse_url
 from shared.clinical.probes import PROBES, fingerprint, same_encoder
 from shared.errors import ConfigError, DataError, LacunaError
-
-from .conftest import WIDTH, EmbeddingsServer, vector_of
 
 CHART = Chart(diagnosis="AD", mmse=22)
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.embeddings import WIDTH
 
 from shared.clinical import Chart, Encoder, TextSettings, make_encoder
 from shared.clinical.probes import fingerprint, same_encoder
 from shared.errors import ConfigError
-
-from .conftest import WIDTH
 
 CHART = Chart(diagnosis="MCI", mmse=22, cdrsb=4.5)
 
