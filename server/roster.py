@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from server.facts import Coverage, coverage
@@ -132,6 +133,8 @@ class Handshake:
     def _hear(self, node: int, reply: Message | None, roster: Roster) -> None:
         known, why = self.waiting.pop(node, None), SILENT
         try:
+            if reply is not None and reply.has_error() and reply.error.code == ErrorCode.INVALID_FAB:
+                raise PlanRefused(f"node {node}: {reply.error.reason}")  # client/supernode.py: the run's bundle
             if reply is not None and not reply.has_error():
                 self._admit(node, reply, roster)
                 return
