@@ -7,7 +7,7 @@ A method of slabs goes over the volume in overlapping windows, which are numbere
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -268,7 +268,8 @@ def _fill_by_windows(
         chosen = list(range(done, min(done + size, len(windows))))
         images = torch.stack([cut(shown_MDHW, windows[w], size_DHW) for w in chosen])
         try:
-            made = _sampled(model, net, images, shown_M, {}, told, chosen, sampler, keys, device)
+            together = max(1, size // len(chosen))
+            made = _sampled(model, net, images, shown_M, {}, told, chosen, sampler, keys, device, together)
         except torch.OutOfMemoryError:
             if size == 1:
                 raise DataError(f"grid {model.grid.name}: one slab does not fit into the memory of {device}") from None
@@ -320,15 +321,19 @@ def _sampled(
     sampler: Sampler,
     keys: tuple[str | int, ...],
     device: torch.device,
+    together: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Mean and sd over samples, by Welford's recurrence: memory does not grow with their number."""
+    """Mean and sd over samples, by Welford's recurrence: memory does not grow with their number.
+
+    `together`: so many samples are drawn side by side, where one by one would leave the device idle.
+    """
     images_BMHW = images_BMHW.to(device)
     shown_BM = shown_M.to(device).expand(len(slices), -1)
     mean = torch.zeros(images_BMHW.shape, dtype=torch.float64, device=device)
     squares = torch.zeros_like(mean)
-    for k in range(sampler.samples):
-        with torch.no_grad():
-            made_BMHW = _sample(model, net, images_BMHW, shown_BM, raw, told, sampler, keys, slices, k).double()
+    for k, made_BMHW in enumerate(
+        _samples(model, net, images_BMHW, shown_BM, raw, told, sampler, keys, slices, together)
+    ):
         from_mean = made_BMHW - mean
         mean += from_mean / (k + 1)
         squares += from_mean * (made_BMHW - mean)
@@ -336,7 +341,7 @@ def _sampled(
     return mean.float().cpu(), spread.float().cpu()
 
 
-def _sample(
+def _samples(
     model: Model,
     net: nn.Module,
     images_BMHW: Tensor,
@@ -346,16 +351,40 @@ def _sample(
     sampler: Sampler,
     keys: tuple[str | int, ...],
     slices: Sequence[int],
+    together: int,
+) -> Iterator[Tensor]:
+    """The samples in their order."""
+    if not isinstance(model.method, ReadsChart):
+        for k in range(sampler.samples):
+            with torch.no_grad():
+                made = _sample(model, net, images_BMHW, shown_BM, raw, sampler, keys, slices, k)
+            yield made.double()
+        return
+    B, device = len(images_BMHW), images_BMHW.device
+    for first in range(0, sampler.samples, together):
+        few = range(first, min(first + together, sampler.samples))
+        noise = [generator(device, *keys, z, k) for k in few for z in slices]
+        with torch.no_grad():
+            made = model.method.synthesize(
+                net, images_BMHW.repeat(len(few), 1, 1, 1, 1), shown_BM.repeat(len(few), 1), sampler, noise,
+                clinical=[told.clinical] * (B * len(few)), wanted=told.wanted,
+            )  # fmt: skip
+        yield from made.double().split(B)
+
+
+def _sample(
+    model: Model,
+    net: nn.Module,
+    images_BMHW: Tensor,
+    shown_BM: Tensor,
+    raw: Mapping[Modality, Measured],
+    sampler: Sampler,
+    keys: tuple[str | int, ...],
+    slices: Sequence[int],
     k: int,
 ) -> Tensor:
     """Sample k of every slice."""
     device = images_BMHW.device
-    if isinstance(model.method, ReadsChart):
-        noise = [generator(device, *keys, z, k) for z in slices]
-        return model.method.synthesize(
-            net, images_BMHW, shown_BM, sampler, noise,
-            clinical=[told.clinical] * len(images_BMHW), wanted=told.wanted,
-        )  # fmt: skip
     if not isinstance(model.method, Restores) or not (raw or shown_BM.any()):
         noise = [generator(device, *keys, z, k) for z in slices]
         return model.method.synthesize(net, images_BMHW, shown_BM, sampler, noise)
