@@ -23,7 +23,8 @@ from shared.data.preparation import hash_json
 from shared.data.slices import Pool, Slices
 from shared.errors import PlanRefused
 from shared.methods import Method
-from shared.records import Batch, Inventory, RoundPlan, Spent, Update
+from shared.owners import frozen
+from shared.records import Batch, Inventory, Owners, RoundPlan, Spent, Update
 from shared.training import find_device, pool, train
 from shared.vocabulary import LOCAL, Modality, Weights
 
@@ -119,17 +120,19 @@ def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work,
     phase = next(p for p in method.phases if p.name == plan.phase)
     slices = Pool(tuple(of_use(cohort, method, plan.phase, split="train") for cohort in cohorts))
     net.load_state_dict(plan.weights)
+    owners = {} if phase.kind == "sums" else settings.owners(method, net, plan.phase)
     plan = dataclasses.replace(plan, weights={})  # the network has them: not held twice
+    around = frozen(net.state_dict(), owners)
     if not private:
         if phase.kind == "sums":
-            return _sum(site, plan, method, net, slices, work)
-        return _train(site, plan, settings, method, net, slices, device, work, None)
+            return _sum(site, plan, method, net, slices, work, around)
+        return _train(site, plan, settings, method, net, slices, device, work, None, owners, around)
     with private_site(site, settings, sum(patterns.values()), go_on=work.go_on) as own:
         own.check(plan, phase)
         if phase.kind == "sums":
             sums = own.sum(plan, method, net, slices)
-            return _update(site, plan, delta=sums, counts={}, metrics={}, spent=own.spent())
-        return _train(site, plan, settings, method, net, slices, device, work, (own, patterns))
+            return _update(site, plan, delta=sums, counts={}, metrics={}, frozen=around, spent=own.spent())
+        return _train(site, plan, settings, method, net, slices, device, work, (own, patterns), owners, around)
 
 
 def _train(
@@ -142,8 +145,9 @@ def _train(
     device: torch.device,
     work: plans.Work,
     private: tuple[PrivateSite, Mapping[tuple[Modality, ...], int]] | None,
+    owners: Owners,
+    around: str,
 ) -> Update:
-    owners = settings.owners(method, net, plan.phase)
     personal = [name for name, owner in owners.items() if owner == LOCAL]
     _load_personal(site, plan, net, personal)
     if private is None:
@@ -171,15 +175,20 @@ def _train(
         delta=trained.delta,
         counts=trained.counts,
         metrics=metrics,
+        frozen=around,
         spent=None if private is None else private[0].spent(),
     )
 
 
-def _sum(site: Site, plan: RoundPlan, method: Method, net: nn.Module, slices: Pool, work: plans.Work) -> Update:
+def _sum(
+    site: Site, plan: RoundPlan, method: Method, net: nn.Module, slices: Pool, work: plans.Work, around: str
+) -> Update:
     started = time.monotonic()
-    sums = pool(method, net, _while_allowed(slices.in_order(SUM_BATCH), work), plan.phase)
+    at_once = max(1, SUM_BATCH // method.slab)
+    sums = pool(method, net, _while_allowed(slices.in_order(at_once), work), plan.phase)
     seconds = time.monotonic() - started
-    return _update(site, plan, delta=sums, counts={}, metrics={"samples": len(slices), "seconds": seconds})
+    return _update(site, plan, delta=sums, counts={}, metrics={"samples": len(slices), "seconds": seconds},
+                   frozen=around)  # fmt: skip
 
 
 def _while_allowed(batches: Iterable[Batch], work: plans.Work) -> Iterator[Batch]:
@@ -195,6 +204,7 @@ def _update(
     delta: Weights,
     counts: dict[str, int],
     metrics: dict[str, float],
+    frozen: str,
     spent: Spent | None = None,
 ) -> Update:
     return Update(
@@ -206,6 +216,7 @@ def _update(
         delta=delta,
         counts=counts,
         metrics=site.policy.releasable(metrics),
+        frozen=frozen,
         spent=spent,
     )
 
