@@ -17,9 +17,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="""What a site does with its own images; nothing here sends anything.
+    help="""What a site does with its own images. Only **run** and **up** send anything: what **ledger** lists.
 
-**init** and **join** make the site part of a federation.
+**init** and **join** make the site part of a federation. **run**, or **up** and **down** in a container, take part in
+its training; **status** and **logs** tell how that goes, and **doctor** what is lacking.
 
 **ingest** makes a cohort of DICOM, **prepare** checks a BIDS cohort and caches it, **synthesize** fills in what a
 subject lacks from a signed bundle,
@@ -31,7 +32,7 @@ subject lacks from a signed bundle,
 whether a bundle remembers the site's subjects.
 
 Exit codes: 0 done · 2 a wrong key or value · 3 data or a bundle that can't be used · 4 the privacy budget is spent, or
-a warning with --strict · 5 an audit failed.""",
+a warning with --strict · 5 an audit failed, or the way to the server.""",
 )
 
 Bundle = Annotated[Path, typer.Option(help="Folder of the bundle.")]
