@@ -37,7 +37,7 @@ from shared.names import Address
 
 HELD = 61.0  # seconds for which Flower may hold the key of a node that vanished: it refuses it with code 305 till then
 PORT = 9094  # of the node's own loopback interface; another, where it is taken
-TICK, BEAT, LOOK = 0.2, 2.0, 15.0  # seconds between looks at the children, health records, looks at the network
+TICK, BEAT, LOOK = 0.5, 2.0, 15.0  # seconds between looks at the children, health records, looks at the network
 LEAVE = 8.0  # seconds for node and executor to end by themselves
 STEADY = 120.0  # seconds of contact after which what went wrong before is forgotten
 LOG = node_log.LOG
@@ -86,6 +86,12 @@ def run(state: Path, settings: Settings, *, give_up: float | None = None) -> Non
         _Supervisor(state, settings, give_up).run()
 
 
+def _stops() -> list[signal.Signals]:
+    """A hang-up too, unless whoever started us wants it ignored."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
+
+
 class _Supervisor:
     def __init__(self, state: Path, settings: Settings, give_up: float | None) -> None:
         self._state, self._settings, self._give_up = state, settings, give_up
@@ -98,7 +104,7 @@ class _Supervisor:
 
     def run(self) -> None:
         family.adopt_orphans()
-        asked = [signal.signal(number, lambda *_: self._stop.set()) for number in (signal.SIGTERM, signal.SIGINT)]
+        before = {number: signal.signal(number, lambda *_: self._stop.set()) for number in _stops()}
         _open_log(self._state / LOG)
         misses = 0
         try:
@@ -121,8 +127,8 @@ class _Supervisor:
         finally:
             family.end(lambda: family.below(os.getpid()), 1.0)
             family.bury(())
-            for number, before in zip((signal.SIGTERM, signal.SIGINT), asked, strict=True):
-                signal.signal(number, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             _close_log()
 
     def _attend(self, identity: Identity) -> "_Ending":
@@ -139,7 +145,8 @@ class _Supervisor:
         try:
             while not self._stop.wait(TICK) and node.code() is None:
                 connected |= self._hear(node, connected)
-                self._watch(identity, connected)
+                if self._watch(identity, connected):
+                    family.bury([node.pid] if executor is None else [node.pid, executor.pid])
                 if executor is not None and executor.code() is not None:
                     falls, fell = falls + 1, time.monotonic()
                     self._say(f"the executor ended ({executor.ended()}); what it left is ended, and it starts again")
@@ -148,7 +155,6 @@ class _Supervisor:
                 if executor is None and time.monotonic() >= fell + min(30, falls * 2) and _answers(port):
                     flags = ["--runtime-api-address", f"127.0.0.1:{port}", "--insecure"]
                     executor = Child("executor", self._state, [*flags, "--superexec-auth-secret-file", str(secret)])
-                family.bury([node.pid] if executor is None else [node.pid, executor.pid])
         finally:
             children = [child for child in (node, executor) if child is not None]
             for child in children:
@@ -171,8 +177,9 @@ class _Supervisor:
             self._contact, self._why = time.monotonic(), None
         return True
 
-    def _watch(self, identity: Identity, connected: bool) -> None:
-        self._beat("connected" if connected else "starting", why=self._why)
+    def _watch(self, identity: Identity, connected: bool) -> bool:
+        """True at each beat."""
+        beat = self._beat("connected" if connected else "starting", why=self._why)
         silent = time.monotonic() - self._contact
         if self._give_up is not None and silent >= self._give_up:
             raise RunFailed(f"site {identity.site}: no contact in {silent:.0f} s: {self._why or 'no reason found'}")
@@ -181,6 +188,7 @@ class _Supervisor:
             if self._looking is None or not self._looking.is_alive():
                 self._looking = threading.Thread(target=self._look, args=(identity,), daemon=True)
                 self._looking.start()
+        return beat
 
     def _look(self, identity: Identity) -> None:
         failure = network_failure(identity)
@@ -203,9 +211,9 @@ class _Supervisor:
     def _say(self, text: str) -> None:
         _log.info("lacuna: %s", text)
 
-    def _beat(self, doing: str, *, why: str | None, force: bool = False) -> None:
+    def _beat(self, doing: str, *, why: str | None, force: bool = False) -> bool:
         if not force and time.monotonic() < self._beaten + BEAT:
-            return
+            return False
         self._beaten = time.monotonic()
         record = {"doing": doing, "pid": os.getpid(), "restarts": self._restarts, "time": time.time(), "why": why}
         path = self._state / HEALTH
@@ -213,6 +221,7 @@ class _Supervisor:
         with suppress(OSError):  # a full disk must not end the node
             partial.write_bytes(canonical(record))
             os.replace(partial, path)
+        return True
 
 
 # --- how a node ended, and what follows -----------------------------------------------------------------------------

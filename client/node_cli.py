@@ -1,4 +1,4 @@
-"""`lacuna-site run | status | logs | doctor`: the site's node. Thin: each verb calls one function elsewhere."""
+"""`lacuna-site run | up | down | status | logs | doctor`: the site's node. Thin: verbs call one function elsewhere."""
 
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +35,47 @@ def run(
 
     given = {"cohorts": None if cohort is None else tuple(str(c.absolute()) for c in cohort), "device": device}
     node.run(state, settings.load(state).having(given), give_up=give_up)
+
+
+@app.command()
+def up(
+    state: State,
+    cohort: Cohorts = None,
+    image: Annotated[
+        str | None, typer.Option(help="The client image, which is on this machine.", show_default="STATE/site.toml")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="auto | all | none", show_default="STATE/site.toml, or auto")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="The most it may use, like 16g.", show_default="STATE/site.toml, or 16g")
+    ] = None,
+    wait: Annotated[float, typer.Option(min=1, help="Seconds until its node must have the server's answer.")] = 180.0,
+) -> None:
+    """Take part in a container: start the site's on this machine's Docker engine, and wait until it is well.
+
+    It is the container that STATE/federation/compose.yaml describes: not root, nothing writable but STATE, no open
+    port, no right to anything. When it is not well in time the reason is said, and it is left trying; exit code 2 for
+    what has to be mended here first, 5 when it does not come to the server.
+    """
+    from client import launcher, settings
+
+    given = {
+        "cohorts": None if cohort is None else tuple(str(c.absolute()) for c in cohort),
+        "image": image,
+        "gpu": gpu,
+        "memory": memory,
+    }
+    done = launcher.up(state, settings.load(state).having(given), patience=wait, say=typer.echo)
+    for note in done.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"{done.name}: {done.said} ({done.seconds:.0f} s{', with GPU' if done.gpu else ''})")
+
+
+@app.command()
+def down(state: State) -> None:
+    """Stop and remove the site's container. STATE stays as it is, and the server waits for nobody."""
+    from client import launcher
+
+    typer.echo("done" if launcher.down(state, say=typer.echo) else "there is no container of this site")
 
 
 @app.command()
