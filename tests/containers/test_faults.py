@@ -50,9 +50,7 @@ class Campaign:
         return self.follower.poll() is None
 
     def survive(self, fault: str, broken: Callable[[], None], *, healed: Callable[[], None] | None = None) -> None:
-        """Break it in the middle of a round, heal it if a hand is needed for that, and wait for a whole round."""
-        first = len(self.rounds())
-        wait(lambda: len(self.rounds()) > first, BACK, "a round before the fault")
+        """Break it, heal it if a hand is needed for that, and wait until a round that began later is whole."""
         before, times = len(self.rounds()), self.submissions()
         began = time.monotonic()
         broken()
@@ -76,7 +74,8 @@ def campaign(scene: Scene) -> Iterator[Campaign]:
     deployed = scene.deployed
     deployed.compose("ps")  # writes runs.yaml
     command = deployed.coordinator_command(
-        "lacuna", "train", *PLAN, "method.pretext=false", "method.anchor=none", f"training.translate.rounds={ROUNDS}", f"run={RUN}", "--wait", "180",
+        "lacuna", "train", *PLAN, "method.pretext=false", "method.anchor=none",
+        f"training.translate.rounds={ROUNDS}", f"run={RUN}", "--wait", "180",
         f"federation.deadline={DEADLINE:.0f}", "tracking.uri=http://mlflow:5000",
     )  # fmt: skip
     with (deployed.folder / "follower.log").open("wb") as log:
