@@ -1,4 +1,7 @@
-"""`make test-containers`: one engine, one set of images and one deployed federation for all of them."""
+"""`make test-containers`: one engine, one set of images and one deployed federation for all of them.
+
+LACUNA_SCENE=FOLDER: work on the federation that a killed run left up. LACUNA_KEEP_ENGINE=1: leave the engine up.
+"""
 
 import os
 import shutil
@@ -41,6 +44,9 @@ class Scene:
 
 @pytest.fixture(scope="session")
 def scene(docker: Engine) -> Iterator[Scene]:
+    if left := os.environ.get("LACUNA_SCENE"):
+        yield Scene(deployed=Deployed(engine=docker, folder=Path(left)), lookups=Lookups(folder=Path(left) / "lookups"))
+        return
     folder = Path(tempfile.mkdtemp(prefix="lacuna-containers-", dir="/var/tmp"))
     folder.chmod(0o755)  # the containers' user must come through
     deployed = Deployed(engine=docker, folder=folder)

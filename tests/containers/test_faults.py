@@ -20,8 +20,7 @@ from containers.conftest import Scene
 from containers.deployed import PLAN, SITES, Deployed, ok, wait
 
 RUN, ROUNDS = "faults", 400
-DEADLINE = 45.0  # of a round: a site that is paused for longer misses it
-BACK = 420.0  # a vanished site's key is held for a minute, and a start takes its time where others work too
+SLOW = 30.0  # seconds for a round on a machine that has nothing to tell
 LOGGED = """
 select max(rounds) from (
     select count(distinct step) as rounds from metrics join runs using (run_uuid)
@@ -33,8 +32,14 @@ select max(rounds) from (
 @dataclass(kw_only=True)
 class Campaign:
     deployed: Deployed
+    deadline: float  # of a round: a site that is paused for longer misses it
     follower: "subprocess.Popen[bytes]"
     table: list[tuple[str, float, int, int, str]] = field(default_factory=list)
+
+    @property
+    def patience(self) -> float:
+        """A vanished site's key is held for a minute, and a start takes its time where others work too."""
+        return 300 + 4 * self.deadline
 
     def rounds(self) -> list[dict[str, object]]:
         return [r for r in self.deployed.rounds(RUN) if r["phase"] == "translate"]
@@ -57,7 +62,11 @@ class Campaign:
         if healed is not None:
             healed()
         # the round that was under way when it broke may still be whole: the one after it counts
-        wait(lambda: self.whole(before + 1) or not self.working(), BACK, f"{fault}: all sites in one round again")
+        wait(
+            lambda: self.whole(before + 1) or not self.working(),
+            self.patience,
+            f"{fault}: all sites in one round again",
+        )
         assert self.working(), f"{fault}: the run ended\n{self.log()}"
         seconds = time.monotonic() - began
         since = self.rounds()[before:]
@@ -73,18 +82,20 @@ class Campaign:
 def campaign(scene: Scene) -> Iterator[Campaign]:
     deployed = scene.deployed
     deployed.compose("ps")  # writes runs.yaml
+    slowest = max((float(str(r["seconds"])) for r in deployed.rounds("first")), default=SLOW)
+    deadline = max(45.0, 2.5 * slowest)
     command = deployed.coordinator_command(
         "lacuna", "train", *PLAN, "method.pretext=false", "method.anchor=none",
         f"training.translate.rounds={ROUNDS}", f"run={RUN}", "--wait", "180",
-        f"federation.deadline={DEADLINE:.0f}", "tracking.uri=http://mlflow:5000",
+        f"federation.deadline={deadline:.0f}", "tracking.uri=http://mlflow:5000",
     )  # fmt: skip
     with (deployed.folder / "follower.log").open("wb") as log:
         follower = subprocess.Popen(
             command, env=deployed.engine.environment | dict(deployed.settings()), stdout=log, stderr=subprocess.STDOUT
         )
-    campaign = Campaign(deployed=deployed, follower=follower)
+    campaign = Campaign(deployed=deployed, deadline=deadline, follower=follower)
     try:
-        wait(lambda: campaign.whole(1) or not campaign.working(), BACK, "the first rounds")
+        wait(lambda: campaign.whole(1) or not campaign.working(), campaign.patience, "the first rounds")
         assert campaign.working(), campaign.log()
         yield campaign
     finally:
@@ -148,7 +159,7 @@ def test_a_site_is_paused_past_the_deadline(campaign: Campaign) -> None:
 
     def pause() -> None:
         d.engine.docker("pause", d.site("north"))
-        time.sleep(DEADLINE + 20)
+        time.sleep(campaign.deadline + 20)
 
     campaign.survive(
         "pause of a site past the deadline", pause, healed=lambda: d.engine.docker("unpause", d.site("north")) and None
@@ -175,7 +186,11 @@ def test_postgresql_is_down_for_a_minute(campaign: Campaign) -> None:
     d = campaign.deployed
     d.compose("stop", "postgres")
     began, before = time.monotonic(), len(campaign.rounds())
-    wait(lambda: time.monotonic() > began + 60 and len(campaign.rounds()) > before + 1, BACK, "rounds without MLflow")
+    wait(
+        lambda: time.monotonic() > began + 60 and len(campaign.rounds()) > before + 1,
+        campaign.patience,
+        "rounds without MLflow",
+    )
     d.compose("start", "postgres")
     campaign.survive("PostgreSQL down for a minute", lambda: None)
 
@@ -187,7 +202,7 @@ def test_postgresql_is_down_for_a_minute(campaign: Campaign) -> None:
         )  # fmt: skip
         return printed.strip().isdigit() and int(printed) >= before + 2
 
-    wait(logged, BACK, "MLflow has caught up")
+    wait(logged, campaign.patience, "MLflow has caught up")
 
 
 def fill(path: Path) -> None:
@@ -205,7 +220,7 @@ def test_the_servers_disk_is_full_during_a_checkpoint(campaign: Campaign) -> Non
     before = len(campaign.rounds())
     began = time.monotonic()
     fill(ballast)
-    wait(lambda: not campaign.working() or campaign.submissions() > 9, BACK, "the run has stopped")
+    wait(lambda: not campaign.working() or campaign.submissions() > 9, campaign.patience, "the run has stopped")
     ballast.unlink()
     said = campaign.log()
     newest = max((d.runs / RUN / "checkpoints").iterdir(), key=lambda p: p.name)
@@ -219,7 +234,7 @@ def test_the_servers_disk_is_full_during_a_checkpoint(campaign: Campaign) -> Non
         campaign.follower = subprocess.Popen(
             command, env=d.engine.environment | dict(d.settings()), stdout=log, stderr=subprocess.STDOUT
         )
-    wait(lambda: campaign.whole(stood), BACK, "a whole round after the disk was full")
+    wait(lambda: campaign.whole(stood), campaign.patience, "a whole round after the disk was full")
     campaign.table.append(("full disk, then resume", time.monotonic() - began, 0, 1, "resumed by hand"))
 
 
