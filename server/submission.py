@@ -25,6 +25,7 @@ from shared.manifest import Manifest
 
 SUBMISSION = "submission.json"
 POLL_SECONDS = 1.0
+STOP_SECONDS = 60.0  # a ServerApp that computes hears of it with its next heartbeat
 THEIRS = "theirs"  # federation.disks: the sites' own, kept over runs
 
 Say = Callable[[str], None]
@@ -228,7 +229,7 @@ def stop(folder: Path) -> str:
         return f"{folder.name}: has ended already: {before.state} {before.message}".rstrip()
     save(folder, dataclasses.replace(submission, stop=True))  # first: nobody resubmits what is being stopped
     submission.link.stop(submission.flower_run)
-    end = time.monotonic() + chronicle.PATIENCE
+    end = time.monotonic() + STOP_SECONDS
     while chronicle.at_work(folder):
         if time.monotonic() > end:
             raise RunFailed(f"{folder.name}: stopped at the SuperLink, but its ServerApp has not ended yet")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from server import chronicle, progress, runs, submission
+from server import chronicle, facts, progress, runs, submission
 from server.chronicle import Outcome, Tail
 from server.progress import View
 from server.submission import Submission
@@ -24,6 +24,7 @@ MOST = 4  # submissions without a round finished between them
 POLL_SECONDS = 0.5
 ASK_SECONDS = 3.0  # between two questions to the SuperLink
 LONGEST_PAUSE = 60.0
+SITES_SECONDS = 90.0  # Flower lets no node back within a minute of its death
 LONGEST_SILENCE = 1800.0  # of a SuperLink, where nobody works on the run
 SUPERVISOR = ".supervised"
 
@@ -32,11 +33,11 @@ Verdict = Literal["on", "over", "stopped", "dead"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sight:
-    """What can be seen of a run. `working` was looked at before `outcome`: a run writes its word, then lets go."""
+    """What can be seen of a run, looked at in this order: it takes the run, writes its word, then lets go."""
 
+    began: bool  # the ServerApp of this submission has had the run
     working: bool  # a process holds the run
     outcome: Outcome | None
-    began: bool  # the ServerApp of this submission has had the run
     flower: FlowerRun | None  # None: the SuperLink gave no answer
     stop: bool  # somebody asked for it
 
@@ -71,8 +72,11 @@ class _Follower:
     def __init__(self, folder: Path, view: View, *, supervises: bool) -> None:
         self.folder, self.view, self.supervises = folder, view, supervises
         self.tail = Tail(folder)
-        self.asked, self.flower = 0.0, None  # type: float, FlowerRun | None
+        self.asked = 0.0
+        self.flower: tuple[int, FlowerRun] | None = None  # a run by its number, as Flower last saw it
         self.heard = time.monotonic()  # when the SuperLink last answered
+        self.mourned = 0  # the last submission of which was said that it died
+        self.failures = 0  # to submit it again, one after the other
         self.told = ""
 
     def follow(self) -> None:
@@ -99,19 +103,18 @@ class _Follower:
             time.sleep(POLL_SECONDS)
 
     def _look(self, sent: Submission | None) -> Sight:
-        working = chronicle.at_work(self.folder)
-        outcome = chronicle.read_outcome(self.folder)
         worker = chronicle.worker(self.folder)
         began = worker is not None and (sent is None or worker.flower_run == sent.flower_run)
+        working = chronicle.at_work(self.folder)
+        outcome = chronicle.read_outcome(self.folder)
         if not working and not began and sent is not None and outcome is None:
             self._ask(sent)
-        return Sight(
-            working=working,
-            outcome=outcome,
-            began=began,
-            flower=self.flower,
-            stop=sent is not None and sent.stop,
-        )
+        stop = sent is not None and sent.stop
+        return Sight(began=began, working=working, outcome=outcome, flower=self._flower(sent), stop=stop)
+
+    def _flower(self, sent: Submission | None) -> FlowerRun | None:
+        known = sent is not None and self.flower is not None and self.flower[0] == sent.flower_run
+        return self.flower[1] if known and self.flower is not None else None
 
     def _ask(self, sent: Submission) -> None:
         """How Flower sees a run that no ServerApp has yet; says what it waits for."""
@@ -122,20 +125,20 @@ class _Follower:
             found = sent.link.run(sent.flower_run)
         except (Unreachable, RunFailed) as error:
             self.flower = None
-            self._say(f"{error}; waiting for it")
-            if time.monotonic() - self.heard > LONGEST_SILENCE:
-                raise RunFailed(f"{self.folder.name}: {error}, for {LONGEST_SILENCE:.0f} s now") from None
+            self._no_answer(error)
             return
         self.heard = time.monotonic()
-        self.flower = found if found is not None else FlowerRun(status="finished", details="the SuperLink forgot it")
-        if not self.flower.over:
-            self._say(f"submitted; {self.flower.status}: waits for an executor (flower-superexec) at the server")
+        found = found if found is not None else FlowerRun(status="finished", details="the SuperLink forgot it")
+        self.flower = sent.flower_run, found
+        if found.status == "pending":
+            self._say("submitted; waits for an executor (flower-superexec) at the server")
 
     def _again(self, sent: Submission) -> None:
         """From its checkpoint."""
         rounds = submission.finished_rounds(self.folder)
         tried = sent.tried if rounds == sent.rounds else 0
-        why = f" ({self.flower.details})" if self.flower is not None and self.flower.details else ""
+        flower = self._flower(sent)
+        why = f" ({flower.details})" if flower is not None and flower.details else ""
         if tried >= MOST:
             failed = RunFailed(
                 f"its ServerApp died {tried} times in a row {submission.standing(self.folder)}, with no round "
@@ -145,22 +148,44 @@ class _Follower:
             assert found is not None
             chronicle.write_outcome(self.folder, found)
             return
-        seconds = pause(max(tried, 1))
-        self.view.note(
-            f"its ServerApp was killed {submission.standing(self.folder)}{why}: submitting it again in {seconds:.0f} s"
-        )
+        seconds = pause(max(tried, 1) + self.failures)
+        if self.mourned != sent.flower_run:
+            where = submission.standing(self.folder)
+            self.view.note(f"its ServerApp was killed {where}{why}: submitting it again in {seconds:.0f} s")
+            self.mourned = sent.flower_run
         time.sleep(seconds)
+        self._wait_for_sites(sent)
         if chronicle.at_work(self.folder) or submission.find(self.folder) != sent:
             return  # somebody else was faster, or asked for a stop
         try:
             sent.link.stop(sent.flower_run)  # Flower holds a dead one for running
             submission.hand_over(self.folder, sent.link, times=sent.times, tried=tried)
         except (Unreachable, RunFailed) as error:
-            self._say(f"{error}; trying again")
-            if time.monotonic() - self.heard > LONGEST_SILENCE:
-                raise RunFailed(f"{self.folder.name}: {error}, for {LONGEST_SILENCE:.0f} s now") from None
+            self.failures += 1
+            self._no_answer(error)
         else:
-            self.heard, self.flower, self.told = time.monotonic(), None, ""
+            self.heard, self.failures, self.told = time.monotonic(), 0, ""
+
+    def _no_answer(self, error: LacunaError) -> None:
+        self._say(f"{error}; waiting for it")
+        if time.monotonic() - self.heard > LONGEST_SILENCE:
+            raise RunFailed(f"{self.folder.name}: {error}, for {LONGEST_SILENCE:.0f} s now") from None
+
+    def _wait_for_sites(self, sent: Submission) -> None:
+        """Those of the last round, for a while: whoever killed the ServerApp may have cut them off too."""
+        done = facts.read(self.folder / "rounds.jsonl")
+        end = time.monotonic() + SITES_SECONDS
+        while done and time.monotonic() < end:
+            try:
+                missing = [site for site, state in sent.link.sites().items() if not state.online]
+            except (Unreachable, RunFailed):
+                return  # the next question says so
+            took_part = {site for site, result in done[-1].sites.items() if result.status == "ok"}
+            away = [site for site in missing if site in took_part]
+            if not away:
+                return
+            self._say(f"waiting for {', '.join(away)}")
+            time.sleep(1.0)
 
     def _say(self, text: str) -> None:
         """Once, not at every look."""

@@ -10,14 +10,15 @@ from support.federation import config
 
 from server import chronicle, facts, submission, supervision
 from server.chronicle import Outcome
-from server.facts import RoundFacts
+from server.facts import RoundFacts, SiteFacts
 from server.submission import Submission
-from server.superlink import FlowerRun, Unreachable
+from server.superlink import FlowerRun, SiteState, Unreachable
 from server.supervision import Sight
 from shared import options
 from shared.errors import ConfigError, LacunaError, PlanRefused, RunFailed
 
 FAILED = Outcome(state="failed", kind="RunFailed", message="no quorum", code=5, at=1.0)
+SITES = {"north": SiteFacts(status="ok"), "east": SiteFacts(status="timeout")}
 RUNNING, OVER = FlowerRun(status="running"), FlowerRun(status="finished", how="failed", details="No heartbeat")
 
 
@@ -46,7 +47,7 @@ class Link:
     address, authorities = "here:1", ""
 
     def __init__(self, *steps: Callable[[Path], None]) -> None:
-        self.steps, self.started, self.stopped = list(steps), 0, list[int]()
+        self.steps, self.started, self.stopped, self.asked = list(steps), 0, list[int](), 0
 
     def start(self, folder: Path) -> int:
         step = self.steps.pop(0)
@@ -61,6 +62,10 @@ class Link:
 
     def run(self, number: int) -> FlowerRun | None:
         return RUNNING
+
+    def sites(self) -> dict[str, SiteState]:
+        self.asked += 1
+        return {"north": SiteState(online=self.asked > 3), "east": SiteState(online=False)}
 
     def stop(self, number: int) -> bool:
         self.stopped.append(number)
@@ -81,7 +86,7 @@ def finishes(folder: Path) -> None:
 
 def does_a_round_and_dies(folder: Path) -> None:
     done = len(facts.read(folder / "rounds.jsonl"))
-    one = RoundFacts(phase="fit", round=done, of=99, ended=1.0, seconds=1.0, loss=0.5, sites={})
+    one = RoundFacts(phase="fit", round=done, of=99, ended=1.0, seconds=1.0, loss=0.5, sites=SITES)
     facts.append(folder / "rounds.jsonl", one)
 
 
@@ -129,6 +134,13 @@ def test_one_that_dies_again_and_again_without_a_round_is_given_up(tmp_path: Pat
 def test_one_that_gets_on_between_its_deaths_is_not(run: Callable[..., Link]) -> None:
     times = 3 * supervision.MOST
     assert run(*[does_a_round_and_dies] * times, finishes).started == times + 1
+
+
+def test_before_it_is_submitted_again_the_sites_of_its_last_round_are_waited_for(
+    run: Callable[..., Link], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision.time, "sleep", lambda seconds: None)
+    assert run(does_a_round_and_dies, finishes).asked == 4  # not for east, which had no part in it
 
 
 def test_a_superlink_that_is_away_for_a_while_is_waited_for(run: Callable[..., Link]) -> None:
