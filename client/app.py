@@ -3,15 +3,16 @@
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import work
 from client.ledger import Ledger
-from client.site import Site, find_site
+from client.site import LEDGER, Site, find_site, own_values
 from shared import wire
-from shared.errors import LacunaError, RunFailed
+from shared.errors import ConfigError, LacunaError, PlanRefused, RunFailed
 
 log = logging.getLogger("lacuna.site")
 app = ClientApp()
@@ -40,15 +41,17 @@ def _round(site: Site, content: RecordDict) -> RecordDict:
 
 def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict], RecordDict]) -> Message:
     """The reply, entered in the ledger before it is handed over. Of a failure only its kind leaves."""
-    site = find_site(context.node_config)
+    own = own_values(context.node_config)
+    name = str(own["site"])
     try:
-        content = do(site, message.content)
+        content = do(find_site(own), message.content)
     except LacunaError as error:
         log.warning("%s: %s", type(error).__name__, error)
-        content = wire.pack_refusal(site.name, error)
+        said = PlanRefused(f"{name}: {error}") if isinstance(error, ConfigError) else error
+        content = wire.pack_refusal(name, said)
     except Exception as error:  # the text of an unknown error may name a subject: it stays in the local log
-        log.exception("site %s: the work failed", site.name)
-        failed = RunFailed(f"{site.name}: {type(error).__name__} in local work, see its log")
-        content = wire.pack_refusal(site.name, failed)
-    Ledger(site.ledger).release(partial(wire.seal, content), wire.asked(message.content))
+        log.exception("site %s: the work failed", name)
+        failed = RunFailed(f"{name}: {type(error).__name__} in local work, see its log")
+        content = wire.pack_refusal(name, failed)
+    Ledger(Path(str(own["state"])) / LEDGER).release(partial(wire.seal, content), wire.asked(message.content))
     return Message(content, reply_to=message)

@@ -17,7 +17,6 @@ from shared.chain import Chain, Entry, Link
 from shared.errors import ConfigError, DataError
 from shared.files import read_bounded
 
-FILE = "ledger.jsonl"
 Key: TypeAlias = tuple[str, str, int]  # run, phase, round
 MOST_RECEIPTS = 2**28
 _RECEIPT = {"site": str, "run": str, "phase": str, "round": int, "sha256": str}

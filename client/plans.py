@@ -293,7 +293,7 @@ def _open(state: Path, *, make: bool) -> Iterator[sqlite3.Connection]:
         file.execute("PRAGMA synchronous = NORMAL")
         file.executescript(_SCHEMA)
     except sqlite3.Error as error:
-        raise DataError(f"{path}: can't be opened: {error}") from None
+        raise DataError(f"{FILE}: can't be opened: {error}") from None
     try:
         yield file
     finally:

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from shared import manifest
 from shared.config import RunSettings
-from shared.errors import ConfigError, PlanRefused
-from shared.files import parse_canonical, read_bounded
+from shared.data.volumes import Grid
+from shared.errors import ConfigError, DataError, PlanRefused
+from shared.files import parse_canonical, read_bounded, sha256
+from shared.manifest import Manifest, Plane
 from shared.methods import METHODS, Method
 from shared.options import build, require
 from shared.records import RELEASED
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from client.site import Site
 
 SETTINGS = "site.toml"
-KIT = "federation/kit.json"
+KIT, AGREED = "federation/kit.json", "federation/federation.json"
 SIZES = ("tiny", "small", "paper")
 _MANIFEST = re.compile(r"any|installed|[0-9a-f]{64}")
 
@@ -85,12 +88,12 @@ class Policy:
         else:
             delta = "the run's" if self.delta is None else f"{self.delta:g}"
             yield "epsilon", f"trains privately only, and spends {self.epsilon:g} in all, at delta {delta}"
-        manifest = {
-            None: "that of the installed kit, if a plan names one",
+        says = {
+            None: "a plan that names one must name the installed kit's, and keep to it",
             "any": "is not looked at",
-            "installed": "a plan must name that of the installed kit",
+            "installed": "a plan must name the installed kit's, and keep to it",
         }
-        yield "manifest", manifest.get(self.manifest, f"a plan must name {self.manifest}")
+        yield "manifest", says.get(self.manifest, f"a plan must name {self.manifest}")
         yield (
             "approve",
             "each run waits for `lacuna-site plans approve`" if self.approve == "ask" else "no one is asked",
@@ -121,10 +124,10 @@ def _table(path: Path) -> Mapping[str, Any]:
     try:
         found = tomllib.loads(read_bounded(path, "site").decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is no TOML: {error}") from None
+        raise ConfigError(f"{SETTINGS}: is no TOML: {error}") from None
     table = found.get("policy", {})
     if not isinstance(table, dict):
-        raise ConfigError(f"{path}: policy={table!r}: must be a table, [policy]")
+        raise ConfigError(f"{SETTINGS}: policy={table!r}: must be a table, [policy]")
     return table
 
 
@@ -182,7 +185,7 @@ def check(site: "Site", settings: RunSettings, method: Method) -> None:
         _allow(site, "size", str(getattr(method, "size", "none")), "sizes", policy.sizes)
     if settings.min_holders < policy.min_holders:
         _refuse(site, "min_holders", settings.min_holders, f"min_holders: at least {policy.min_holders}")
-    _check_manifest(site, settings)
+    _check_manifest(site, settings, method)
 
 
 def check_round(site: "Site", settings: RunSettings, method: Method, phase: str, round: int) -> None:
@@ -233,23 +236,45 @@ def why_not(site: "Site", method: Method, patterns: Mapping[tuple[Modality, ...]
     return None
 
 
-def installed_manifest(state: Path) -> str | None:
-    """The hash that the installed kit gives; None without a kit."""
-    path = state / KIT
-    if not path.exists():
+def installed_manifest(state: Path) -> Manifest | None:
+    """What the installed kit says that the federation agreed on; None without a kit."""
+    if not (state / KIT).exists():
         return None
-    return str(parse_canonical(read_bounded(path, "site"), str(path)).get("manifest"))
+    named = parse_canonical(read_bounded(state / KIT, "site"), KIT).get("manifest")
+    content = read_bounded(state / AGREED, "site")
+    if sha256(content) != named:
+        raise DataError(f"{AGREED}: has not the hash that {KIT} gives; join the kit again")
+    return manifest.parse(content, "the installed kit")
 
 
-def _check_manifest(site: "Site", settings: RunSettings) -> None:
+def _check_manifest(site: "Site", settings: RunSettings, method: Method) -> None:
+    """A plan that names what was agreed must keep to it; whether it must name it, the policy says."""
     rule, named = site.policy.manifest, settings.manifest
     if rule == "any":
         return
-    wanted = rule if rule not in (None, "installed") else installed_manifest(site.state)
-    if rule == "installed" and wanted is None:
+    agreed = installed_manifest(site.state)
+    if rule == "installed" and agreed is None:
         _refuse(site, "manifest", named, "manifest=installed, and no kit is installed here")
+    wanted = rule if rule not in (None, "installed") else None if agreed is None else agreed.digest
     if wanted is not None and named != wanted and (named is not None or rule is not None):
         _refuse(site, "manifest", named, f"manifest: {wanted}")
+    if agreed is None or named != agreed.digest:
+        return
+    name, holders = settings.method.name, settings.min_holders
+    others = [modality for modality in method.modalities if modality not in agreed.modalities]
+    plane, planes = _plane(settings.grid), "any" if agreed.grid is None else _plane(agreed.grid)
+    for key, value, keeps, has in (
+        ("method", name, name in agreed.methods, ", ".join(agreed.methods)),
+        ("modalities", ", ".join(others), not others, ", ".join(agreed.modalities)),
+        ("min_holders", holders, holders >= agreed.min_holders, f"{agreed.min_holders} or more"),
+        ("grid", plane, planes in ("any", plane), planes),
+    ):
+        if not keeps:
+            raise PlanRefused(f"{site.name}: plan.{key}={value}: the federation's manifest, which it names, has {has}")
+
+
+def _plane(grid: Grid | Plane) -> str:
+    return f"{grid.height}x{grid.width}" + ("" if grid.spacing_mm is None else f"@{grid.spacing_mm:g}")
 
 
 def _allow(site: "Site", key: str, value: str, rule: str, allowed: tuple[str, ...] | None) -> None:

@@ -208,9 +208,10 @@ def verify(
 
 
 def _ledger(state: Path | None):  # type: ignore[no-untyped-def]
-    from client.ledger import FILE, Ledger
+    from client.ledger import Ledger
+    from client.site import LEDGER
 
-    path = _state(state) / FILE
+    path = _state(state) / LEDGER
     if not path.exists():
         raise ConfigError(f"{path}: no ledger there: nothing has left yet, or it was taken away")
     return Ledger(path)

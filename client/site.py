@@ -18,6 +18,7 @@ from shared.clinical.settings import TextSettings, find_settings
 from shared.errors import ConfigError
 
 SITES_VARIABLE = "LACUNA_SITES"
+LEDGER = "ledger.jsonl"
 _OWN = ("site", "cohort", "state", "device", "partition-id", "num-partitions")
 
 
@@ -38,10 +39,11 @@ class Site:
     @property
     def ledger(self) -> Path:
         """What left."""
-        return self.state / "ledger.jsonl"
+        return self.state / LEDGER
 
 
-def find_site(node_config: Mapping[str, Any]) -> Site:
+def own_values(node_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The node config, or this node's row in the list of sites; it has a site, a cohort and a state."""
     values = dict(node_config)
     if "site" not in values:
         listing = os.environ.get(SITES_VARIABLE)
@@ -51,6 +53,11 @@ def find_site(node_config: Mapping[str, Any]) -> Site:
     for key in ("cohort", "state"):
         if key not in values:
             raise ConfigError(f"{key}: missing in the node config of site {values['site']}")
+    return values
+
+
+def find_site(node_config: Mapping[str, Any]) -> Site:
+    values = own_values(node_config)
     state = Path(str(values["state"]))
     return Site(
         name=str(values["site"]),

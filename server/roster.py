@@ -60,7 +60,7 @@ def round_up(value: float) -> int:
 
 @dataclass(kw_only=True)
 class Handshake:
-    """Asks nodes what they hold. One that waits for a person's yes, or did not answer, is asked again between rounds.
+    """Asks nodes what they hold; between rounds also those that came since, did not answer, or wait for a person's yes.
 
     `check` raises UpdateRejected for a site that can't take part.
     """
@@ -73,6 +73,7 @@ class Handshake:
     say: Callable[[str], None] = lambda _: None
     waiting: dict[int, str] = field(default_factory=dict)  # node -> why it has no part yet
     under_way: dict[int, str] = field(default_factory=dict)  # node -> the message that asks it again
+    settled: set[int] = field(default_factory=set)  # nodes that have said what they hold, or no
     gathered: bool = False
 
     def gather(self) -> Roster:
@@ -105,9 +106,9 @@ class Handshake:
         return roster
 
     def again(self, roster: Roster) -> bool:
-        """Between rounds: whoever was waited for and says yes by now joins. Nobody is waited for here."""
+        """Between rounds: whoever has come, or says yes by now, joins. Nobody's answer is waited for here."""
         before = len(roster.nodes)
-        for node in list(self.waiting):
+        for node in sorted({*self.waiting, *self.grid.get_node_ids()} - self.settled):
             if node not in self.under_way:
                 (message_id,) = self.grid.push_messages([self._message(node)])
                 if not message_id:  # Flower could not take it
@@ -137,11 +138,13 @@ class Handshake:
                 raise PlanRefused(f"node {node}: {reply.error.reason}")  # client/supernode.py: the run's bundle
             if reply is not None and not reply.has_error():
                 self._admit(node, reply, roster)
+                self.settled.add(node)
                 return
         except PlanWaits as error:
             why = str(error)
         except LacunaError as error:
             roster.refusals[f"node {node}"] = str(error)
+            self.settled.add(node)
             self.say(f"refused: {error}")
             return
         self.waiting[node] = why

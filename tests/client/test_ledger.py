@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from client import ledger as egress
 from client.cli import app
 from client.ledger import Ledger, compare, read_receipts
+from client.site import LEDGER
 from server import receipts
 from shared import chain, methods, wire
 from shared.chain import Chain
@@ -35,8 +36,8 @@ def facts_of(number: int, **fields: Any) -> dict[str, Any]:
 
 def book(folder: Path, n: int = 5) -> Path:
     for i in range(n):
-        Ledger(folder / egress.FILE).release(lambda _, i=i: facts_of(i), {"run": "r", "phase": "p", "round": i})
-    return folder / egress.FILE
+        Ledger(folder / LEDGER).release(lambda _, i=i: facts_of(i), {"run": "r", "phase": "p", "round": i})
+    return folder / LEDGER
 
 
 # --- the chain ------------------------------------------------------------------------------------------------------
@@ -201,7 +202,7 @@ def served(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def north(served: Path, tmp_path: Path) -> Path:
     """A copy of north's ledger beside what the coordinator says; gives the folder."""
-    (tmp_path / egress.FILE).write_bytes((served / "sites" / "north" / egress.FILE).read_bytes())
+    (tmp_path / LEDGER).write_bytes((served / "sites" / "north" / LEDGER).read_bytes())
     receipts.export(receipts.read(served, "north"), tmp_path / "r.json", run="run", site="north")
     return tmp_path
 
@@ -218,9 +219,9 @@ def test_a_ledger_and_honest_receipts_agree(north: Path) -> None:
 
 
 def test_a_policys_metrics_are_all_that_is_sent(served: Path) -> None:
-    sent = [e for e in Ledger(served / "sites" / "north" / egress.FILE).entries() if egress.what(e) == "update"]
+    sent = [e for e in Ledger(served / "sites" / "north" / LEDGER).entries() if egress.what(e) == "update"]
     assert [list(entry["metrics"]) for entry in sent] == [["samples"]] * 3
-    others = [e for e in Ledger(served / "sites" / "east" / egress.FILE).entries() if egress.what(e) == "update"]
+    others = [e for e in Ledger(served / "sites" / "east" / LEDGER).entries() if egress.what(e) == "update"]
     assert "loss" in others[-1]["metrics"]
 
 
@@ -256,8 +257,8 @@ FORGED: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("what", FORGED)
 def test_what_the_chain_alone_does_not_show_the_receipts_do(what: str, north: Path) -> None:
-    FORGED[what][0](north / egress.FILE)
-    assert len(list(Ledger(north / egress.FILE).entries())) >= 3  # the chain itself is whole
+    FORGED[what][0](north / LEDGER)
+    assert len(list(Ledger(north / LEDGER).entries())) >= 3  # the chain itself is whole
     said, error = verify(north)
     assert isinstance(error, DataError)
     assert error.exit_code == 3
@@ -284,7 +285,7 @@ def test_an_update_changed_on_the_way_is_found(world: Path, tmp_path: Path) -> N
 
     start(tmp_path / "run", config(world, rounds=1), spoil=change)
     receipts.export(receipts.read(tmp_path / "run", "north"), tmp_path / "r.json", run="run", site="north")
-    entries = Ledger(tmp_path / "run" / "sites" / "north" / egress.FILE).entries()
+    entries = Ledger(tmp_path / "run" / "sites" / "north" / LEDGER).entries()
     (line,) = compare(entries, read_receipts(tmp_path / "r.json"))
     assert line.startswith("run fit round 0: sent as")
     assert line.endswith("one of the two was changed")
@@ -314,4 +315,4 @@ def test_the_table_and_the_exports_show_every_reply(north: Path) -> None:
     entries = json.loads((north / "out.json").read_text())
     assert [row["sha256"] for row in rows] == [entry["sha256"] for entry in entries]
     assert rows[-1]["counts"] == json.dumps(entries[-1]["counts"])
-    assert entries == list(Ledger(north / egress.FILE).entries())
+    assert entries == list(Ledger(north / LEDGER).entries())

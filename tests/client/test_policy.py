@@ -1,7 +1,6 @@
 """The site's policy: where it is read, that no key is ignored, and what each rule lets in."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,18 @@ from client.cli import app
 from client.policy import Policy, read
 from client.site import Site, find_site
 from shared.config import RunSettings
-from shared.errors import ConfigError, PlanRefused
+from shared.errors import ConfigError, DataError, PlanRefused
+from shared.files import canonical
+from shared.manifest import Intensities, Manifest, Plane
 from shared.records import RELEASED
 
 pytestmark = pytest.mark.usefixtures("probe")
-KIT = "a" * 64
+AGREED = Manifest(
+    federation="strokes", version=1, before="", made="2026-11-21T00:00:00Z", lacuna="0.1.0",
+    modalities=("T1", "T2", "FLAIR"), intensities=Intensities(version="1", rules=dict.fromkeys(("T1", "T2", "FLAIR"))),
+    methods=("probe", "amm_diff"), min_holders=2, quorum=2, grid=Plane(height=16, width=16),
+)  # fmt: skip
+KIT = AGREED.digest
 
 
 def toml(state: Path, text: str) -> Path:
@@ -28,10 +34,11 @@ def toml(state: Path, text: str) -> Path:
     return state
 
 
-def install(state: Path) -> None:
-    """A kit's head, as `lacuna-site join` leaves it."""
+def install(state: Path, agreed: Manifest = AGREED) -> None:
+    """Of a kit, what `lacuna-site join` leaves of its head and its manifest."""
     (state / "federation").mkdir(parents=True)
-    (state / policy.KIT).write_text(json.dumps({"manifest": KIT}, indent=1) + "\n")
+    (state / policy.KIT).write_bytes(canonical({"manifest": agreed.digest}))
+    (state / policy.AGREED).write_bytes(agreed.content())
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -146,6 +153,40 @@ def test_without_a_kit_there_is_no_manifest_to_keep_to(tmp_path: Path) -> None:
     policy.check(site(tmp_path), asked, asked.build_method())
     with pytest.raises(PlanRefused, match="manifest=installed, and no kit is installed here"):
         policy.check(site(tmp_path, manifest="installed"), asked, asked.build_method())
+
+
+UNLIKE: dict[str, tuple[dict[str, Any], str]] = {
+    "method": (
+        {"methods": ("amm_diff",)},
+        "plan.method=probe: the federation's manifest, which it names, has amm_diff",
+    ),
+    "holders": ({"min_holders": 3, "quorum": 3}, "plan.min_holders=2: .* has 3 or more"),
+    "grid": ({"grid": Plane(height=16, width=16, spacing_mm=2.0)}, "plan.grid=16x16: .* has 16x16@2"),
+    "modalities": (
+        {"modalities": ("T1", "T2"), "intensities": Intensities(version="1", rules=dict.fromkeys(("T1", "T2")))},
+        "plan.modalities=FLAIR: .* has T1, T2",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNLIKE)
+def test_a_plan_that_names_what_was_agreed_must_keep_to_it(what: str, tmp_path: Path) -> None:
+    changes, says = UNLIKE[what]
+    agreed = dataclasses.replace(AGREED, **changes)
+    install(tmp_path, agreed)
+    asked = settings(tmp_path, manifest=agreed.digest)
+    with pytest.raises(PlanRefused, match=says):
+        policy.check(site(tmp_path), asked, asked.build_method())
+    unnamed = settings(tmp_path)
+    policy.check(site(tmp_path), unnamed, unnamed.build_method())
+
+
+def test_a_manifest_that_is_not_the_kits_is_no_manifest(tmp_path: Path) -> None:
+    install(tmp_path)
+    (tmp_path / policy.AGREED).write_bytes(dataclasses.replace(AGREED, min_holders=1).content())
+    asked = settings(tmp_path)
+    with pytest.raises(DataError, match="has not the hash"):
+        policy.check(site(tmp_path), asked, asked.build_method())
 
 
 ROUNDS: dict[str, tuple[str, int, str | None]] = {

@@ -113,6 +113,10 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "a round that is no number": (head("round", "x"), "east: malformed update: ValueError"),
     "another site's name": (head("site", "north"), "east: malformed update: ValueError: it calls itself 'north'"),
     "other code": (head("schema", "0" * 64), "east: schema 000000000000 differs from the run's"),
+    "around other frozen weights": (
+        head("frozen", "0" * 64),
+        "east: trained around frozen weights 000000000000, the round's are",
+    ),
     "nan": (tensor("body.weight", lambda t: t * torch.nan), "east: body.weight has an entry of nan"),
     "infinity": (tensor("head.bias", lambda t: t - torch.inf), "east: head.bias has an entry of inf"),
     "a huge entry": (
@@ -266,3 +270,15 @@ def test_a_plan_outside_a_sites_policy_is_refused_by_that_site_alone(world: Path
     everywhere = {site: {"methods": "amm_diff"} for site in ("north", "east", "south")}
     with pytest.raises(RunFailed, match=f"only 0 sites passed the handshake: {rule}"):
         start(tmp_path / "nobody", wanted, policies=everywhere)
+
+
+@pytest.mark.usefixtures("probe")
+def test_a_site_whose_policy_cannot_be_read_takes_no_part_and_says_why(world: Path, tmp_path: Path) -> None:
+    """A slip of the pen must not open the door."""
+    state = tmp_path / "run" / "sites" / "east"
+    state.mkdir(parents=True)
+    (state / "site.toml").write_text('[policy]\nmethdos = ["amm_diff"]\n')
+    start(tmp_path / "run", config(world, rounds=1))
+    assert all(sorted(one.sites) == ["north", "south"] for one in facts.read(tmp_path / "run" / "rounds.jsonl"))
+    entry = json.loads((state / "ledger.jsonl").read_text().splitlines()[0])
+    assert entry["fields"]["refusal.why"].startswith("east: policy.methdos=['amm_diff']: unknown key")
