@@ -21,6 +21,7 @@ from flwr.app import Error, Message
 from flwr.common.config import get_fused_config_from_fab
 from flwr.common.constant import ErrorCode
 from flwr.supercore.constant import TaskType
+from flwr.supercore.corestate import in_memory_corestate, sql_corestate
 from flwr.supercore.exit import add_exit_handler
 from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run
@@ -52,6 +53,7 @@ def main() -> None:
 
         sys.argv = ["flower-supernode", *flags]
         guard(Path(state))
+        be_patient()
         flower_supernode()
     else:
         from flwr.supercore.cli.flower_superexec import flower_superexec
@@ -59,6 +61,12 @@ def main() -> None:
         sys.argv = ["flower-superexec", *flags]
         add_exit_handler(lambda: family.end(lambda: family.beside(os.getpid()), 3.0), run_before_force_exit=True)
         flower_superexec()
+
+
+def be_patient() -> None:
+    """A worker has 90 seconds to start, not 30, which are too few on a busy machine; a dead one is missed after 90."""
+    for state in (in_memory_corestate, sql_corestate):
+        vars(state).update(HEARTBEAT_DEFAULT_INTERVAL=90, HEARTBEAT_PATIENCE=1)
 
 
 def guard(state: Path) -> None:

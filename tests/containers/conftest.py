@@ -45,7 +45,10 @@ class Scene:
 @pytest.fixture(scope="session")
 def scene(docker: Engine) -> Iterator[Scene]:
     if left := os.environ.get("LACUNA_SCENE"):
-        yield Scene(deployed=Deployed(engine=docker, folder=Path(left)), lookups=Lookups(folder=Path(left) / "lookups"))
+        deployed = Deployed(engine=docker, folder=Path(left))
+        with recorded(docker, Path(tempfile.mkdtemp()) / "lookups") as lookups:
+            deployed.renew()
+            yield Scene(deployed=deployed, lookups=lookups)
         return
     folder = Path(tempfile.mkdtemp(prefix="lacuna-containers-", dir="/var/tmp"))
     folder.chmod(0o755)  # the containers' user must come through

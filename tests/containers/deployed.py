@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,6 +96,16 @@ class Deployed:
             self.site_compose(site, "up", "-d")
         wait(lambda: all(self.connected(site) for site in SITES), 300, "the sites are connected")
         self.started["three sites, until connected"] = time.monotonic() - began
+        for site in SITES:
+            self.wait_healthy(self.site(site))
+
+    def renew(self) -> None:
+        """With the images of this checkout, on the disks that it has."""
+        self.compose("up", "-d", "--wait", "--wait-timeout", "300")
+        for site in SITES:
+            with suppress(AssertionError):  # the proxy is in that network already
+                self.plug_in(site)
+            self.site_compose(site, "up", "-d")
         for site in SITES:
             self.wait_healthy(self.site(site))
 
