@@ -6,6 +6,8 @@ names are those that the server and the sites have installed.
 """
 
 import hashlib
+import io
+import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -13,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import httpx
-from flwr.cli.build import build_fab_from_files
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -148,9 +149,14 @@ class SuperLink:
 
 
 def bundle() -> bytes:
-    """The same bytes for every run: pyproject.toml alone."""
-    content, _ = build_fab_from_files({"pyproject.toml": PROJECT.encode("ascii")})
-    return content
+    """The same bytes for every run: pyproject.toml alone, and Flower's list of what is inside."""
+    content = PROJECT.encode("ascii")
+    listed = f"pyproject.toml,{hashlib.sha256(content).hexdigest()},{8 * len(content)}".encode("ascii")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, data in (("pyproject.toml", content), (".info/CONTENT", listed)):
+            archive.writestr(zipfile.ZipInfo(name), data)  # dated 1980, as zip's first day
+    return packed.getvalue()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

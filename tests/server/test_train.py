@@ -11,9 +11,12 @@ import pytest
 from support.deployed import PLAN, Scene, meanwhile, staged
 from support.federation import weights_digest
 
+from client import bundle_guard
 from server import chronicle, submission
 from server.chronicle import Tail
+from server.superlink import bundle
 from shared.errors import ConfigError
+from shared.files import sha256
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +125,12 @@ class TestTrain:
         assert scene.lacuna("resume", "here", "--runs", str(scene.runs), *scene.there) == 2
         assert "lacuna simulate resume=here" in capsys.readouterr().err
         assert any(event.what == "round_finished" for event in Tail(scene.runs / "here").new())
+
+
+def test_a_site_takes_the_bundle_and_it_is_the_same_for_every_run() -> None:
+    content = bundle()
+    assert content == bundle()
+    assert bundle_guard.check(content, sha256(content)).id == "lacuna/lacuna-run"
 
 
 def test_a_path_with_quotes_and_spaces_stays_one_override(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.federation import weights_digest
 from support.federations import enter
-from support.superlinks import PATIENCE, answers, free_port, wait
+from support.superlinks import answers, free_port, wait
 from support.warm import Warm
 from support.worlds import write_world
 
@@ -126,13 +126,15 @@ class Deployed:
 
 
 @contextlib.contextmanager
-def meanwhile(happened: Callable[[], bool], then: Callable[[], object], seconds: float = PATIENCE) -> Iterator[None]:
+def meanwhile(happened: Callable[[], bool], then: Callable[[], object]) -> Iterator[None]:
     """Beside the block: waits for something, then acts. Fails where it never happened."""
     failed: list[BaseException] = []
+    over = threading.Event()
 
     def work() -> None:
         try:
-            wait(happened)
+            while not happened():
+                assert not over.wait(0.05), "it ended before that"
             then()
         except BaseException as error:
             failed.append(error)
@@ -142,7 +144,8 @@ def meanwhile(happened: Callable[[], bool], then: Callable[[], object], seconds:
     try:
         yield
     finally:
-        thread.join(seconds + 30)
+        over.set()
+        thread.join()
     if failed:
         raise failed[0]
 
