@@ -72,7 +72,7 @@ RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
 USER 10001:10001
 WORKDIR /state
 VOLUME /state
-HEALTHCHECK --interval=30s --timeout=10s --retries=3 --start-period=90s \
+HEALTHCHECK --interval=30s --timeout=25s --retries=3 --start-period=90s \
     CMD ["lacuna-site", "status", "--state", "/state", "--quiet"]
 ENTRYPOINT ["lacuna-site"]
 CMD ["--help"]

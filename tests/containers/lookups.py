@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from containers.deployed import PROJECT
 from containers.engine import Engine
 
 RECORDER = Path(__file__).with_name("recorder.py")
@@ -50,7 +51,9 @@ def recorded(engine: Engine, folder: Path) -> Iterator[Lookups]:
     def follow() -> None:
         assert events.stdout is not None
         for line in events.stdout:
-            _listen(engine, lookups, line.decode().strip())
+            name = line.decode().strip()
+            if name.startswith(f"{PROJECT}-"):
+                _listen(engine, lookups, name)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

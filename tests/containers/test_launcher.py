@@ -101,7 +101,7 @@ def test_up_starts_the_container_of_the_compose_file_waits_for_it_and_down_ends_
 
 
 def test_a_site_that_is_not_well_is_explained_and_left_trying(host: Host) -> None:
-    done = host.up("revoked", "--wait", "60")
+    done = host.up("revoked", "--wait", "300")
     assert done.returncode == 5
     assert (
         "the server does not take the key of site revoked" in done.stderr or "turned site revoked away" in done.stderr
@@ -117,7 +117,7 @@ def test_what_has_to_be_mended_here_comes_first(host: Host) -> None:
     assert (missing.returncode, "is not here, and none is fetched" in missing.stderr) == (2, True)
     key = host.folder / "lost" / "enrolment" / "site.key"
     key.chmod(0o640)
-    open_key = host.up("lost", "--wait", "90")
+    open_key = host.up("lost", "--wait", "300")
     assert open_key.returncode == 5
     assert "mode 0640 lets others at it" in open_key.stderr
     key.chmod(0o600)
