@@ -15,11 +15,20 @@ from pathlib import Path
 _SET_PARENT_DEATH_SIGNAL, _SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 
 
-def die_with(parent: int, number: int = signal.SIGTERM) -> None:
-    """This process gets the signal when its parent, `parent`, ends. If it has ended already, now."""
-    _prctl(_SET_PARENT_DEATH_SIGNAL, number)
+def die_with(parent: int) -> None:
+    """This process gets SIGTERM, once, when its parent, `parent`, ends. If it has ended already, now.
+
+    The kernel tells it as often as a thread of the parent dies, and a second SIGTERM may kill where the first asked.
+    """
+
+    def once(*_: object) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGUSR1, once)
+    _prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGUSR1)
     if os.getppid() != parent:
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def adopt_orphans() -> None:

@@ -175,9 +175,9 @@ def _wait(
         now = status(state)
         if found.status == "running" and fresh and now.healthy:
             return Up(name=name, said=now.said, seconds=time.time() - began, gpu=gpu, notes=notes)
-        if time.monotonic() >= end:
+        if time.monotonic() >= end or (fresh and now.doing == "waiting"):  # it has tried, and knows why not
             why = now.said if fresh else "its node has not begun; " + " / ".join(_printed(found, 3))
-            raise RunFailed(f"container {name}: runs, and is not well after {patience:.0f} s: {why}")
+            raise RunFailed(f"container {name}: runs, and is not well after {time.time() - began:.0f} s: {why}")
         time.sleep(0.5)
 
 

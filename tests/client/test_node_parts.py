@@ -115,6 +115,41 @@ def test_a_child_is_told_when_its_parent_is_killed(processes: list["subprocess.P
     soon(lambda: gone(child))
 
 
+PATIENT = """
+import os, signal, subprocess, sys, threading, time
+from client import family
+asked = []
+def count(*_):
+    asked.append(1)
+signal.signal(signal.SIGTERM, count)
+family.die_with(int(sys.argv[1]))
+print(os.getpid(), flush=True)
+while not asked:
+    time.sleep(0.01)
+time.sleep(1)
+open(sys.argv[2], "w").write(str(len(asked)))
+"""
+THREADED = """
+import os, subprocess, sys, threading, time
+subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid()), sys.argv[2]])
+for _ in range(50):
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+time.sleep(600)
+"""
+
+
+def test_a_child_of_a_parent_with_many_threads_is_told_once(
+    processes: list["subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    parent = python(processes, "-c", THREADED, PATIENT, str(tmp_path / "asked"))
+    assert parent.stdout is not None
+    parent.stdout.readline()
+    parent.kill()
+    soon((tmp_path / "asked").exists)
+    soon(lambda: (tmp_path / "asked").read_text() != "")
+    assert (tmp_path / "asked").read_text() == "1"
+
+
 def test_a_child_whose_parent_is_gone_already_does_not_begin(processes: list["subprocess.Popen[str]"]) -> None:
     orphan = python(processes, "-c", CHILD, "1")  # not its parent
     assert orphan.wait(60) == -signal.SIGTERM
