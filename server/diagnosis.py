@@ -205,6 +205,9 @@ class Sets:
             images_MDHW[sorted(lost)] = torch.from_numpy(np.load(self.path(way, g, i))).float()
         seen_MDHW = pooled(self.study.deep(images_MDHW), self.edge)
         if self.edge is not None and self.edge <= KEPT:
+            others = [key for key in self._kept if way is not None and key[0] and key[:2] != found[:2]]
+            for key in others:  # the real ones stay, and those of one way
+                del self._kept[key]
             self._kept[found] = seen_MDHW
         return seen_MDHW
 
