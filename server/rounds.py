@@ -120,6 +120,10 @@ class Rounds:
         for index, phase in enumerate(self.phases):
             if index < place.phase:
                 continue
+            if place.round == 0 and self._nobody(phase, roster):
+                self.view.note(f"{phase.name}: no subject of any site can train it; it stays as it is")
+                place.phase = index + 1
+                continue
             of = self._rounds_in(phase)
             self.view.phase_started(phase.name, of=of, first=place.round)
             owners = self.owners[phase.name]
@@ -139,6 +143,11 @@ class Rounds:
         coverage = check_coverage(roster, self.method, self.config.federation.targets)
         facts.save_coverage(self.folder / "inventory.json", coverage)
         self.view.coverage(coverage)
+
+    def _nobody(self, phase: Phase, roster: Roster) -> bool:
+        """A site alone lacks what some phases teach; in a federation `targets` says what must be learnable."""
+        held = [pattern for inventory in roster.inventories.values() for pattern in inventory.patterns]
+        return bool(held) and all(self.method.lacks(pattern, phase.name) is not None for pattern in held)
 
     # --- one phase
 

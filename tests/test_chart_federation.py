@@ -6,31 +6,31 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.worlds import write_world
 from torch import Tensor
 
 from client import work
 from server import runs
 from server.simulation import simulate
 from shared.config import load
-from shared.data.phantom import PhantomOptions, write_world
 from shared.errors import ConfigError, RunFailed
 from shared.model import read_model
 from shared.vocabulary import TOGETHER, alone, beside
 
-HIDDEN = ("FLAIR", "T2S", "CT")
-BASE = ("method=aca_diff", "size=tiny", "tracking=none", "validation.every=0", "federation.min_cell=1")
+MODALITIES = ("T1", "T2", "FLAIR")
+TEACH = "{rounds:1,steps:3,batch:2,lr:0.002}"
+BASE = (
+    "method=aca_diff", "size=tiny", "tracking=none", "validation.every=0", "federation.min_cell=1",
+    "grid.height=16", "grid.width=16", "method.depth=16", f"method.modalities=[{','.join(MODALITIES)}]",
+    "training.generate_T1.steps=12", f"+training.generate_T2={TEACH}", f"+training.generate_FLAIR={TEACH}",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, mni_cache: Path) -> Path:
-    """One site without AV45, one without FDG, one with everything."""
-    out = tmp_path_factory.mktemp("chart") / "world"
-    options = PhantomOptions(
-        family="dementia", subjects=2, heldout=0, coordinator=0, size=32, sites=("site-a", "site-b", "site-c"),
-        missing=((*HIDDEN, "AV45"), (*HIDDEN, "FDG"), HIDDEN),
-    )  # fmt: skip
-    write_world(options, out, workers=1, cache=mni_cache)
-    return out
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One site without FLAIR, one without T2, one with everything."""
+    sites = {"one": [("T1", "T2")] * 2, "two": [("T1", "FLAIR")] * 2, "all": [MODALITIES] * 2}
+    return write_world(tmp_path_factory.mktemp("chart") / "world", sites)
 
 
 def run(world: Path, name: str, *overrides: str) -> dict[str, Tensor]:
@@ -57,8 +57,8 @@ def test_every_autoencoder_and_every_path_that_a_site_can_take_is_trained(
 ) -> None:
     before = first(world)
     for part in (
-        *(f"autoencoders.{m}." for m in ("T1", "FDG", "AV45")),
-        "generators.FDG.fusion.alone.T1", "generators.AV45.fusion.alone.T1", "generators.T1.fusion.alone.FDG",
+        *(f"autoencoders.{m}." for m in MODALITIES),
+        "generators.T2.fusion.alone.T1", "generators.FLAIR.fusion.alone.T1", "generators.T1.fusion.alone.T2",
         "generators.T1.unet.", "mean_MCDHW", "spread_MC",
     ):  # fmt: skip
         names = [n for n in trained if n.startswith(part)]
@@ -66,15 +66,15 @@ def test_every_autoencoder_and_every_path_that_a_site_can_take_is_trained(
 
 
 def test_a_path_that_one_site_alone_takes_is_not_released(world: Path, trained: dict[str, Tensor]) -> None:
-    """FDG with AV45 is at site-c only: with min_holders=2 what only they train together keeps its first value."""
+    """T2 with FLAIR is at one site only: with min_holders=2 what only they train together keeps its first value."""
     two, before = run(world, "two", "federation.min_holders=2"), first(world)
     method = load([*BASE, f"world={world}"]).build_method()
     owners = method.owners(method.build(0), "generate_T1")
-    single = [n for n, owner in owners.items() if owner in (TOGETHER, beside("FDG"), beside("AV45"))]
+    single = [n for n, owner in owners.items() if owner in (TOGETHER, beside("T2"), beside("FLAIR"))]
     assert single
     assert all(torch.equal(two[n], before[n]) for n in single)
     assert any(not torch.equal(trained[n], before[n]) for n in single)
-    both = [n for n, owner in owners.items() if owner == alone("FDG")]  # site-a and site-c
+    both = [n for n, owner in owners.items() if owner == alone("T2")]  # at two sites
     assert any(not torch.equal(two[n], before[n]) for n in both)
 
 
@@ -125,3 +125,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(world: Path, trained: dict[str, 
     simulate(dataclasses.replace(config), folder)
     again = load_file(folder / "final" / "weights.safetensors")
     assert all(torch.equal(again[n], value) for n, value in trained.items())
+
+
+def test_a_site_alone_leaves_the_phases_that_it_has_nothing_for(world: Path) -> None:
+    own = run(world, "alone", "federation.sites=[one]", "federation.targets=[]", "federation.min_sites=1",
+              "federation.min_holders=1")  # fmt: skip
+    before = first(world)
+    left = [n for n in own if n.startswith("generators.FLAIR.")]
+    assert all(torch.equal(own[n], before[n]) for n in left)
+    assert any(not torch.equal(own[n], before[n]) for n in own if n.startswith("generators.T2."))

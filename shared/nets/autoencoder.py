@@ -47,7 +47,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, shape: AutoencoderShape) -> None:
         super().__init__()
-        from monai.networks.nets import AutoencoderKL  # seconds to import
+        from monai.networks.nets.autoencoderkl import AutoencoderKL  # seconds to import
 
         self.shape = shape
         self.coder = AutoencoderKL(
@@ -64,7 +64,9 @@ class Autoencoder(nn.Module):
             use_checkpoint=shape.checkpoint,
         )
         zeroed(self.coder.quant_conv_log_sigma)
-        nn.init.constant_(self.coder.quant_conv_log_sigma.conv.bias, START)
+        for name, bias in self.coder.quant_conv_log_sigma.named_parameters():
+            if name.endswith("bias"):
+                nn.init.constant_(bias, START)
         zeroed(self.coder.quant_conv_mu)
         zeroed(next(m for m in reversed(list(self.coder.decoder.modules())) if isinstance(m, nn.Conv3d)))
         self.register_buffer("basis_LCDHW", cosines(shape.multiple, shape.latent), persistent=False)

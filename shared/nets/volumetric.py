@@ -148,18 +148,20 @@ class Attention(nn.Module):
         B, C = x.shape[:2]
         asking_BNC = self.norm(x).flatten(2).transpose(1, 2)
         told_BLC = asking_BNC if text_BLE is None else text_BLE.to(asking_BNC.dtype)
-        heard_BNC = attend(self.query(asking_BNC), *self.key_value(told_BLC).chunk(2, dim=-1), self.heads)
+        keys, values = self.key_value(told_BLC).chunk(2, dim=-1)
+        heard_BNC = attend(self.query(asking_BNC), keys, values, self.heads)
         out: Tensor = x + self.out(heard_BNC).transpose(1, 2).reshape(B, C, *x.shape[2:])
         return out
 
 
 def attend(q_BNC: Tensor, k_BLC: Tensor, v_BLC: Tensor, heads: int, hidden_BL: Tensor | None = None) -> Tensor:
     """Scaled dot product over `heads` heads; keys that are hidden get no weight."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q_BNC, k_BLC, v_BLC))
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q_BNC, k_BLC, v_BLC))
     logits = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
     if hidden_BL is not None:
         logits = logits.masked_fill(hidden_BL[:, None, None, :], -torch.inf)
-    return (logits.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+    heard: Tensor = logits.softmax(-1).to(v.dtype) @ v
+    return heard.transpose(1, 2).flatten(2)
 
 
 class Up(nn.Module):
