@@ -15,7 +15,7 @@ from shared.data.slices import Slices
 from shared.diffusion.samplers import Sampler
 from shared.errors import ConfigError, DataError
 from shared.evaluation import Score, evaluate, filler
-from shared.model import Progress
+from shared.model import Progress, ReadsChart
 from shared.options import plain
 from shared.scorecard import write_scorecard
 from shared.training import find_device
@@ -45,7 +45,14 @@ def evaluate_here(
     made = {model.name: filler(model, sampler=sampler, seed=seed, device=find_device(device))}
     targets = model.method.targets
     scores = evaluate(
-        made, {"here": cohort}, model.modalities, targets=targets, every=every, split=split, progress=progress
+        made,
+        {"here": cohort},
+        model.modalities,
+        targets=targets,
+        every=every,
+        whole=isinstance(model.method, ReadsChart),
+        split=split,
+        progress=progress,
     )
     if not scores:
         raise DataError(f"cohort {cohort.folder.name}: no subject has two of {', '.join(model.modalities)}: "

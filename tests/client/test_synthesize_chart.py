@@ -1,6 +1,5 @@
 """A model that reads the chart, at a site: which fields it was told, from where, and that no value is told on."""
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -16,13 +15,14 @@ from typer.testing import CliRunner
 
 from client.charts import LEAK, SECRET, Saying
 from client.cli import app
+from client.evaluate import evaluate_here
 from client.synthesize import Synthesized, synthesize
 from shared.bundle import Bundle
+from shared.data.cohort import Cohort, cache_folder, prepare
 from shared.data.modalities import bids_path
 from shared.data.volumes import write
 from shared.diffusion.samplers import Sampler
 from shared.errors import ConfigError, DataError
-from shared.methods.aca_diff import AcaDiff
 from shared.model import read_model
 
 EDGE = 16
@@ -31,7 +31,7 @@ ACA: dict[str, Any] = {
     "size": "tiny",
     "precision": "fp32",
     "times": 20,
-    **{k: EDGE for k in ("depth", "height", "width") if k in {f.name for f in dataclasses.fields(AcaDiff)}},
+    **dict.fromkeys(("depth", "height", "width"), EDGE),
 }
 ROW = {"diagnosis": "LMCI", "mmse": "23", "adas13": "n/a", "cdrsb": "3.5"}
 DDIM = Sampler(kind="ddim", steps=2, samples=1)
@@ -191,3 +191,13 @@ def test_the_command_says_what_was_used(tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, [*asked, "--mmse", "99"])
     assert isinstance(wrong.exception, ConfigError)
     assert "mmse=99.0: must be a number in [0, 30]" in str(wrong.exception)
+
+
+def test_the_bundle_is_scored_on_the_sites_own_subjects(bundle: Bundle, tmp_path: Path) -> None:
+    """Whole volumes, in all nine directions."""
+    subject(tmp_path / "bids", ("T1", "FDG", "AV45"))
+    prepare(tmp_path / "bids", bundle.model.grid, workers=0)
+    cohort = Cohort.open(cache_folder(tmp_path / "bids", bundle.model.grid))
+    scores = [s for s in evaluate_here(bundle, cohort, tmp_path / "scores", sampler=DDIM) if s.metric == "psnr"]
+    assert len({(score.target, score.shown) for score in scores}) == 9
+    assert all(np.isfinite(score.volume) for score in scores)
