@@ -39,8 +39,8 @@ class Unset:
         self, charts: Sequence[Chart], targets: Sequence[Modality], available: Sequence[tuple[Modality, ...]]
     ) -> NoReturn:
         raise ConfigError(
-            f"text={self.kind}: no encoder is attached; each site names its own in STATE/site.toml [text], a "
-            "coordinator in the environment (shared/clinical/settings.py)"
+            f"text={self.kind}: no encoder is attached; a site that trains names its own in STATE/site.toml [text], "
+            "everybody else in the environment: LACUNA_TEXT_FOLDER, or LACUNA_TEXT_URL and LACUNA_TEXT_MODEL"
         )
 
 

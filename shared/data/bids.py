@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from shared.clinical.chart import SCORES, unfit
 from shared.data.modalities import entity, in_order, is_lesion, modality_of
 from shared.errors import DataError
 from shared.vocabulary import Modality
@@ -159,6 +160,9 @@ def _participant(subject: str, values: Mapping[str, str]) -> Participant:
             remarks.append(Remark(subject=subject, file="participants.tsv", done="used", why=why))
         else:
             clinical[name] = value
+    for name, rule in unfit(clinical, SCORES).items():
+        why = f"{name}={clinical[name]}: must be {rule}; models that read the chart leave it out"
+        remarks.append(Remark(subject=subject, file="participants.tsv", done="used", why=why))
     return Participant(split=known.get("split", "train").casefold(), clinical=clinical, remarks=tuple(remarks))
 
 

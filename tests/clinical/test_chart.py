@@ -1,8 +1,11 @@
 """A chart: rounded, folded, checked, and silent about what it holds."""
 
+from pathlib import Path
+
 import pytest
 
 from shared.clinical import FIELDS, Chart, chart_of, unfit
+from shared.data.bids import read_participants
 from shared.errors import ConfigError
 
 
@@ -57,3 +60,12 @@ def test_a_chart_does_not_print_what_it_holds() -> None:
     chart = Chart(diagnosis="AD", mmse=22)
     assert repr(chart) == str(chart) == "Chart of diagnosis, mmse"
     assert repr(Chart()) == "Chart of nothing"
+
+
+def test_a_score_that_is_left_out_is_remarked_at_the_site(tmp_path: Path) -> None:
+    (tmp_path / "participants.tsv").write_text("participant_id\tmmse\tcdrsb\tdiagnosis\nsub-1\t31\t4.5\tglioma\n")
+    row = read_participants(tmp_path)["sub-1"]
+    assert [remark.why for remark in row.remarks] == [
+        "mmse=31.0: must be a number in [0, 30]; models that read the chart leave it out"
+    ]
+    assert chart_of(row.clinical, FIELDS) == Chart(cdrsb=4.5)

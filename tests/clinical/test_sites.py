@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.embeddings import WIDTH, EmbeddingsServer
@@ -9,7 +10,7 @@ from support.embeddings import WIDTH, EmbeddingsServer
 from client import text
 from client.site import Site, find_site
 from client.text import check_text
-from shared.clinical import TextSettings, Unset, make_encoder
+from shared.clinical import Chart, TextSettings, Unset, make_encoder
 from shared.clinical.attach import attach, attach_own, planned_fingerprint, reads_text
 from shared.clinical.probes import fingerprint
 from shared.clinical.settings import from_environment
@@ -28,20 +29,24 @@ def site(state: Path, **own: object) -> Site:
     return find_site({"site": "north", "cohort": "/cohort", "state": str(state), **own})
 
 
+def small(**options: Any) -> AcaDiff:
+    return AcaDiff(size="tiny", depth=8, height=8, width=8, **options)
+
+
 def own_method(print_: str = "") -> AcaDiff:
-    return AcaDiff(size="tiny", depth=8, text="openai_compatible", text_width=WIDTH, text_fingerprint=print_)
+    return small(text="openai_compatible", text_width=WIDTH, text_fingerprint=print_)
 
 
 def test_a_site_with_the_plans_encoder_takes_part_and_one_with_another_is_refused_by_both_names(tmp_path: Path) -> None:
-    plain = AcaDiff(size="tiny", depth=8)
+    plain = small()
     planned = planned_fingerprint(plain)
-    encoder = check_text(site(tmp_path), AcaDiff(size="tiny", depth=8, text_fingerprint=planned))
+    encoder = check_text(site(tmp_path), small(text_fingerprint=planned))
     assert encoder is not None
     assert encoder.id == make_encoder("builtin", 64).id
     other = fingerprint(make_encoder("label_embedding", 64))
     with pytest.raises(PlanRefused, match=r"north: its text encoder \(builtin v1 .*\) is not the plan's \(label_emb"):
-        check_text(site(tmp_path), AcaDiff(size="tiny", depth=8, text_fingerprint=other))
-    assert check_text(site(tmp_path), AcaDiff(size="tiny", depth=8, text="none")) is None
+        check_text(site(tmp_path), small(text_fingerprint=other))
+    assert check_text(site(tmp_path), small(text="none")) is None
     assert not reads_text(AmmDiff(modalities=("T1", "T2"), size="tiny"))
 
 
@@ -77,6 +82,12 @@ def test_what_goes_wrong_at_a_site_stays_in_its_log(
             check_text(wrong, method)
         assert "secret-path" not in str(refused.value)
         assert "8.8.8.8" not in str(refused.value)
+    encoder = check_text(site(tmp_path, **{"text-url": server.url, "text-model": "tiny"}), method)
+    assert encoder is not None
+    server.close()
+    with caplog.at_level(logging.ERROR), pytest.raises(PlanRefused, match="the site's own log says why") as refused:
+        encoder.encode([Chart(mmse=8)], ["T1"], [("FDG",)])
+    assert str(server.port) not in str(refused.value)
     assert "outside this site's network" in caplog.text
     assert "secret-path" not in caplog.text
 

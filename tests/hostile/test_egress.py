@@ -1,5 +1,8 @@
 """What leaves a site: every byte of every reply is recorded, and searched for what must never be in it."""
 
+import dataclasses
+import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -8,13 +11,17 @@ import pytest
 import torch
 from flwr.app import Message
 from flwr.common.serde import message_to_proto
+from support.embeddings import EmbeddingsServer
 from support.federation import config, write
 from support.worlds import SITES_MMSE, prepare_here, write_cohort
 
 from client.ledger import Ledger
 from server import runs, simulation
 from server.local_grid import LocalGrid
+from shared.clinical import FIELDS, TextSettings, chart_of, make_encoder
+from shared.clinical.prompts import prompt
 from shared.config import Choice, Config
+from shared.data.bids import read_participants
 from shared.data.cohort import cache_folder
 from shared.privacy import Privacy
 from shared.training import PhaseTraining
@@ -90,6 +97,19 @@ METHODS = {
     ),
 }
 
+ACA = {
+    "modalities": ["T1", "T2", "FLAIR"],
+    "size": "tiny",
+    "drop_chart": 0.0,
+    "drop_field": 0.0,
+    **dict.fromkeys(("depth", "height", "width"), 16),
+}
+ACA_TRAINING = {
+    phase: PhaseTraining(rounds=1, steps=2, batch=2, lr=0.001)
+    for phase in ("autoencode", "generate_T1", "generate_T2", "generate_FLAIR")
+}
+METHODS["aca_diff"] = (Choice(name="aca_diff", options=ACA), ACA_TRAINING)
+
 
 PRIVATE = Privacy(mode="on", noise=2.0, rate=0.3, epsilon=100.0)
 
@@ -102,8 +122,6 @@ PRIVATE = Privacy(mode="on", noise=2.0, rate=0.3, epsilon=100.0)
 def test_no_byte_that_a_site_sends_is_an_id_a_path_an_image_or_a_record(
     method: str, privacy: Privacy, leaky_world: Path, tmp_path: Path
 ) -> None:
-    import dataclasses
-
     choice, training = METHODS[method]
     wanted = dataclasses.replace(config(leaky_world), method=choice, training=training, privacy=privacy)
     folder = write(tmp_path / "run", wanted)
@@ -115,6 +133,116 @@ def test_no_byte_that_a_site_sends_is_an_id_a_path_an_image_or_a_record(
     assert len(grid.sent) >= 3 * 3
     assert len(secrets) > 200
     assert search(grid.sent, secrets) == []
+
+
+CHARTS = (
+    ("AD", 17.12537, 41.37519, 9.62543),
+    ("LMCI", 25.12573, 19.37591, 2.62534),
+    ("CN", 29.12535, 6.37515, 0.12531),
+)
+TEXT_WIDTH = 64
+
+
+@pytest.fixture(scope="module")
+def charted_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("charted")
+    for i, site in enumerate(("north", "east")):
+        bids = write_cohort(root / "sites" / site, site, [("T1", "T2", "FLAIR")] * len(CHARTS), seed=i)
+        rows = ["participant_id\tdiagnosis\tmmse\tadas13\tcdrsb"]
+        rows += [f"sub-{site}secret{k:03d}\t" + "\t".join(map(str, chart)) for k, chart in enumerate(CHARTS)]
+        (bids / "participants.tsv").write_text("\n".join(rows) + "\n")
+        prepare_here(bids)
+    return root
+
+
+def told_of(world: Path) -> Iterator[tuple[str, bytes]]:
+    """Prompts and values of every chart, in every form that they could take on a wire or in a log."""
+    for bids in sorted((world / "sites").iterdir()):
+        for person in read_participants(bids).values():
+            chart = chart_of(person.clinical, FIELDS)
+            for name in chart.known:
+                value, given = getattr(chart, name), person.clinical[name]
+                yield f"prompt of {name}", prompt(name, value).encode()
+                yield f"value of {name}", f'"{name}": {json.dumps(given)}'.encode()
+                yield f"rounded value of {name}", f'"{name}": {json.dumps(value)}'.encode()
+                if isinstance(given, float):
+                    yield f"{name} as text", str(given).encode()
+
+
+def tokens_of(world: Path, text: str, settings: TextSettings) -> set[bytes]:
+    """Every 16 bytes of every token of the charts, in three widths of number; but no row of ones, as weights have."""
+    encoder, found = make_encoder(text, TEXT_WIDTH, settings), set()
+    for bids in sorted((world / "sites").iterdir()):
+        charts = [chart_of(person.clinical, FIELDS) for person in read_participants(bids).values()]
+        tokens_BLD, _ = encoder.encode(charts, ["T1"] * len(charts), [("T2",)] * len(charts))
+        for token_D in tokens_BLD[:, 2:].flatten(0, 1).numpy():
+            for kind in (np.float16, np.float32, np.float64):
+                numbers, n = token_D.astype(kind), 16 // np.dtype(kind).itemsize
+                pieces = [numbers[i : i + n] for i in range(len(numbers) - n + 1)]
+                found |= {piece.tobytes() for piece in pieces if len(set(abs(piece).tolist())) > 1}
+    return found
+
+
+def runs_in(data: bytes, runs: set[bytes]) -> set[bytes]:
+    """Those of the 16-byte runs that are in the data, at whatever byte they begin."""
+    heads = np.unique(np.array([np.frombuffer(run[:8], np.uint64)[0] for run in runs]))
+    found = set()
+    for shift in range(min(8, max(0, len(data) - 15))):
+        words = np.frombuffer(data, np.uint64, count=(len(data) - shift) // 8, offset=shift)
+        at = heads[np.searchsorted(heads, words).clip(max=len(heads) - 1)]
+        starts = (8 * np.flatnonzero(at == words) + shift).tolist()
+        found |= {data[i : i + 16] for i in starts} & runs
+    return found
+
+
+@pytest.mark.parametrize("text", ["builtin", "openai_compatible"])
+def test_no_prompt_no_token_and_no_value_of_a_chart_leaves_or_is_logged(
+    text: str,
+    charted_world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Replies, logs, what is printed, all that the coordinator keeps (and mirrors to MLflow), each site's cache."""
+    from shared.clinical.attach import planned_fingerprint
+
+    caplog.set_level(logging.DEBUG)
+    server = EmbeddingsServer()
+    monkeypatch.setenv("LACUNA_TEXT_URL", server.url)
+    monkeypatch.setenv("LACUNA_TEXT_MODEL", "tiny")
+    monkeypatch.setenv("LACUNA_TEXT_DIMENSIONS", str(TEXT_WIDTH))
+    try:
+        settings = TextSettings(url=server.url, model="tiny", dimensions=TEXT_WIDTH)
+        options = {**ACA, "text": text, "text_width": TEXT_WIDTH}
+        made = Choice(name="aca_diff", options=options)
+        print_ = planned_fingerprint(dataclasses.replace(config(charted_world), method=made).build_method(), settings)
+        choice = Choice(name="aca_diff", options={**options, "text_fingerprint": print_})
+        wanted = dataclasses.replace(config(charted_world), method=choice, training=ACA_TRAINING)
+        folder = write(tmp_path / "run", wanted)
+        cohorts = simulation.find_cohorts(wanted)
+        simulation.prepare_cohorts(wanted, cohorts)
+        grid = RecordingGrid(simulation.client_app(), simulation._node_configs(wanted, folder, cohorts))
+        runs.serve(grid, folder, quiet=True)
+        tokens = tokens_of(charted_world, text, settings)
+        assert (len(server.prompts) > 0) is (text == "openai_compatible")
+    finally:
+        server.close()
+    kept = [p for p in sorted(folder.rglob("*")) if p.is_file() and folder / "sites" not in p.parents]
+    caches = sorted((folder / "sites").glob("*/text/*"))
+    assert (len(caches) > 2 * 12) is (text == "openai_compatible")
+    out = [("logs", caplog.text.encode()), ("printed", "".join(capfd.readouterr()).encode())]
+    seen = [*grid.sent, *out, *((p.name, p.name.encode() + p.read_bytes()) for p in (*kept, *caches))]
+    assert len(grid.sent) >= 2 * 6
+    assert len(kept) >= 5
+    secrets = list(told_of(charted_world))
+    assert len(secrets) > 40
+    assert search(seen, secrets) == []
+    assert len(tokens) > 1000
+    assert [where for where, data in seen if runs_in(data, tokens)] == []
+    planted = b"\x00" * 5 + next(iter(tokens)) + b"\x00"
+    assert len(runs_in(planted, tokens)) == 1, "it would be found"
+    assert search([("north", b"0" + secrets[0][1])], secrets) != []
 
 
 def test_the_search_finds_what_is_planted(leaky_world: Path) -> None:

@@ -66,6 +66,8 @@ class EmbeddingsServer:
         return [text for _, _, asked in self.requests for text in asked["input"]]
 
     def close(self) -> None:
+        if not self._thread.is_alive():
+            return
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
