@@ -157,10 +157,11 @@ class RunSettings:
         names = [phase.name for phase in method.phases]
         for name in self.tuning.skip:
             require(name in names, "tuning.skip", name, f"among {', '.join(names)}")
+        whole = self.tuning.prior is not None and not self.tuning.take
         return tuple(
             phase
             for phase in method.phases
-            if phase.name not in self.tuning.skip and (phase.kind != "sums" or self.tuning.prior is None)
+            if phase.name not in self.tuning.skip and (phase.kind != "sums" or not whole)
         )
 
     def owners(self, method: Method, net: nn.Module, phase: str) -> Owners:

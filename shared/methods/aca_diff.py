@@ -1,10 +1,12 @@
 """ACADiff: one generator for each modality, in the latents of volumes, that reads the chart (seed_systems.md §3, §7.6).
 
-Three kinds of federation in one run. `autoencode` teaches every modality a 3D autoencoder, among the sites that hold
-it; then they are frozen. `standardise` pools the latents' means and squares, so that all sites agree on a scale.
-`generate_X` teaches the generator of modality X: a U-Net over X's noisy latent and the fused latents of what is shown,
-which attends to clinical tokens that are made at the site. A generator's fusion has a path for every source alone and
-one for several together; a site trains the paths that its subjects take.
+Its volumes are registered brains, so what it sees of one is how it differs from the mean of all at each place, inside
+the brain and 0 outside: `template` pools that mean. Then three kinds of federation in one run. `autoencode` teaches
+every modality a 3D autoencoder, among the sites that hold it; then they are frozen. `standardise` pools the latents'
+means and squares, so that all sites agree on a scale. `generate_X` teaches the generator of modality X: a U-Net over
+X's noisy latent and the fused latents of what is shown, which attends to clinical tokens that are made at the site. A
+generator's fusion has a path for every source alone and one for several together; a site trains those that its
+subjects take.
 """
 
 import dataclasses
@@ -41,7 +43,7 @@ SIZES: Mapping[str, tuple[AutoencoderShape, VolumeShape]] = {
         VolumeShape(base=128, mult=(1, 2, 4), blocks=2),
     ),
 }
-AUTOENCODE, STANDARDISE, GENERATE = "autoencode", "standardise", "generate_"
+TEMPLATE, AUTOENCODE, STANDARDISE, GENERATE = "template", "autoencode", "standardise", "generate_"
 LATENT_LIMIT = 6.0  # of an estimate, in standard deviations: the first steps of a cosine chain divide by almost nothing
 
 
@@ -59,7 +61,7 @@ class AcaDiff:
     text_fingerprint: str = ""  # of the encoder that all sites must have; the coordinator's says which
     fields: tuple[str, ...] = FIELDS  # of the chart that may be read
     use_diagnosis: bool = True  # false: a classifier of the diagnosis may be trained on what is made
-    centre: Literal["voxel", "channel"] = "voxel"  # latents are told from their mean at each place, or over all places
+    template: bool = True  # false: volumes are told from one half everywhere, and not from the mean volume
     fusion: Fused = "adaptive"  # concat: the sources' latents as they are, side by side
     parameterisation: Literal["eps", "v"] = "v"  # eps is the paper's
     schedule: Literal["linear", "cosine"] = "cosine"
@@ -110,6 +112,7 @@ class AcaDiff:
     @property
     def phases(self) -> tuple[Phase, ...]:
         return (
+            *((Phase(name=TEMPLATE, kind="sums"),) if self.template else ()),
             Phase(name=AUTOENCODE),
             Phase(name=STANDARDISE, kind="sums"),
             *(Phase(name=GENERATE + m) for m in self.modalities),
@@ -160,7 +163,7 @@ class AcaDiff:
 
     def _autoencode(self, net: "AcaNet", batch: Batch, generator: torch.Generator) -> Losses:
         """Mean absolute error and divergence of each volume that exists; a subject's volumes are added."""
-        volumes_BMDHW = self._given(batch.images_BMHW, batch.exists_BM)
+        volumes_BMDHW = self._given(net, batch.images_BMHW, batch.exists_BM)[0]
         loss_B = torch.zeros(len(batch), device=volumes_BMDHW.device)
         for m, modality in enumerate(self.modalities):
             rows = batch.exists_BM[:, m].nonzero().flatten()
@@ -191,7 +194,7 @@ class AcaDiff:
         given_B = shown_BS.any(1)
         t_B = torch.randint(self.times, (len(batch),), generator=generator, device=device)
 
-        z_BMCDHW = net.latents(self._given(batch.images_BMHW, exists_BM), exists_BM, self.precision)
+        z_BMCDHW = net.latents(self._given(net, batch.images_BMHW, exists_BM)[0], exists_BM, self.precision)
         z0 = z_BMCDHW[:, self.modalities.index(made)]
         z_BSCDHW = torch.stack([z_BMCDHW[:, self.modalities.index(m)] for m in sources], dim=1)
         eps = torch.randn(z0.shape, generator=generator, device=device)
@@ -257,26 +260,39 @@ class AcaDiff:
         return Heard(tokens_BLD=tokens_BLD.to(device), held_BL=held_BL)
 
     def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
-        """Of each modality: its subjects, the latent (at each place, or its mean) and per channel its mean square."""
+        """Of each modality its subjects, and for the template its sum and count at each place of their brains; for the
+        scale per channel the means of the latent and of its square.
+        """
         assert isinstance(net, AcaNet)
+        subjects_M = batch.exists_BM.double().sum(0)
+        if phase == TEMPLATE:
+            images, brain_BDHW = self._seen(batch.images_BMHW, batch.exists_BM)
+            counts_BM = batch.exists_BM.double()
+            return {
+                "subjects": subjects_M,
+                "x": (images.double() * brain_BDHW[:, None]).sum(0),
+                "n": torch.einsum("bm,bdhw->mdhw", counts_BM, brain_BDHW.double()),
+            }
         z_BMCDHW = net.raw_latents(
-            self._given(batch.images_BMHW, batch.exists_BM), batch.exists_BM, self.precision
+            self._given(net, batch.images_BMHW, batch.exists_BM)[0], batch.exists_BM, self.precision
         ).double()
-        z2_BMC = z_BMCDHW.square().mean(dim=(3, 4, 5))  # what does not exist is 0
-        if self.centre == "channel":
-            z_BMCDHW = z_BMCDHW.mean(dim=(3, 4, 5), keepdim=True)
-        return {"subjects": batch.exists_BM.double().sum(0), "z": z_BMCDHW.sum(0), "z2": z2_BMC.sum(0)}
+        means = (z.mean(dim=(3, 4, 5)).sum(0) for z in (z_BMCDHW, z_BMCDHW.square()))  # what does not exist is 0
+        return {"subjects": subjects_M, **dict(zip(("z", "z2"), means, strict=True))}
 
     def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
         """A modality that nobody has keeps mean 0 and spread 1."""
         assert isinstance(net, AcaNet)
         n_M1 = sums["subjects"][:, None]
         held_M1 = n_M1 >= 0.5  # sums may be noised
-        mean_MCDHW = torch.where(held_M1[..., None, None, None], sums["z"], 0.0) / n_M1[..., None, None, None].clamp(
-            min=1
-        )
-        variance_MC = sums["z2"] / n_M1.clamp(min=1) - mean_MCDHW.square().mean(dim=(2, 3, 4))
-        net.mean_MCDHW.copy_(mean_MCDHW.expand_as(net.mean_MCDHW))
+        if phase == TEMPLATE:
+            places_M = sums["n"].clamp(min=0).sum(dim=(1, 2, 3)).clamp(min=1)
+            usual_M111 = (sums["x"].sum(dim=(1, 2, 3)) / places_M).clamp(0, 1)[:, None, None, None]
+            mean = (sums["x"] + usual_M111) / (sums["n"].clamp(min=0) + 1)  # one subject's worth of the usual value
+            net.template_MDHW.copy_(torch.where(held_M1[..., None, None], mean.clamp(0, 1), 0.5))
+            return
+        mean_MC = sums["z"] / n_M1.clamp(min=1)
+        variance_MC = sums["z2"] / n_M1.clamp(min=1) - mean_MC.square()
+        net.mean_MC.copy_(torch.where(held_M1, mean_MC, 0.0))
         net.spread_MC.copy_(torch.where(held_M1, variance_MC.clamp(min=1e-6).sqrt(), 1.0))
 
     # --- inference -----------------------------------------------------------------------------------------------
@@ -301,7 +317,7 @@ class AcaDiff:
         if not bool(shown_BM.any(1).all()):
             raise DataError("nothing to synthesize from: a subject with no shown modality")
         images = torch.where(shown_BM[:, :, None, None, None], images_BMHW.float(), 0.0)
-        volumes_BMDHW = self._given(images, shown_BM)
+        volumes_BMDHW, brain_BDHW = self._given(net, images, shown_BM)
         z_BMCDHW = net.latents(volumes_BMDHW, shown_BM, self.precision)
         noise = {m: normal(z_BMCDHW[:, 0], generator) for m in self.modalities}
         alone = len(images) == 1 and images.device.type == "cpu"  # where convolutions of one volume are slow
@@ -321,7 +337,8 @@ class AcaDiff:
             with autocast(images.device, self.precision):
                 z = net.unstandardised(z0, k)
                 volume = net.autoencoders[made].decode(z.repeat(2, 1, 1, 1, 1) if alone else z)[: len(rows)].float()
-            images[rows, k] = (net.cropped(volume, images.shape[2:])[:, 0].clamp(-1, 1) + 1) / 2
+            made_BDHW = net.template_MDHW[k] + net.cropped(volume, images.shape[2:])[:, 0] / 2
+            images[rows, k] = torch.where(brain_BDHW[rows], made_BDHW.clamp(0, 1), 0.0)
         return images
 
     def denoiser(
@@ -358,12 +375,19 @@ class AcaDiff:
 
     # --- both ----------------------------------------------------------------------------------------------------
 
-    def _given(self, images_BMDHW: Tensor, exists_BM: Tensor) -> Tensor:
-        """Volumes in [-1, 1]; one that is not there is empty space."""
+    def _given(self, net: "AcaNet", images_BMDHW: Tensor, exists_BM: Tensor) -> tuple[Tensor, Tensor]:
+        """Twice the difference from the template inside the brain, 0 elsewhere; and where the brain is."""
+        images, brain_BDHW = self._seen(images_BMDHW, exists_BM)
+        inside = brain_BDHW[:, None] & exists_BM[:, :, None, None, None]
+        return torch.where(inside, 2 * (images - net.template_MDHW), 0.0), brain_BDHW
+
+    def _seen(self, images_BMDHW: Tensor, exists_BM: Tensor) -> tuple[Tensor, Tensor]:
+        """What is there, and the brain: where any of it is above 0."""
         shape = (self.depth, self.height, self.width)
         if images_BMDHW.shape[2:] != shape:
             raise ConfigError(f"method.depth, height, width={shape}: was given {tuple(images_BMDHW.shape[2:])}")
-        return 2 * torch.where(exists_BM[:, :, None, None, None], images_BMDHW.float(), 0.0) - 1
+        images = torch.where(exists_BM[:, :, None, None, None], images_BMDHW.float(), 0.0)
+        return images, (images > 0).any(dim=1)
 
     @property
     def _schedule(self) -> Schedule:
@@ -373,7 +397,8 @@ class AcaDiff:
 class AcaNet(nn.Module):
     """Autoencoders and generators by modality, and the agreed scale of the latents."""
 
-    mean_MCDHW: Tensor
+    template_MDHW: Tensor
+    mean_MC: Tensor
     spread_MC: Tensor
 
     def __init__(self, options: AcaDiff) -> None:
@@ -403,8 +428,8 @@ class AcaNet(nn.Module):
         self.multiple = coder.multiple * shape.multiple  # of every edge of a volume
         self.coder_multiple = coder.multiple
         self.shape_DHW = (options.depth, options.height, options.width)
-        places = self.latent_shape(self.padded(torch.empty(1, 1, *self.shape_DHW, device="meta")))
-        self.register_buffer("mean_MCDHW", torch.zeros(len(options.modalities), *places))
+        self.register_buffer("template_MDHW", torch.full((len(options.modalities), *self.shape_DHW), 0.5))
+        self.register_buffer("mean_MC", torch.zeros(len(options.modalities), coder.latent))
         self.register_buffer("spread_MC", torch.ones(len(options.modalities), coder.latent))
 
     def generator(self, made: Modality) -> Generator:
@@ -418,7 +443,7 @@ class AcaNet(nn.Module):
         for n in reversed(x_BCDHW.shape[2:]):
             more = -n % self.multiple
             pads += [more // 2, more - more // 2]
-        return nn.functional.pad(x_BCDHW, pads, value=-1.0)
+        return nn.functional.pad(x_BCDHW, pads)
 
     def cropped(self, x_BCDHW: Tensor, shape_DHW: Sequence[int]) -> Tensor:
         """`padded`, undone."""
@@ -447,11 +472,12 @@ class AcaNet(nn.Module):
     def latents(self, volumes_BMDHW: Tensor, exists_BM: Tensor, precision: Precision) -> Tensor:
         """On the agreed scale; exactly 0 for what is not there."""
         z = self.raw_latents(volumes_BMDHW, exists_BM, precision)
-        spread = self.spread_MC[None, :, :, None, None, None]
-        return torch.where(exists_BM[:, :, None, None, None, None], (z - self.mean_MCDHW) / spread, 0.0)
+        mean, spread = (v[None, :, :, None, None, None] for v in (self.mean_MC, self.spread_MC))
+        return torch.where(exists_BM[:, :, None, None, None, None], (z - mean) / spread, 0.0)
 
     def unstandardised(self, z_BCDHW: Tensor, m: int) -> Tensor:
-        return z_BCDHW * self.spread_MC[m][:, None, None, None] + self.mean_MCDHW[m]
+        mean, spread = (v[m][:, None, None, None] for v in (self.mean_MC, self.spread_MC))
+        return z_BCDHW * spread + mean
 
     def forward(
         self, z_BMCDHW: Tensor, known_BMCDHW: Tensor, shown_BM: Tensor, t_B: Tensor, tokens_BMLD: Tensor,
