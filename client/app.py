@@ -1,9 +1,10 @@
 """Flower ClientApp: wiring only. The same app runs in `lacuna simulate`, in Ray and on a SuperNode."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -44,7 +45,7 @@ def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict],
     own = own_values(context.node_config)
     name = str(own["site"])
     try:
-        content = do(find_site(own), message.content)
+        content = do(_own_site(own), message.content)
     except LacunaError as error:
         log.warning("%s: %s", type(error).__name__, error)
         said = PlanRefused(f"{name}: {error}") if isinstance(error, ConfigError) else error
@@ -55,3 +56,12 @@ def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict],
         content = wire.pack_refusal(name, failed)
     Ledger(Path(str(own["state"])) / LEDGER).release(partial(wire.seal, content), wire.asked(message.content))
     return Message(content, reply_to=message)
+
+
+def _own_site(own: Mapping[str, Any]) -> Site:
+    """What is wrong with a site's own settings (paths, hosts) stays in its log."""
+    try:
+        return find_site(own)
+    except ConfigError as error:
+        log.error("site %s: %s", own["site"], error)
+        raise PlanRefused(f"{own['site']}: its own settings can't be read, see its log") from None

@@ -80,8 +80,9 @@ class Policy:
             "max_hours_per_day",
             _most(self.max_hours_per_day, "hours of work in any 24; a round that gets there ends"),
         )
-        yield "min_subjects", f"takes no part with fewer than {self.min_subjects} training subjects"
-        yield "min_holders", f"what fewer than {self.min_holders} sites trained must not be released"
+        subjects, holders = self.min_subjects, self.min_holders
+        yield "min_subjects", f"takes no part with fewer than {subjects} training subjects" if subjects > 1 else "1"
+        yield "min_holders", f"what fewer than {holders} sites trained must not be released" if holders > 1 else "1"
         yield "metrics", f"sends {_listed(self.metrics, 'all of ' + ', '.join(RELEASED))}, and no other"
         if self.epsilon is None:
             yield "epsilon", "differential privacy is not required"

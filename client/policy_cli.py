@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -217,7 +217,7 @@ def _ledger(state: Path | None):  # type: ignore[no-untyped-def]
     return Ledger(path)
 
 
-def _table(rows: list[dict[str, object]]) -> None:
+def _table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -235,9 +235,15 @@ def _table(rows: list[dict[str, object]]) -> None:
     Console(width=None if Console().is_terminal else 180).print(table)
 
 
-def _more(row: dict[str, object]) -> str:
-    parts = [f"{key} {row[key]}" for key in ("counts", "metrics", "epsilon", "refusal") if row[key] is not None]
-    return "; ".join(parts).replace('"', "").replace("'", "").replace("{", "").replace("}", "")
+def _more(row: dict[str, Any]) -> str:
+    """Counts, metrics, epsilon, or why it was a no."""
+    parts = [
+        f"{key}: " + ", ".join(f"{name} {value:.6g}" for name, value in row[key].items())
+        for key in ("counts", "metrics")
+        if row[key]
+    ]
+    parts += [f"epsilon {row['epsilon']:.3f}"] if row["epsilon"] is not None else []
+    return "; ".join([*parts, *([row["refusal"]] if row["refusal"] else [])])
 
 
 def _when(seconds: float) -> str:

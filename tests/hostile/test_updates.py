@@ -273,12 +273,15 @@ def test_a_plan_outside_a_sites_policy_is_refused_by_that_site_alone(world: Path
 
 
 @pytest.mark.usefixtures("probe")
-def test_a_site_whose_policy_cannot_be_read_takes_no_part_and_says_why(world: Path, tmp_path: Path) -> None:
-    """A slip of the pen must not open the door."""
+def test_a_site_whose_policy_cannot_be_read_takes_no_part(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A slip of the pen must not open the door, and what it was stays in the site's log."""
     state = tmp_path / "run" / "sites" / "east"
     state.mkdir(parents=True)
     (state / "site.toml").write_text('[policy]\nmethdos = ["amm_diff"]\n')
     start(tmp_path / "run", config(world, rounds=1))
     assert all(sorted(one.sites) == ["north", "south"] for one in facts.read(tmp_path / "run" / "rounds.jsonl"))
     entry = json.loads((state / "ledger.jsonl").read_text().splitlines()[0])
-    assert entry["fields"]["refusal.why"].startswith("east: policy.methdos=['amm_diff']: unknown key")
+    assert entry["fields"]["refusal.why"] == "east: its own settings can't be read, see its log"
+    assert "policy.methdos=['amm_diff']: unknown key" in caplog.text
