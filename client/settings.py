@@ -8,6 +8,7 @@ gpu = "auto"                    for `up`: auto | all | none
 memory = "16g"                  for `up`: the most that the container may use
 
 [policy]                        client/policy.py
+[text]                          a text encoder of its own, shared/clinical/settings.py
 """
 
 import re
@@ -58,9 +59,9 @@ def load(state: Path) -> Settings:
         record = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: can't be read: {error}") from None
-    others = sorted(record.keys() - {"site", "policy"})
+    others = sorted(record.keys() - {"site", "policy", "text"})
     if others:
-        raise ConfigError(f"{path}: [{others[0]}] is unknown; it has [site] and [policy]")
+        raise ConfigError(f"{path}: [{others[0]}] is unknown; it has [site], [policy] and [text]")
     table = record.get("site", {})
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: site must be a table, [site]")
