@@ -38,10 +38,12 @@ QUIET = {
 class Warm:
     """Starts programs, knows their ids, and ends all that are left."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        """`folder`: where packages are looked for before ours."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "support.warm"],
             env=os.environ | QUIET | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])},
+            cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
