@@ -146,7 +146,7 @@ TEXT_WIDTH = 64
 @pytest.fixture(scope="module")
 def charted_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("charted")
-    for i, site in enumerate(("north", "east")):
+    for i, site in enumerate(("north", "east", "odd")):
         bids = write_cohort(root / "sites" / site, site, [("T1", "T2", "FLAIR")] * len(CHARTS), seed=i)
         rows = ["participant_id\tdiagnosis\tmmse\tadas13\tcdrsb"]
         rows += [f"sub-{site}secret{k:03d}\t" + "\t".join(map(str, chart)) for k, chart in enumerate(CHARTS)]
@@ -204,11 +204,15 @@ def test_no_prompt_no_token_and_no_value_of_a_chart_leaves_or_is_logged(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Replies, logs, what is printed, all that the coordinator keeps (and mirrors to MLflow), each site's cache."""
+    """Replies, logs, what is printed, all that the coordinator keeps (and mirrors to MLflow), each site's cache.
+
+    One site has another language model under the same name: it is refused, and nothing of it is averaged.
+    """
     from shared.clinical.attach import planned_fingerprint
 
     caplog.set_level(logging.DEBUG)
-    server = EmbeddingsServer()
+    server, other = EmbeddingsServer(), EmbeddingsServer()
+    other.turn = 1.0
     monkeypatch.setenv("LACUNA_TEXT_URL", server.url)
     monkeypatch.setenv("LACUNA_TEXT_MODEL", "tiny")
     monkeypatch.setenv("LACUNA_TEXT_DIMENSIONS", str(TEXT_WIDTH))
@@ -222,12 +226,21 @@ def test_no_prompt_no_token_and_no_value_of_a_chart_leaves_or_is_logged(
         folder = write(tmp_path / "run", wanted)
         cohorts = simulation.find_cohorts(wanted)
         simulation.prepare_cohorts(wanted, cohorts)
-        grid = RecordingGrid(simulation.client_app(), simulation._node_configs(wanted, folder, cohorts))
+        nodes = simulation._node_configs(wanted, folder, cohorts)
+        if text == "builtin":
+            del nodes["odd"]
+        else:
+            nodes["odd"]["text-url"] = other.url
+        grid = RecordingGrid(simulation.client_app(), nodes)
         runs.serve(grid, folder, quiet=True)
         tokens = tokens_of(charted_world, text, settings)
         assert (len(server.prompts) > 0) is (text == "openai_compatible")
     finally:
         server.close()
+        other.close()
+    if text == "openai_compatible":
+        (refused,) = [data for site, data in grid.sent if site == "odd"]
+        assert b"odd: its text encoder (openai_compatible v1 model tiny width 64) is not the plan's (openai" in refused
     kept = [p for p in sorted(folder.rglob("*")) if p.is_file() and folder / "sites" not in p.parents]
     caches = sorted((folder / "sites").glob("*/text/*"))
     assert (len(caches) > 2 * 12) is (text == "openai_compatible")
