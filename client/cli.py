@@ -269,7 +269,7 @@ def synthesize(
 
     said = {"diagnosis": diagnosis, "mmse": mmse, "adas13": adas13, "cdrsb": cdrsb}
     saying = Saying(
-        values={name: value for name, value in said.items() if value is not None},  # type: ignore[misc]
+        values={name: value for name, value in said.items() if value is not None},
         use_diagnosis=not no_diagnosis,
         show_values=chart_values,
     )

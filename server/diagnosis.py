@@ -350,7 +350,7 @@ def _read_cells(path: Path) -> dict[str, Cell]:
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-            values = [math.nan if value is None else value for value in entry["cell"]]
+            values: list[Any] = [math.nan if value is None else value for value in entry["cell"]]
             found[str(entry["key"])] = Cell(*values)
         except (ValueError, KeyError, TypeError):
             if number < len(lines):

@@ -230,7 +230,12 @@ def _draw(table: Sequence[Line], findings: Findings, path: Path) -> None:
         y = [line.values["acc"].mean for line in own]
         reach = [line.values["acc"].high - line.values["acc"].mean for line in own]
         bars = reach if all(map(math.isfinite, reach)) else None
-        style = {"color": f"C{number}", "marker": "x" if way.name == DROP else "o", "markersize": 4, "linewidth": 1.2}
+        style: dict[str, Any] = {
+            "color": f"C{number}",
+            "marker": "x" if way.name == DROP else "o",
+            "markersize": 4,
+            "linewidth": 1.2,
+        }
         axes.errorbar(x, y, yerr=bars, capsize=2, elinewidth=0.8, label=way.name, **style)
     axes.set_xticks([100 * rate for rate in findings.options.rates])
     axes.set(

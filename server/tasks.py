@@ -234,7 +234,7 @@ def floors(held: Held, modalities: Sequence[Modality], scan: Scan, ridge: Filler
         if not task.clean:
             return None
         shown_M = torch.tensor([m in task.clean for m in modalities])
-        return ridge(held.images_BMHW.transpose(0, 1), shown_M, ())[list(modalities).index(task.target)]
+        return ridge(held.images_BMHW.transpose(0, 1), shown_M, (), {})[list(modalities).index(task.target)]
 
     return {
         "zero-filled": from_raw(lambda y: zero_filled(y, operator)),

@@ -152,7 +152,7 @@ def pooled(images_MDHW: Tensor, edge: int | None) -> Tensor:
 
 def build(modalities: int, shape: Shape, seed: int) -> nn.Module:
     """DenseNet-121 (6, 12, 24, 16 layers; Huang et al. 2017) at paper and, a quarter as wide, at small."""
-    from monai.networks.nets import DenseNet  # takes seconds to import
+    from monai.networks.nets.densenet import DenseNet  # takes seconds to import
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -182,7 +182,7 @@ def fit(
         x_BMDHW = torch.stack([read(i).flip(-1) if m else read(i) for i, m in zip(chosen, mirrored_B, strict=True)])
         loss = F.binary_cross_entropy_with_logits(net(x_BMDHW.to(device))[:, 0], target_B)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         falling.step()
     batches = [list(train[start : start + shape.batch]) for start in range(0, len(train), shape.batch)]

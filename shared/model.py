@@ -369,7 +369,7 @@ def _samples(
                 net, images_BMHW.repeat(len(few), 1, 1, 1, 1), shown_BM.repeat(len(few), 1), sampler, noise,
                 clinical=[told.clinical] * (B * len(few)), wanted=told.wanted,
             )  # fmt: skip
-        yield from made.double().split(B)
+        yield from torch.split(made.double(), B)
 
 
 def _sample(

@@ -172,7 +172,7 @@ class AcaDiff:
             if not len(rows):
                 continue
             with autocast(x.device, self.precision):
-                again, mean, sd = net.autoencoders[modality](x, eps)
+                again, mean, sd = net.coder(modality)(x, eps)
             mean, sd = mean.float(), sd.float()
             divergence = 0.5 * (mean**2 + sd**2 - 2 * sd.clamp(min=1e-8).log() - 1)
             total = (again.float() - x).abs().sum(dim=(1, 2, 3, 4)) + self.kl * divergence.sum(dim=(1, 2, 3, 4))
@@ -336,7 +336,7 @@ class AcaDiff:
             z0 = draw(denoise, self._schedule, noise[made][rows], unclipped, own)
             with autocast(images.device, self.precision):
                 z = net.unstandardised(z0, k)
-                volume = net.autoencoders[made].decode(z.repeat(2, 1, 1, 1, 1) if alone else z)[: len(rows)].float()
+                volume = net.coder(made).decode(z.repeat(2, 1, 1, 1, 1) if alone else z)[: len(rows)].float()
             made_BDHW = net.template_MDHW[k] + net.cropped(volume, images.shape[2:])[:, 0] / 2
             images[rows, k] = torch.where(brain_BDHW[rows], made_BDHW.clamp(0, 1), 0.0)
         return images
@@ -353,10 +353,12 @@ class AcaDiff:
 
         def said(z_BCDHW: Tensor, t_B: Tensor, text: Heard | None) -> Tensor:
             if len(z_BCDHW) > 1 or z_BCDHW.device.type != "cpu":
-                return generator(z_BCDHW, z_BSCDHW, shown_BS, t_B, text).float()
-            twice = [torch.cat([x, x]) for x in (z_BCDHW, z_BSCDHW, shown_BS, t_B)]  # a CPU is slow with one volume
-            both = None if text is None else Heard(*(torch.cat([x, x]) for x in text))
-            return generator(*twice, both)[:1].float()
+                out: Tensor = generator(z_BCDHW, z_BSCDHW, shown_BS, t_B, text)
+            else:
+                twice = [torch.cat([x, x]) for x in (z_BCDHW, z_BSCDHW, shown_BS, t_B)]  # a CPU is slow with one
+                both = None if text is None else Heard(*(torch.cat([x, x]) for x in text))
+                out = generator(*twice, both)[:1]
+            return out.float()
 
         def denoise(z_BCDHW: Tensor, t: int) -> Guess:
             t_B = torch.full((len(z_BCDHW),), t, dtype=torch.long, device=z_BCDHW.device)
@@ -437,6 +439,11 @@ class AcaNet(nn.Module):
         assert isinstance(generator, Generator)
         return generator
 
+    def coder(self, modality: Modality) -> Autoencoder:
+        coder = self.autoencoders[modality]
+        assert isinstance(coder, Autoencoder)
+        return coder
+
     def padded(self, x_BCDHW: Tensor) -> Tensor:
         """Empty space around it, to multiples that both networks can halve."""
         pads: list[int] = []
@@ -448,7 +455,8 @@ class AcaNet(nn.Module):
     def cropped(self, x_BCDHW: Tensor, shape_DHW: Sequence[int]) -> Tensor:
         """`padded`, undone."""
         starts = [(-n % self.multiple) // 2 for n in shape_DHW]
-        return x_BCDHW[(..., *(slice(a, a + n) for a, n in zip(starts, shape_DHW, strict=True)))]
+        d, h, w = (slice(a, a + n) for a, n in zip(starts, shape_DHW, strict=True))
+        return x_BCDHW[..., d, h, w]
 
     def latent_shape(self, x_BCDHW: Tensor) -> tuple[int, ...]:
         return (self.latent, *(n // self.coder_multiple for n in x_BCDHW.shape[2:]))
@@ -461,11 +469,9 @@ class AcaNet(nn.Module):
             x = self.padded(volumes_BMDHW[:, m][:, None])
             made = torch.zeros((len(x), *self.latent_shape(x)), device=x.device)
             rows = exists_BM[:, m].nonzero().flatten()
-            autoencoder = self.autoencoders[modality]
-            assert isinstance(autoencoder, Autoencoder)
             if len(rows):
                 with autocast(x.device, precision):
-                    made[rows] = autoencoder.remembered(x[rows])
+                    made[rows] = self.coder(modality).remembered(x[rows])
             z.append(made)
         return torch.stack(z, dim=1)
 

@@ -121,7 +121,7 @@ class VoxelRegression:
         if known:
             order = [*known, target]
             cov_NFF = self._cov_MMDHW[order][:, order].flatten(2).permute(2, 0, 1)
-            found = torch.cat([_regress(part) for part in cov_NFF.split(AT_ONCE)])
+            found = torch.cat([_regress(part) for part in torch.split(cov_NFF, AT_ONCE)])
             weights_SDHW[places] = found.T.reshape(len(known), *total.shape[2:])
         offset_DHW = mean_DHW - (weights_SDHW[places] * means_SDHW).sum(0)
         return weights_SDHW.float(), offset_DHW.float()
