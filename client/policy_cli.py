@@ -91,7 +91,7 @@ def list_plans(context: typer.Context, state: State = None) -> None:
         what = f"{said['method']} {said['size']}; privacy {said['privacy']}; min holders {said['min_holders']}"
         typer.echo(f"{plan.id}  {_when(plan.came)}  {plan.state:<16}{printable(plan.run):<24} {what}")
         if plan.asked:
-            typer.echo(f"{'':14}{len(plan.asked)} messages; the last: {printable(plan.asked[-1].verdict)}")
+            typer.echo(f"{'':14}messages: {len(plan.asked)}; the last: {printable(plan.asked[-1].verdict)}")
     waiting = [plan.id for plan in found if plan.pending]
     if waiting:
         typer.echo(f"waiting for you: {', '.join(waiting)}; `lacuna-site plans show ID`, then approve or refuse")
