@@ -25,6 +25,7 @@ from support.warm import Warm
 
 from client import family
 from client.node_status import CONTACT, HEALTH, read_record, status
+from server import provision
 from server.federation import CA, SERVER_KEY, opened
 from server.federation import SERVER as CERTIFICATE
 from server.superlink import _control, sync
@@ -92,7 +93,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         enter(federation, folder / name, name)
     (folder / "cohort").mkdir()
     (folder / "path" / "server").mkdir(parents=True)
-    (folder / "path" / "server" / "__init__.py").touch()
+    ours = Path(provision.__file__).parent
+    (folder / "path" / "server" / "__init__.py").write_text(f"__path__.append({str(ours)!r})")  # all but app.py is ours
     (folder / "path" / "server" / "app.py").write_text(ASKS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{superlinks.BIN}{os.pathsep}{os.environ['PATH']}")  # Flower starts programs by name
