@@ -1,5 +1,6 @@
 """Vectors that are the same bits on every machine: hashes, exact sums and square roots, no BLAS and no global RNG."""
 
+import functools
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ def signs(width: int, *keys: str | int) -> Vector:
     return tuple(1.0 if stream[i // 8] >> (i % 8) & 1 else -1.0 for i in range(width))
 
 
+@functools.lru_cache(maxsize=64)
 def orthonormal(n: int, width: int, *keys: str | int) -> tuple[Vector, ...]:
     """n vectors from the keys, by Gram and Schmidt; n is at most width."""
     assert n <= width

@@ -8,6 +8,7 @@ import pytest
 from support.embeddings import WIDTH, EmbeddingsServer
 
 from client import text
+from client.settings import load as load_settings
 from client.site import Site, find_site
 from client.text import check_text
 from shared.clinical import Chart, TextSettings, Unset, make_encoder
@@ -98,6 +99,7 @@ def test_settings_come_from_the_node_then_the_sites_file_then_the_environment(
     monkeypatch.setenv("LACUNA_TEXT_MODEL", "from environment")
     monkeypatch.setenv("LACUNA_TEXT_TIMEOUT", "7")
     (tmp_path / "site.toml").write_text(
+        '[site]\ndevice = "cpu"\n[policy]\nmin_subjects = 2\n'
         '[text]\nmodel = "from file"\nkey_file = "/keys/one"\nallowed-hosts = ["a.test", "b.test"]\n'
     )
     found = site(tmp_path, **{"text-url": "https://10.0.0.1/v1", "text-allow-phi-egress": "true"}).text
@@ -105,6 +107,7 @@ def test_settings_come_from_the_node_then_the_sites_file_then_the_environment(
         url="https://10.0.0.1/v1", model="from file", timeout=7.0, key_file=Path("/keys/one"),
         allowed_hosts=("a.test", "b.test"), allow_phi_egress=True, state=tmp_path,
     )  # fmt: skip
+    assert load_settings(tmp_path).device == "cpu"
     assert from_environment() == TextSettings(model="from environment", timeout=7.0)
     with pytest.raises(ConfigError, match=r"text.foldr: unknown key; must be one of folder, url"):
         site(tmp_path, **{"text-foldr": "x"})
