@@ -6,6 +6,7 @@ not 30.
 """
 
 from flwr.supercore import sql_mixin
+from flwr.supercore.constant import SQLITE_PRAGMAS
 from flwr.supercore.corestate import in_memory_corestate, sql_corestate
 from flwr.superlink.cli import flower_superlink
 
@@ -16,10 +17,10 @@ START = (
 
 
 def main() -> None:
-    pragmas = dict(sql_mixin.SQLITE_PRAGMAS)
+    pragmas = dict(SQLITE_PRAGMAS)
     if "busy_timeout" not in pragmas or not hasattr(sql_corestate, "HEARTBEAT_PATIENCE"):
         raise SystemExit("superlink: this version of Flower is another one; see server/superlink_process.py")
-    sql_mixin.SQLITE_PRAGMAS = tuple((pragmas | {"busy_timeout": DATABASE}).items())
+    vars(sql_mixin).update(SQLITE_PRAGMAS=tuple((pragmas | {"busy_timeout": DATABASE}).items()))
     for state in (in_memory_corestate, sql_corestate):
         vars(state).update(HEARTBEAT_DEFAULT_INTERVAL=START, HEARTBEAT_PATIENCE=1)
     flower_superlink()

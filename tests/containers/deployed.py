@@ -29,7 +29,7 @@ SITES = {  # TOF for the method of test_figures.py alone
 SERVICES = ("superlink", "executor", "mlflow", "postgres", "proxy")
 PLAN = ("size=tiny", f"method.modalities=[{','.join(MODALITIES)}]", "seed=11")
 ISOLATED = """
-services: {{site: {{networks: [alone]}}}}
+services: {{site: {{networks: [alone], environment: {{OMP_NUM_THREADS: "1"}}}}}}
 networks: {{alone: {{name: {network}, external: true}}}}
 """
 RUNS_ON = """
@@ -67,7 +67,10 @@ class Deployed:
         subprocess.run(["chmod", "-R", "a+rX", self.world], check=True)
 
     def verb(self, module: str, *words: str) -> str:
-        """A verb of this checkout on the host, at the coordinator's or a site's own desk."""
+        """A verb of this checkout on the host, at the coordinator's or a site's own desk.
+
+        As many threads as the sites' containers have: the order of a sum, and so its last bits, follow their number.
+        """
         command = [sys.executable, "-P", "-m", module, *words]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
