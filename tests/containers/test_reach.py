@@ -48,7 +48,7 @@ CLOSED = [
     ("POST", "/v1/control/list-nodes?/v1/fleet/pull-messages"),
     ("POST", "/v1/control/list-nodes%3f/v1/fleet/pull-messages"),
     ("POST", "/v1/control/list-nodes;/../../fleet/pull-messages"),
-    ("POST", "/v1/fleet/pull-messages%0d%0aX: y"),
+    ("POST", "/v1/fleet/pull-messages%0d%0aX:%20y"),
     ("POST", "/v1/fleet/pull-messages/../../control/list-nodes"),
     ("POST", "https://superlink:8000/v1/control/list-nodes"),
 ]
@@ -82,7 +82,7 @@ def test_a_site_reaches_the_fleet_api_and_nothing_else(deployed: Deployed, site:
     )  # fmt: skip
     answers = dict(zip([path for _, path in CLOSED], said, strict=False))
     assert {path: status for path, status in answers.items() if status not in (400, 404)} == {}
-    assert said[-3] == said[-2] == 401  # the SuperLink itself: who are you?
+    assert set(said[-3:-1]) <= {401, 415}  # the SuperLink itself, which has got no message that it knows
     assert said[-1] == 200
     assert reached == []
 
