@@ -1,4 +1,4 @@
-"""Faults that Flower takes a minute to notice: `make test-containers` runs them, the ordinary suite does not."""
+"""Runs over real programs on loopback: for `LACUNA_CONTAINERS=1`, the ordinary suite leaves them out."""
 
 import os
 

@@ -1,22 +1,17 @@
 """`lacuna train` and its sisters on a real SuperLink: TLS, node keys, an executor, two sites, a process for each app.
 
-What takes minutes (a SuperLink killed, a worker killed) is in tests/deployed.
+What takes Flower minutes to notice (a SuperLink killed, a worker killed) is in test_faults.py.
 """
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from support.deployed import PLAN, Scene, meanwhile, staged
 from support.federation import weights_digest
 
-from client import bundle_guard
 from server import chronicle, submission
 from server.chronicle import Tail
-from server.superlink import bundle
-from shared.errors import ConfigError
-from shared.files import sha256
 
 
 @pytest.fixture(scope="module")
@@ -125,18 +120,3 @@ class TestTrain:
         assert scene.lacuna("resume", "here", "--runs", str(scene.runs), *scene.there) == 2
         assert "lacuna simulate resume=here" in capsys.readouterr().err
         assert any(event.what == "round_finished" for event in Tail(scene.runs / "here").new())
-
-
-def test_a_site_takes_the_bundle_and_it_is_the_same_for_every_run() -> None:
-    content = bundle()
-    assert content == bundle()
-    assert bundle_guard.check(content, sha256(content)).id == "lacuna/lacuna-run"
-
-
-def test_a_path_with_quotes_and_spaces_stays_one_override(tmp_path: Path) -> None:
-    from shared.config import load
-
-    folder = tmp_path / "it's a, [place] = $here"
-    assert load([submission.quoted("runs", folder)]).runs == str(folder)
-    with pytest.raises(ConfigError, match="no federation there"):
-        submission.link_to("127.0.0.1:8000", folder, None)
