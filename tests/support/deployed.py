@@ -1,6 +1,8 @@
 """A whole federation on loopback: a SuperLink with TLS and a database, an executor, SuperNodes with their keys."""
 
 import contextlib
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +23,16 @@ from server.superlink import SuperLink, sync
 SITES = {"north": [("T1", "T2")], "east": [("T1", "T2")]}
 PLAN = (
     "size=tiny", "tracking=none", "device=cpu", "method.modalities=[T1,T2]", "strategy=fedadam",
+    "federation.deadline=90",  # a message that a busy machine loses is sent again
     "grid.height=16", "grid.width=16", "training.pretext.steps=1", "training.pretext.batch=1",
     "training.translate.rounds=3", "training.translate.steps=1", "training.translate.batch=1",
 )  # fmt: skip
+
+
+def _fast_disk() -> Path:
+    """Flower's database waits for the disk once for every tensor of every message: minutes, on a busy one."""
+    memory = Path("/dev/shm")
+    return Path(tempfile.mkdtemp(prefix="lacuna-", dir=memory if memory.is_dir() else None))
 
 
 @dataclass(kw_only=True)
@@ -34,6 +43,7 @@ class Deployed:
     world: Path
     port: int = field(default_factory=free_port)
     warm: Warm = field(default_factory=Warm)
+    disk: Path = field(default_factory=_fast_disk)  # outlives the SuperLink, not the test
     superlink: int = 0
     executor: int = 0
     nodes: dict[str, tuple[int, int]] = field(default_factory=dict)  # site -> SuperNode, its executor
@@ -74,7 +84,7 @@ class Deployed:
             "--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth", "--isolation", "process",
             "--ssl-certfile", str(self.federation / SERVER), "--ssl-keyfile", str(self.federation / SERVER_KEY),
             "--ssl-ca-certfile", str(self.federation / CA),
-            "--disable-runtime-dependency-installation", "--database", str(self.folder / "state.db"),
+            "--disable-runtime-dependency-installation", "--database", str(self.disk / "state.db"),
         )  # fmt: skip
         self.superlink = self._start("flower-superlink", *flags, name="superlink")
         wait(lambda: answers(self.port))
@@ -120,6 +130,7 @@ class Deployed:
 
     def close(self) -> None:
         self.warm.close()
+        shutil.rmtree(self.disk)
 
     def _start(self, program: str, *flags: str, name: str) -> int:
         return self.warm.start(program, *flags, home=self.folder / f"home-{name}", log=self.folder / f"{name}.log")
