@@ -181,11 +181,11 @@ def scores(
 ) -> Scores:
     """Minus each subject's mean loss: over the same number of slices and the same draws for all."""
     method, effort, device = inspection.model.method, inspection.effort, inspection.device
-    starts = np.cumsum([0, *(len(subject.brain_slices) for subject in part.subjects)])
+    starts = np.cumsum([0, *(part.count(number) for number in range(len(part.subjects)))])
     kept_M = torch.tensor([m in matched.modalities for m in method.modalities])
     found = []
     for number in subjects:
-        places = spread(len(part.subjects[number].brain_slices), effort.slices)
+        places = spread(part.count(number), effort.slices)
         batch = _only(part.batch(int(starts[number]) + place for place in places), kept_M).to(device)
         total = 0.0
         with torch.no_grad(), threads(ALL_THREADS):

@@ -49,6 +49,8 @@ DRAWN = 2  # subjects in the picture
 TAKES: Mapping[str, tuple[str, ...]] = {  # kinds of sampler, by method
     "amm_diff": ("mean", "ddim", "multistep", "ancestral"),
     "any2all": ("mean", "ddim", "multistep", "ancestral", "mps", "mds", "mds_fast"),
+    "aca_diff": ("mean", "ddim", "multistep", "ancestral"),
+    "ldm": ("mean", "ddim", "multistep", "ancestral"),
     "mmdm": ("bridge", "mean"),
     "bbdm": ("bridge", "mean"),
     "ddpm": ("ddim", "ancestral", "multistep", "mean"),

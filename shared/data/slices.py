@@ -69,6 +69,10 @@ class Slices:
     def __len__(self) -> int:
         return int(self._ends[-1]) if self.subjects else 0
 
+    def count(self, i: int) -> int:
+        """How many of them the i-th of `subjects` has."""
+        return len(self._places[i])
+
     def batch(self, indices: Iterable[int]) -> Batch:
         """Slices by their index in [0, len): subject after subject, from the neck up."""
         return self._read([self._locate(index) for index in indices])

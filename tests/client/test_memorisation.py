@@ -290,6 +290,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         name: {"modalities": ["T1", "T2", "TOF"], "target": "TOF", "size": "tiny", "slab": 3, "precision": "fp32"}
         for name in ("mmdm", "bbdm", "ddpm", "pix2pix")
     },
+    **{
+        name: {"modalities": ["T1", "T2"], "size": "tiny", "depth": 16, "height": 16, "width": 16, "precision": "fp32"}
+        for name in ("aca_diff", "ldm")
+    },
 }
 
 

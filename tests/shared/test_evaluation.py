@@ -169,7 +169,7 @@ def test_what_a_site_can_not_train_is_read_from_its_cohort(
 
 
 def test_a_model_sees_only_what_is_shown(heldout: dict[str, Cohort]) -> None:
-    def prying(images_MDHW: Tensor, shown_M: Tensor, keys: tuple[str | int, ...]) -> Tensor:
+    def prying(images_MDHW: Tensor, shown_M: Tensor, keys: Keys, clinical: Clinical) -> Tensor:
         assert not images_MDHW[shown_M].isnan().any()
         assert images_MDHW[~shown_M].isnan().all()
         return torch.nan_to_num(images_MDHW)
