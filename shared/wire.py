@@ -1,4 +1,4 @@
-"""Records <-> Flower messages. Tensors travel as raw little-endian bytes, so the round trip is bit-exact.
+"""Records <-> Flower messages. Tensors travel as raw little-endian bytes in one array: the round trip is bit-exact.
 
 What a site sends is built here from named fields only: there is no way to attach anything else to a reply.
 """
@@ -32,7 +32,9 @@ from shared.records import PRIVATE, RELEASED, Inventory, RoundPlan, Spent, Updat
 from shared.vocabulary import Weights
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64, "bool": torch.bool}
-_STYPE = "lacuna.raw"
+_STYPE = "lacuna.tensors"
+_ALL = "tensors"  # the one array of a record
+_LENGTH = 8  # bytes that say how long the list of forms is
 _REFUSALS: Mapping[str, type[LacunaError]] = {
     error.__name__: error for error in (PlanRefused, PlanWaits, BudgetSpent, DataError, RunFailed)
 }
@@ -227,26 +229,38 @@ def size(content: RecordDict) -> int:
 
 
 def _pack(tensors: Weights) -> ArrayRecord:
-    record = ArrayRecord()
-    for name, tensor in tensors.items():
-        array: np.ndarray[Any, Any] = tensor.detach().cpu().contiguous().numpy()
-        record[name] = Array(str(array.dtype), tuple(array.shape), _STYPE, array.tobytes())
-    return record
+    """All in one array: Flower asks for every array of a record by a request of its own, and a network has hundreds.
+
+    Its bytes: the length of a list, the list in JSON of every tensor's name, type and shape, then the tensors.
+    """
+    arrays = {name: tensors[name].detach().cpu().contiguous().numpy() for name in sorted(tensors)}
+    forms = json.dumps([[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]).encode()
+    values = (array.reshape(-1).view(np.uint8) for array in arrays.values())
+    data = b"".join([len(forms).to_bytes(_LENGTH, "little"), forms, *values])
+    return ArrayRecord({_ALL: Array("uint8", (len(data),), _STYPE, data)})
 
 
 def _unpack(record: ArrayRecord, *, free: bool) -> dict[str, Tensor]:
+    """With `free` the record lets go of its bytes."""
+    array = record.pop(_ALL) if free else record[_ALL]
+    if len(record) + free != 1 or array.stype != _STYPE:
+        raise ValueError(f"tensors must be one array of {_STYPE}, not {len(record) + free}, the first {array.stype}")
+    data = memoryview(array.data)
+    at = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
     tensors: dict[str, Tensor] = {}
-    for name in list(record.keys()):
-        array = record.pop(name) if free else record[name]
-        if array.stype != _STYPE or array.dtype not in _DTYPES:
-            raise ValueError(f"{name}: {array.stype}/{array.dtype} is not one of ours")
-        dtype = _DTYPES[array.dtype]
-        if len(array.data) != math.prod(array.shape) * dtype.itemsize or min(array.shape, default=0) < 0:
-            raise ValueError(f"{name}: {len(array.data)} bytes for shape {tuple(array.shape)} of {array.dtype}")
-        tensor = torch.empty(array.shape, dtype=dtype)
-        flat: np.ndarray[Any, Any] = np.frombuffer(array.data, dtype=np.dtype(array.dtype))
-        tensor.numpy().reshape(-1)[:] = flat
-        tensors[name] = tensor
+    for name, dtype, shape in json.loads(bytes(data[_LENGTH:at])):
+        if not isinstance(name, str) or name in tensors or dtype not in _DTYPES:
+            raise ValueError(f"{name}: {dtype} is not one of ours, or it is there twice")
+        if not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"{name}: shape {shape} must be whole numbers from 0")
+        end = at + math.prod(shape) * _DTYPES[dtype].itemsize
+        if end > len(data):
+            raise ValueError(f"{name}: {len(data) - at} bytes are left for shape {shape} of {dtype}")
+        tensors[name] = torch.empty(shape, dtype=_DTYPES[dtype])
+        tensors[name].numpy().reshape(-1)[:] = np.frombuffer(data[at:end], dtype=np.dtype(dtype))
+        at = end
+    if at != len(data):
+        raise ValueError(f"{len(data) - at} bytes too many for its {len(tensors)} tensors")
     return tensors
 
 
@@ -285,20 +299,20 @@ def digest(content: RecordDict) -> str:
 
 def describe(content: RecordDict) -> dict[str, Any]:
     """A release as the site's ledger keeps it: every field in full, the tensors by name, form and L2 norm."""
-    arrays = [(name, array) for record in content.array_records.values() for name, array in record.items()]
-    norms = [_norm(array) for _, array in arrays]
-    finite = [norm for norm in norms if norm is not None]
+    tensors = {n: t for record in content.array_records.values() for n, t in _unpack(record, free=False).items()}
+    norms = {name: _norm(tensor) for name, tensor in tensors.items()}
+    finite = [norm for norm in norms.values() if norm is not None]
     return {
         "fields": fields(content),
-        "tensors": [[n, a.dtype, list(a.shape), norm] for (n, a), norm in zip(arrays, norms, strict=True)],
+        "tensors": [[n, str(t.dtype).removeprefix("torch."), list(t.shape), norms[n]] for n, t in tensors.items()],
         "norm": math.hypot(*finite) if len(finite) == len(norms) else None,
         "bytes": size(content),
         "sha256": digest(content),
     }
 
 
-def _norm(array: Array) -> float | None:
+def _norm(tensor: Tensor) -> float | None:
     """None where it is no finite number."""
-    flat: np.ndarray[Any, Any] = np.frombuffer(array.data, dtype=np.dtype(array.dtype))
+    flat = tensor.numpy().reshape(-1)
     norm = math.sqrt(float(np.einsum("i,i->", flat, flat, dtype=np.float64, casting="unsafe")))
     return norm if math.isfinite(norm) else None

@@ -162,9 +162,9 @@ def test_a_rejected_update_is_counted_named_and_changes_nothing(world: Path, tmp
 
     def poison(site: str, reply: Message) -> Message | None:
         if is_update(reply) and site == "east" and phase_of(reply) == "fit":
-            record = reply.content.array_records["delta"]
-            spoilt = torch.full(tuple(record["body.weight"].shape), torch.nan)
-            record["body.weight"] = wire._pack({"w": spoilt})["w"]
+            delta = wire._unpack(reply.content.array_records["delta"], free=False)
+            delta["body.weight"].fill_(torch.nan)
+            reply.content["delta"] = wire._pack(delta)
         return reply
 
     def silence(site: str, reply: Message) -> Message | None:

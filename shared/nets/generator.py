@@ -110,4 +110,4 @@ class Table(nn.Module):
         self.rows = nn.Parameter(0.02 * torch.randn(rows, width))
 
     def forward(self, like_BL: Tensor) -> Tensor:
-        return self.rows[None].expand(len(like_BL), -1, -1)
+        return self.rows[None].expand(like_BL.shape[0], -1, -1)

@@ -45,43 +45,46 @@ def emptied(content: RecordDict, stash: Stash) -> None:
         del content[key]
 
 
+def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Attack:
+    """Other tensors, packed as ours are."""
+
+    def attack(content: RecordDict, stash: Stash) -> None:
+        tensors = wire._unpack(content.array_records["delta"], free=False)
+        change(tensors)
+        content["delta"] = wire._pack(tensors)
+
+    return attack
+
+
 def tensor(name: str, make: Callable[[torch.Tensor], torch.Tensor]) -> Attack:
-    def attack(content: RecordDict, stash: Stash) -> None:
-        record = content.array_records["delta"]
-        array = record[name]
-        honest = torch.frombuffer(bytearray(array.data), dtype=torch.float32).reshape(tuple(array.shape))
-        record[name] = wire._pack({name: make(honest)})[name]
-
-    return attack
-
-
-def raw(name: str, change: Callable[[Array], Array]) -> Attack:
-    def attack(content: RecordDict, stash: Stash) -> None:
-        record = content.array_records["delta"]
-        record[name] = change(record[name])
-
-    return attack
+    return changed(lambda tensors: tensors.update({name: make(tensors[name])}))
 
 
 def every(make: Callable[[torch.Tensor], torch.Tensor]) -> Attack:
+    return changed(lambda tensors: tensors.update({name: make(value) for name, value in tensors.items()}))
+
+
+def raw(change: Callable[[Array], Array]) -> Attack:
     def attack(content: RecordDict, stash: Stash) -> None:
-        for name in content.array_records["delta"]:
-            tensor(name, make)(content, stash)
+        record = content.array_records["delta"]
+        record["tensors"] = change(record["tensors"])
 
     return attack
 
 
-def renamed(content: RecordDict, stash: Stash) -> None:
-    record = content.array_records["delta"]
-    record["nose.weight"] = record.pop("body.weight")
+def form(name: str, **lies: Any) -> Attack:
+    """What the list says of a tensor; the bytes stay."""
 
+    def lie(array: Array) -> Array:
+        end = 8 + int.from_bytes(array.data[:8], "little")
+        forms = [
+            [n, lies.get("dtype", dtype), lies.get("shape", shape)] if n == name else [n, dtype, shape]
+            for n, dtype, shape in json.loads(array.data[8:end])
+        ]
+        text = json.dumps(forms).encode()
+        return like(data=len(text).to_bytes(8, "little") + text + array.data[end:])(array)
 
-def missing(content: RecordDict, stash: Stash) -> None:
-    del content.array_records["delta"]["body.bias"]
-
-
-def added(content: RecordDict, stash: Stash) -> None:
-    content.array_records["delta"]["level.mean_M"] = wire._pack({"x": torch.zeros(3)})["x"]
+    return raw(lie)
 
 
 def counts(**changes: int) -> Attack:
@@ -91,6 +94,11 @@ def counts(**changes: int) -> Attack:
         record["counts"] = json.dumps(honest | {key.replace("_", ":"): n for key, n in changes.items()})
 
     return attack
+
+
+def two(content: RecordDict, stash: Stash) -> None:
+    record = content.array_records["delta"]
+    record["more"] = record["tensors"]
 
 
 def not_shared(content: RecordDict, stash: Stash) -> None:
@@ -124,27 +132,51 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
         "east: stem.bias has an entry of 1e.30, over the limit 64",
     ),
     "a huge norm": (every(lambda t: t + 30.0), r"east: delta norm \d+ is over the limit 50"),
-    "a wrong name": (renamed, r"east: 2 tensors missing or not owned, such as \['body.weight', 'nose.weight'\]"),
-    "a missing tensor": (missing, r"east: 1 tensors missing or not owned, such as \['body.bias'\]"),
-    "a tensor that is not its own": (added, r"east: 1 tensors missing or not owned, such as \['level.mean_M'\]"),
+    "a wrong name": (
+        changed(lambda tensors: tensors.update({"nose.weight": tensors.pop("body.weight")})),
+        r"east: 2 tensors missing or not owned, such as \['body.weight', 'nose.weight'\]",
+    ),
+    "a missing tensor": (
+        changed(lambda tensors: tensors.pop("body.bias")),
+        r"east: 1 tensors missing or not owned, such as \['body.bias'\]",
+    ),
+    "a tensor that is not its own": (
+        changed(lambda tensors: tensors.update({"level.mean_M": torch.zeros(3)})),
+        r"east: 1 tensors missing or not owned, such as \['level.mean_M'\]",
+    ),
     "a wrong type": (
         tensor("body.weight", torch.Tensor.double),
         "east: body.weight is torch.float64, expected torch.f",
     ),
     "whole numbers": (tensor("body.bias", torch.Tensor.long), "east: body.bias is torch.int64, expected torch.float32"),
-    "an unknown type": (raw("body.bias", like(dtype="object")), "east: malformed update: ValueError: body.bias"),
-    "a pickle": (
-        raw("body.bias", like(stype="pickle")),
-        "east: malformed update: ValueError: body.bias: pickle/float32",
+    "an unknown type": (
+        form("body.bias", dtype="object"),
+        "east: malformed update: ValueError: body.bias: object is not",
     ),
+    "a pickle": (raw(lambda a: like(stype="pickle")(a)), "east: malformed update: ValueError: .*the first pickle"),
+    "a second array": (two, "east: malformed update: ValueError: tensors must be one array of lacuna.tensors, not 2"),
     "a wrong shape": (tensor("stem.bias", lambda t: t[:4]), r"east: stem.bias has shape \(4,\), expected \(6,\)"),
     "a shape turned round": (tensor("body.weight", lambda t: t[None]), r"east: body.weight has shape \(1, 6, 6\)"),
     "truncated bytes": (
-        raw("body.weight", lambda a: like(data=a.data[:-3])(a)),
-        "east: malformed update: ValueError: body.weight: 141 bytes for shape",
+        raw(lambda a: like(data=a.data[:-3])(a)),
+        r"east: malformed update: ValueError: stem.weight: \d+ bytes are left for shape",
     ),
+    "too many bytes": (
+        raw(lambda a: like(data=a.data + b"x")(a)),
+        "east: malformed update: ValueError: 1 bytes too many",
+    ),
+    "a list of forms without end": (
+        raw(lambda a: like(data=b"\xff" * 8 + a.data[8:])(a)),
+        "east: malformed update: (JSONDecodeError|UnicodeDecodeError|ValueError|OverflowError)",
+    ),
+    "no bytes": (raw(lambda a: like(data=b"", shape=(0,))(a)), "east: malformed update: JSONDecodeError"),
+    "a shape that would fill the memory": (
+        form("body.bias", shape=[1 << 40]),
+        "east: malformed update: ValueError: body",
+    ),
+    "a negative shape": (form("body.bias", shape=[-6]), r"east: malformed update: ValueError: body.bias: shape \[-6\]"),
     "a shape out of all bounds": (
-        raw("body.bias", like(shape=(0, 2**62, 2**62), data=b"")),
+        form("body.bias", shape=[0, 2**62, 2**62]),
         "east: malformed update: (RuntimeError|TypeError|OverflowError|ValueError)",
     ),
     "more samples than there were": (
@@ -162,14 +194,13 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "nothing at all": (emptied, "east: malformed update: KeyError"),
 }
 SUMS: dict[str, tuple[Attack, str]] = {
-    "a wrong shape": (raw("total_M", like(shape=(1,), data=bytes(8))), r"total_M has shape \(1,\), expected \(3,\)"),
-    "a missing sum": (lambda c, s: c.array_records["delta"].pop("total_M"), r"1 sums missing or unknown"),
-    "a total that overflows": (raw("total_M", lambda a: huge(a)), "total_M has an entry of 1e.300, over the limit"),
+    "a wrong shape": (tensor("total_M", lambda t: t[:1]), r"total_M has shape \(1,\), expected \(3,\)"),
+    "a missing sum": (changed(lambda sums: sums.pop("total_M")), r"1 sums missing or unknown"),
+    "a total that overflows": (
+        tensor("total_M", lambda t: torch.full_like(t, 1e300)),
+        "total_M has an entry of 1e.300, over the limit",
+    ),
 }
-
-
-def huge(array: Array) -> Array:
-    return wire._pack({"x": torch.full(tuple(array.shape), 1e300, dtype=torch.float64)})["x"]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The wire: bit-exact both ways, closed to anything that is not listed, and never trusting."""
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -84,13 +85,18 @@ def changed(record: str, key: str, value: Any) -> RecordDict:
     return content
 
 
-def with_array(array: Array) -> RecordDict:
+def with_form(shape: object, data: bytes, dtype: object = "float32", name: object = "w") -> RecordDict:
+    """An update whose one tensor is said to be this."""
+    forms = json.dumps([[name, dtype, shape]]).encode()
+    return with_data(len(forms).to_bytes(8, "little") + forms + data)
+
+
+def with_data(data: bytes, stype: str = "lacuna.tensors", name: str = "tensors") -> RecordDict:
     content = wire.pack_update(UPDATE)
-    content.array_records["delta"]["w"] = array
+    content["delta"] = ArrayRecord({name: Array("uint8", (len(data),), stype, data)})
     return content
 
 
-RAW = "lacuna.raw"
 MALFORMED = {
     "counts are no JSON": lambda: changed("update", "counts", "{"),
     "counts are a list": lambda: changed("update", "counts", "[1]"),
@@ -103,13 +109,30 @@ MALFORMED = {
     "nested JSON": lambda: changed("update", "counts", "[" * 100_000),
     "no update record": lambda: RecordDict({"x": ConfigRecord({"a": 1})}),
     "no tensors": lambda: RecordDict({"update": wire.pack_update(UPDATE).config_records["update"]}),
-    "truncated bytes": lambda: with_array(Array("float32", (3, 2), RAW, b"\0" * 23)),
-    "more bytes than the shape": lambda: with_array(Array("float32", (3, 2), RAW, b"\0" * 28)),
-    "a shape that would fill the memory": lambda: with_array(Array("float32", (1 << 40, 2), RAW, b"\0" * 24)),
-    "a negative shape": lambda: with_array(Array("float32", (-3, -2), RAW, b"\0" * 24)),
-    "a pickled array": lambda: with_array(Array("object", (1,), RAW, b"\x80\x04.")),
+    "truncated bytes": lambda: with_form([3, 2], b"\0" * 23),
+    "more bytes than the shape": lambda: with_form([3, 2], b"\0" * 28),
+    "a shape that would fill the memory": lambda: with_form([1 << 40, 2], b"\0" * 24),
+    "a negative shape": lambda: with_form([-3, -2], b"\0" * 24),
+    "a shape of fractions": lambda: with_form([1.5, 4], b"\0" * 24),
+    "a shape of booleans": lambda: with_form([True, 6], b"\0" * 24),
+    "a shape that is none": lambda: with_form(None, b"\0" * 24),
+    "a type that is not ours": lambda: with_form([1], b"\x80\x04.", dtype="object"),
+    "a type that is a list": lambda: with_form([6], b"\0" * 24, dtype=["float32"]),
+    "a name that is a number": lambda: with_form([6], b"\0" * 24, name=3),
+    "a tensor twice": lambda: twice(),
+    "forms that are no list": lambda: with_data((2).to_bytes(8, "little") + b"17"),
+    "forms nested without end": lambda: with_data((100_000).to_bytes(8, "little") + b"[" * 100_000),
+    "forms longer than the message": lambda: with_data(b"\xff" * 8 + b"[]"),
+    "no bytes at all": lambda: with_data(b""),
+    "a pickled array": lambda: with_data(b"\x80\x04.", stype="pickle"),
+    "an array of another name": lambda: with_data(b"\x02" + b"\0" * 7 + b"[]", name="w"),
     "numpy's own format": lambda: numpy_form(torch.zeros(3, 2)),
 }
+
+
+def twice() -> RecordDict:
+    forms = json.dumps([["w", "float32", [3]], ["w", "float32", [3]]]).encode()
+    return with_data(len(forms).to_bytes(8, "little") + forms + b"\0" * 24)
 
 
 def numpy_form(tensor: torch.Tensor) -> RecordDict:
