@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HIDDEN = "FLAIR,T2S,CT"
-CODERS = ("tuning.start=chart", "tuning.take=[autoencoders.*,template_MDHW]", "tuning.skip=[template,autoencode]")
+CODERS = ("tuning.start=chart", "tuning.take=[autoencoders.*,anchor.*]", "tuning.skip=[template,relate,autoencode]")
 TOLD = ("chart", "chart:scores", "chart:diagnosis", "chart:images", "emb", "ldm")
 
 

@@ -235,7 +235,7 @@ def _pack(tensors: Weights) -> ArrayRecord:
     """
     arrays = {name: tensors[name].detach().cpu().contiguous().numpy() for name in sorted(tensors)}
     forms = json.dumps([[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]).encode()
-    values = (array.reshape(-1).view(np.uint8) for array in arrays.values())
+    values = (array.reshape(-1).view(np.uint8).data for array in arrays.values())
     data = b"".join([len(forms).to_bytes(_LENGTH, "little"), forms, *values])
     return ArrayRecord({_ALL: Array("uint8", (len(data),), _STYPE, data)})
 

@@ -59,7 +59,7 @@ def test_every_autoencoder_and_every_path_that_a_site_can_take_is_trained(
     for part in (
         *(f"autoencoders.{m}." for m in MODALITIES),
         "generators.T2.fusion.alone.T1", "generators.FLAIR.fusion.alone.T1", "generators.T1.fusion.alone.T2",
-        "generators.T1.unet.", "template_MDHW", "spread_MC",
+        "generators.T1.unet.", "anchor.mean_MDHW", "anchor.covariance_MMDHW", "spread_MC",
     ):  # fmt: skip
         names = [n for n in trained if n.startswith(part)]
         assert any(not torch.equal(trained[n], before[n]) for n in names), part
@@ -79,9 +79,9 @@ def test_a_path_that_one_site_alone_takes_is_not_released(world: Path, trained: 
 
 
 def test_another_method_may_take_the_frozen_coders_and_leave_the_phase(world: Path, trained: dict[str, Tensor]) -> None:
-    start = ("tuning.start=chart", "tuning.take=[autoencoders.*,template_MDHW]", "tuning.skip=[template,autoencode]")
+    start = ("tuning.start=chart", "tuning.take=[autoencoders.*,anchor.*]", "tuning.skip=[template,relate,autoencode]")
     ldm = run(world, "ldm", "method=ldm", "federation.min_holders=1", *start)
-    kept = [n for n in trained if n.startswith("autoencoders.") or n == "template_MDHW"]
+    kept = [n for n in trained if n.startswith(("autoencoders.", "anchor."))]
     assert all(torch.equal(ldm[n], trained[n]) for n in kept)
     model = read_model(Path(str(world.parent / "runs" / "ldm" / "final")))
     assert model.name == "ldm"

@@ -1,7 +1,8 @@
 """ACADiff: one generator for each modality, in the latents of volumes, that reads the chart (seed_systems.md §3, §7.6).
 
 Its volumes are registered brains, so what it sees of one is how it differs from the mean of all at each place, inside
-the brain and 0 outside: `template` pools that mean. Then three kinds of federation in one run. `autoencode` teaches
+the brain and 0 outside; and what it makes of one is how it differs from what a linear regression says of it.
+`template` pools the mean and `relate` the covariances. Then three kinds of federation in one run. `autoencode` teaches
 every modality a 3D autoencoder, among the sites that hold it; then they are frozen. `standardise` pools the latents'
 means and squares, so that all sites agree on a scale. `generate_X` teaches the generator of modality X: a U-Net over
 X's noisy latent and the fused latents of what is shown, which attends to clinical tokens that are made at the site. A
@@ -17,14 +18,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from shared.clinical import FIELDS, OWN, WIDTH, Chart, Encoder, Unset, chart_of, make_encoder
+from shared.clinical import FIELDS, WIDTH, Chart, chart_of
 from shared.data.bids import Clinical
 from shared.data.missing import random_shown
 from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.samplers import Denoiser, Guess, Sampler, draw
 from shared.errors import ConfigError, DataError
-from shared.nets.autoencoder import Autoencoder, AutoencoderShape
-from shared.nets.generator import TEXTS, Fused, Generator, Heard
+from shared.nets.aca import AcaNet
+from shared.nets.autoencoder import AutoencoderShape
+from shared.nets.generator import TEXTS, Fused, Heard
 from shared.nets.precision import Precision, autocast
 from shared.nets.volumetric import VolumeShape
 from shared.options import require
@@ -43,7 +45,7 @@ SIZES: Mapping[str, tuple[AutoencoderShape, VolumeShape]] = {
         VolumeShape(base=128, mult=(1, 2, 4), blocks=2),
     ),
 }
-TEMPLATE, AUTOENCODE, STANDARDISE, GENERATE = "template", "autoencode", "standardise", "generate_"
+TEMPLATE, RELATE, AUTOENCODE, STANDARDISE, GENERATE = "template", "relate", "autoencode", "standardise", "generate_"
 LATENT_LIMIT = 6.0  # of an estimate, in standard deviations: the first steps of a cosine chain divide by almost nothing
 
 
@@ -61,7 +63,9 @@ class AcaDiff:
     text_fingerprint: str = ""  # of the encoder that all sites must have; the coordinator's says which
     fields: tuple[str, ...] = FIELDS  # of the chart that may be read
     use_diagnosis: bool = True  # false: a classifier of the diagnosis may be trained on what is made
-    template: bool = True  # false: volumes are told from one half everywhere, and not from the mean volume
+    anchor: Literal["half", "mean", "linear"] = "linear"  # what a volume is told from: one half everywhere, the mean
+    # volume, or for what is made a regression on what is shown
+    cube: int = 8  # voxels along the edges of the cubes in which covariances are pooled
     fusion: Fused = "adaptive"  # concat: the sources' latents as they are, side by side
     parameterisation: Literal["eps", "v"] = "v"  # eps is the paper's
     schedule: Literal["linear", "cosine"] = "cosine"
@@ -84,6 +88,7 @@ class AcaDiff:
         require(self.text in TEXTS, "text", self.text, f"one of {', '.join(TEXTS)}")
         require(self.text_width >= 4, "text_width", self.text_width, "4 or more")
         require(set(self.fields) <= set(FIELDS), "fields", self.fields, f"some of {', '.join(FIELDS)}")
+        require(self.cube >= 1, "cube", self.cube, "1 or more")
         require(self.times >= 2, "times", self.times, "2 or more")
         for key in ("kl", "consistency"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
@@ -112,7 +117,8 @@ class AcaDiff:
     @property
     def phases(self) -> tuple[Phase, ...]:
         return (
-            *((Phase(name=TEMPLATE, kind="sums"),) if self.template else ()),
+            *((Phase(name=TEMPLATE, kind="sums"),) if self.anchor != "half" else ()),
+            *((Phase(name=RELATE, kind="sums"),) if self.anchor == "linear" else ()),
             Phase(name=AUTOENCODE),
             Phase(name=STANDARDISE, kind="sums"),
             *(Phase(name=GENERATE + m) for m in self.modalities),
@@ -131,10 +137,14 @@ class AcaDiff:
             return f"{made}, which is what is taught"
         return None if len(set(held) & set(self.modalities)) > 1 else f"a source beside {made}"
 
-    def build(self, seed: int) -> "AcaNet":
+    def build(self, seed: int) -> AcaNet:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return AcaNet(self)
+            coder, unet = (dataclasses.replace(shape, checkpoint=self.checkpoint) for shape in SIZES[self.size])
+            return AcaNet(
+                self.modalities, (self.depth, self.height, self.width), coder, unet,
+                cube=self.cube, fusion=self.fusion, text=self.text, text_width=self.text_width,
+            )  # fmt: skip
 
     def owners(self, net: nn.Module, phase: str) -> Owners:
         """An autoencoder is its modality's. Of a generator the paths are those of the sources that take them."""
@@ -161,7 +171,7 @@ class AcaDiff:
             return self._autoencode(net, batch, generator)
         return self._generate(net, batch, made, generator)
 
-    def _autoencode(self, net: "AcaNet", batch: Batch, generator: torch.Generator) -> Losses:
+    def _autoencode(self, net: AcaNet, batch: Batch, generator: torch.Generator) -> Losses:
         """Mean absolute error and divergence of each volume that exists; a subject's volumes are added."""
         volumes_BMDHW = self._given(net, batch.images_BMHW, batch.exists_BM)[0]
         loss_B = torch.zeros(len(batch), device=volumes_BMDHW.device)
@@ -185,7 +195,7 @@ class AcaDiff:
             gave={source(m): batch.exists_BM[:, i] for i, m in enumerate(self.modalities)},
         )
 
-    def _generate(self, net: "AcaNet", batch: Batch, made: Modality, generator: torch.Generator) -> Losses:
+    def _generate(self, net: AcaNet, batch: Batch, made: Modality, generator: torch.Generator) -> Losses:
         """Squared error of the noise, or of v, and of the estimate that it makes; per sample, over latent voxels."""
         sources, exists_BM, device = self.sources(made), batch.exists_BM, batch.images_BMHW.device
         can_B = exists_BM[:, self.modalities.index(made)]
@@ -194,9 +204,13 @@ class AcaDiff:
         given_B = shown_BS.any(1)
         t_B = torch.randint(self.times, (len(batch),), generator=generator, device=device)
 
-        z_BMCDHW = net.latents(self._given(net, batch.images_BMHW, exists_BM)[0], exists_BM, self.precision)
-        z0 = z_BMCDHW[:, self.modalities.index(made)]
-        z_BSCDHW = torch.stack([z_BMCDHW[:, self.modalities.index(m)] for m in sources], dim=1)
+        volumes_BMDHW = self._given(net, batch.images_BMHW, exists_BM)[0]
+        k, at = self.modalities.index(made), [self.modalities.index(m) for m in sources]
+        shown_BM = torch.zeros_like(exists_BM)
+        shown_BM[:, at] = shown_BS
+        volumes_BMDHW[:, k] -= net.anchor.expected(k, volumes_BMDHW, shown_BM)
+        z_BMCDHW = net.latents(volumes_BMDHW, exists_BM, self.precision)
+        z0, z_BSCDHW = z_BMCDHW[:, k], z_BMCDHW[:, at]
         eps = torch.randn(z0.shape, generator=generator, device=device)
         charts = [chart_of(record, self.reads) for record in batch.clinical or [{}] * len(batch)]
         heard = self._heard(net, charts, made, shown_BS, generator)
@@ -239,7 +253,7 @@ class AcaDiff:
 
     def _heard(
         self,
-        net: "AcaNet",
+        net: AcaNet,
         charts: Sequence[Chart],
         made: Modality,
         shown_BS: Tensor,
@@ -260,38 +274,35 @@ class AcaDiff:
         return Heard(tokens_BLD=tokens_BLD.to(device), held_BL=held_BL)
 
     def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
-        """Of each modality its subjects, and for the template its sum and count at each place of their brains; for the
-        scale per channel the means of the latent and of its square.
+        """Of each modality its subjects; and what volumes are told from, or for the scale of the latents per channel
+        the means of the latent and of its square.
         """
         assert isinstance(net, AcaNet)
-        subjects_M = batch.exists_BM.double().sum(0)
+        subjects = {"subjects": batch.exists_BM.double().sum(0)}
+        self._fits(batch.images_BMHW)
         if phase == TEMPLATE:
-            images, brain_BDHW = self._seen(batch.images_BMHW, batch.exists_BM)
-            counts_BM = batch.exists_BM.double()
-            return {
-                "subjects": subjects_M,
-                "x": (images.double() * brain_BDHW[:, None]).sum(0),
-                "n": torch.einsum("bm,bdhw->mdhw", counts_BM, brain_BDHW.double()),
-            }
+            return subjects | net.anchor.mean_sums(batch.images_BMHW, batch.exists_BM)
+        if phase == RELATE:
+            return subjects | net.anchor.relation_sums(batch.images_BMHW, batch.exists_BM)
         z_BMCDHW = net.raw_latents(
             self._given(net, batch.images_BMHW, batch.exists_BM)[0], batch.exists_BM, self.precision
         ).double()
         means = (z.mean(dim=(3, 4, 5)).sum(0) for z in (z_BMCDHW, z_BMCDHW.square()))  # what does not exist is 0
-        return {"subjects": subjects_M, **dict(zip(("z", "z2"), means, strict=True))}
+        return subjects | dict(zip(("z", "z2"), means, strict=True))
 
     def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
         """A modality that nobody has keeps mean 0 and spread 1."""
         assert isinstance(net, AcaNet)
-        n_M1 = sums["subjects"][:, None]
-        held_M1 = n_M1 >= 0.5  # sums may be noised
+        held_M = sums["subjects"] >= 0.5  # sums may be noised
         if phase == TEMPLATE:
-            places_M = sums["n"].clamp(min=0).sum(dim=(1, 2, 3)).clamp(min=1)
-            usual_M111 = (sums["x"].sum(dim=(1, 2, 3)) / places_M).clamp(0, 1)[:, None, None, None]
-            mean = (sums["x"] + usual_M111) / (sums["n"].clamp(min=0) + 1)  # one subject's worth of the usual value
-            net.template_MDHW.copy_(torch.where(held_M1[..., None, None], mean.clamp(0, 1), 0.5))
+            net.anchor.settle_mean(sums, held_M)
             return
-        mean_MC = sums["z"] / n_M1.clamp(min=1)
-        variance_MC = sums["z2"] / n_M1.clamp(min=1) - mean_MC.square()
+        if phase == RELATE:
+            net.anchor.settle_relation(sums)
+            return
+        n_M1, held_M1 = sums["subjects"][:, None].clamp(min=1), held_M[:, None]
+        mean_MC = sums["z"] / n_M1
+        variance_MC = sums["z2"] / n_M1 - mean_MC.square()
         net.mean_MC.copy_(torch.where(held_M1, mean_MC, 0.0))
         net.spread_MC.copy_(torch.where(held_M1, variance_MC.clamp(min=1e-6).sqrt(), 1.0))
 
@@ -337,7 +348,9 @@ class AcaDiff:
             with autocast(images.device, self.precision):
                 z = net.unstandardised(z0, k)
                 volume = net.coder(made).decode(z.repeat(2, 1, 1, 1, 1) if alone else z)[: len(rows)].float()
-            made_BDHW = net.template_MDHW[k] + net.cropped(volume, images.shape[2:])[:, 0] / 2
+            told_BDHW = net.anchor.expected(k, volumes_BMDHW[rows], shown_BM[rows])
+            told_BDHW = told_BDHW + net.cropped(volume, images.shape[2:])[:, 0]
+            made_BDHW = net.anchor.mean_MDHW[k] + told_BDHW / 2
             images[rows, k] = torch.where(brain_BDHW[rows], made_BDHW.clamp(0, 1), 0.0)
         return images
 
@@ -377,140 +390,19 @@ class AcaDiff:
 
     # --- both ----------------------------------------------------------------------------------------------------
 
-    def _given(self, net: "AcaNet", images_BMDHW: Tensor, exists_BM: Tensor) -> tuple[Tensor, Tensor]:
-        """Twice the difference from the template inside the brain, 0 elsewhere; and where the brain is."""
-        images, brain_BDHW = self._seen(images_BMDHW, exists_BM)
-        inside = brain_BDHW[:, None] & exists_BM[:, :, None, None, None]
-        return torch.where(inside, 2 * (images - net.template_MDHW), 0.0), brain_BDHW
+    def _given(self, net: AcaNet, images_BMDHW: Tensor, exists_BM: Tensor) -> tuple[Tensor, Tensor]:
+        """Each volume as it is told: from the mean volume, inside the brain. And the brain."""
+        self._fits(images_BMDHW)
+        return net.anchor.differences(images_BMDHW, exists_BM)
 
-    def _seen(self, images_BMDHW: Tensor, exists_BM: Tensor) -> tuple[Tensor, Tensor]:
-        """What is there, and the brain: where any of it is above 0."""
+    def _fits(self, images_BMDHW: Tensor) -> None:
         shape = (self.depth, self.height, self.width)
         if images_BMDHW.shape[2:] != shape:
             raise ConfigError(f"method.depth, height, width={shape}: was given {tuple(images_BMDHW.shape[2:])}")
-        images = torch.where(exists_BM[:, :, None, None, None], images_BMDHW.float(), 0.0)
-        return images, (images > 0).any(dim=1)
 
     @property
     def _schedule(self) -> Schedule:
         return SCHEDULES[self.schedule](self.times)
-
-
-class AcaNet(nn.Module):
-    """Autoencoders and generators by modality, and the agreed scale of the latents."""
-
-    template_MDHW: Tensor
-    mean_MC: Tensor
-    spread_MC: Tensor
-
-    def __init__(self, options: AcaDiff) -> None:
-        super().__init__()
-        self.modalities = options.modalities
-        coder, shape = SIZES[options.size]
-        coder = dataclasses.replace(coder, checkpoint=options.checkpoint)
-        self.encoder: Encoder = (
-            Unset(options.text, options.text_width)
-            if options.text in OWN
-            else make_encoder(options.text, options.text_width)
-        )
-        self.autoencoders = nn.ModuleDict({m: Autoencoder(coder) for m in options.modalities})
-        self.generators = nn.ModuleDict(
-            {
-                m: Generator(
-                    options.sources(m),
-                    dataclasses.replace(shape, checkpoint=options.checkpoint),
-                    latent=coder.latent,
-                    fusion=options.fusion,
-                    text=0 if options.text == "none" else options.text_width,
-                )
-                for m in options.modalities
-            }
-        )
-        self.latent = coder.latent
-        self.multiple = coder.multiple * shape.multiple  # of every edge of a volume
-        self.coder_multiple = coder.multiple
-        self.shape_DHW = (options.depth, options.height, options.width)
-        self.register_buffer("template_MDHW", torch.full((len(options.modalities), *self.shape_DHW), 0.5))
-        self.register_buffer("mean_MC", torch.zeros(len(options.modalities), coder.latent))
-        self.register_buffer("spread_MC", torch.ones(len(options.modalities), coder.latent))
-
-    def generator(self, made: Modality) -> Generator:
-        generator = self.generators[made]
-        assert isinstance(generator, Generator)
-        return generator
-
-    def coder(self, modality: Modality) -> Autoencoder:
-        coder = self.autoencoders[modality]
-        assert isinstance(coder, Autoencoder)
-        return coder
-
-    def padded(self, x_BCDHW: Tensor) -> Tensor:
-        """Empty space around it, to multiples that both networks can halve."""
-        pads: list[int] = []
-        for n in reversed(x_BCDHW.shape[2:]):
-            more = -n % self.multiple
-            pads += [more // 2, more - more // 2]
-        return nn.functional.pad(x_BCDHW, pads)
-
-    def cropped(self, x_BCDHW: Tensor, shape_DHW: Sequence[int]) -> Tensor:
-        """`padded`, undone."""
-        starts = [(-n % self.multiple) // 2 for n in shape_DHW]
-        d, h, w = (slice(a, a + n) for a, n in zip(starts, shape_DHW, strict=True))
-        return x_BCDHW[..., d, h, w]
-
-    def latent_shape(self, x_BCDHW: Tensor) -> tuple[int, ...]:
-        return (self.latent, *(n // self.coder_multiple for n in x_BCDHW.shape[2:]))
-
-    @torch.no_grad()
-    def raw_latents(self, volumes_BMDHW: Tensor, exists_BM: Tensor, precision: Precision) -> Tensor:
-        """The posterior means of what exists, 0 for the rest."""
-        z = []
-        for m, modality in enumerate(self.modalities):
-            x = self.padded(volumes_BMDHW[:, m][:, None])
-            made = torch.zeros((len(x), *self.latent_shape(x)), device=x.device)
-            rows = exists_BM[:, m].nonzero().flatten()
-            if len(rows):
-                with autocast(x.device, precision):
-                    made[rows] = self.coder(modality).remembered(x[rows])
-            z.append(made)
-        return torch.stack(z, dim=1)
-
-    def latents(self, volumes_BMDHW: Tensor, exists_BM: Tensor, precision: Precision) -> Tensor:
-        """On the agreed scale; exactly 0 for what is not there."""
-        z = self.raw_latents(volumes_BMDHW, exists_BM, precision)
-        mean, spread = (v[None, :, :, None, None, None] for v in (self.mean_MC, self.spread_MC))
-        return torch.where(exists_BM[:, :, None, None, None, None], (z - mean) / spread, 0.0)
-
-    def unstandardised(self, z_BCDHW: Tensor, m: int) -> Tensor:
-        mean, spread = (v[m][:, None, None, None] for v in (self.mean_MC, self.spread_MC))
-        return z_BCDHW * spread + mean
-
-    def forward(
-        self, z_BMCDHW: Tensor, known_BMCDHW: Tensor, shown_BM: Tensor, t_B: Tensor, tokens_BMLD: Tensor,
-        held_BML: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """All generators at once, each on its modality's noisy latent: what is exported. `known`: standardised latents
-        of what is shown, 0 for the rest; tokens of each target's prompt."""
-        made = []
-        for m, modality in enumerate(self.modalities):
-            at = [i for i in range(len(self.modalities)) if i != m]
-            heard = Heard(tokens_BLD=tokens_BMLD[:, m], held_BL=held_BML[:, m])
-            generator = self.generator(modality)
-            made.append(
-                generator(z_BMCDHW[:, m], known_BMCDHW[:, at], shown_BM[:, at], t_B, heard if generator.hears else None,
-                          skip=False)
-            )  # fmt: skip
-        return torch.stack(made, dim=1)
-
-    def example(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
-        """Inputs that `forward` takes, for exporters."""
-        M, L = len(self.modalities), 6
-        shape = self.latent_shape(self.padded(torch.empty(1, 1, *self.shape_DHW, device="meta")))
-        z = torch.zeros(batch, M, *shape)
-        return (
-            z, z.clone(), torch.ones(batch, M, dtype=torch.bool), torch.zeros(batch, dtype=torch.long),
-            torch.zeros(batch, M, L, self.encoder.width), torch.ones(batch, M, L, dtype=torch.bool),
-        )  # fmt: skip
 
 
 def _target_of(phase: str) -> Modality | None:

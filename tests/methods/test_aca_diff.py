@@ -16,8 +16,9 @@ from shared.diffusion.gaussian import SCHEDULES
 from shared.diffusion.samplers import Guess, Sampler, draw
 from shared.errors import ConfigError
 from shared.methods import aca_diff
-from shared.methods.aca_diff import AcaDiff, AcaNet
+from shared.methods.aca_diff import AcaDiff
 from shared.methods.baselines.ldm import Ldm
+from shared.nets.aca import AcaNet
 from shared.nets.autoencoder import Autoencoder, AutoencoderShape, cosines
 from shared.nets.fusion import Fusion
 from shared.nets.generator import Generator, Heard
@@ -314,9 +315,9 @@ def test_before_training_the_coder_is_a_projection_onto_the_lowest_frequencies(e
         assert (once - x).square().mean() < x.var()
 
 
-@pytest.mark.parametrize("template", [True, False])
-def test_agreed_latents_have_mean_0_and_spread_1_over_all_subjects(template: bool) -> None:
-    made = method(template=template)
+@pytest.mark.parametrize("anchor", ["half", "mean", "linear"])
+def test_agreed_latents_have_mean_0_and_spread_1_over_all_subjects(anchor: str) -> None:
+    made = method(anchor=anchor)
     net = net_of(made)
     whole = batch([[1, 1, 1], [1, 0, 1], [0, 1, 1], [1, 1, 0]], seed=5)
     made.settle(net, "standardise", made.sums(net, whole, "standardise"))
@@ -331,7 +332,7 @@ def test_agreed_latents_have_mean_0_and_spread_1_over_all_subjects(template: boo
 
 
 def test_the_template_is_the_mean_over_the_brains_and_an_untrained_generator_gives_it_back() -> None:
-    made = method()
+    made = method(anchor="mean")
     net = made.build(0)
     whole = batch([[1, 1, 1], [1, 0, 1], [0, 1, 1]], seed=6)
     whole.images_BMHW[..., :2] = 0  # outside every brain
@@ -340,12 +341,39 @@ def test_the_template_is_the_mean_over_the_brains_and_an_untrained_generator_giv
     for m in range(3):
         held = whole.images_BMHW[whole.exists_BM[:, m], m][..., 2:]
         usual = held.mean()
-        torch.testing.assert_close(net.template_MDHW[m, ..., 2:], (held.sum(0) + usual) / (len(held) + 1))
+        torch.testing.assert_close(net.anchor.mean_MDHW[m, ..., 2:], (held.sum(0) + usual) / (len(held) + 1))
     shown = torch.tensor([[True, False, False]])
     out = made.synthesize(net, whole.images_BMHW[:1], shown, Sampler(kind="mean"), torch.Generator().manual_seed(0))
     brain = whole.images_BMHW[0, 0] > 0
-    torch.testing.assert_close(out[0, 1][brain], net.template_MDHW[1][brain])
+    torch.testing.assert_close(out[0, 1][brain], net.anchor.mean_MDHW[1][brain])
     assert not out[0, 1][~brain].any()
+
+
+def test_an_untrained_generator_gives_the_regression_back_and_what_it_learns_is_the_rest() -> None:
+    made = method(cube=2, drop=0.0)
+    net = made.build(0)
+    whole = batch([[1, 1, 1]] * 12, seed=7)
+    whole.images_BMHW[:, 1] = 0.2 + 0.6 * whole.images_BMHW[:, 0]  # what T1 says of FDG
+    for phase in ("template", "relate"):
+        made.settle(net, phase, made.sums(net, whole, phase))
+    shown = torch.tensor([[True, False, False]])
+    out = made.synthesize(net, whole.images_BMHW[:1], shown, Sampler(kind="mean"), torch.Generator().manual_seed(0))
+    told, _ = net.anchor.differences(whole.images_BMHW[:1], torch.tensor([[True, True, True]]))
+    wanted = net.anchor.mean_MDHW[1] + net.anchor.expected(1, told, shown)[0] / 2
+    torch.testing.assert_close(out[0, 1], wanted.clamp(0, 1))
+    mean, regression = ((x - whole.images_BMHW[0, 1]).square().mean() for x in (net.anchor.mean_MDHW[1], out[0, 1]))
+    assert regression < 0.1 * mean
+    spread = net.latents(told, torch.tensor([[True, True, True]]), "fp32")[0, 1].std()
+    seen: list[Tensor] = []
+    net.generator("FDG").register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    schedule = SCHEDULES["cosine"](1000)
+    assert schedule.abar_T[0] > 0.999
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            aca_diff.torch, "randint", lambda *args, device=None, **_: torch.zeros(args[-1], dtype=torch.long)
+        )
+        made.loss(net, whole, "generate_FDG", torch.Generator().manual_seed(0))
+    assert seen[0].std() < 0.4 * spread  # with hardly any noise: the latent of what T1 does not say
 
 
 def test_latents_are_remembered_by_content_and_forgotten_with_the_weights() -> None:
