@@ -55,7 +55,7 @@ class Anchor(nn.Module):
         own_B1MM = torch.diag_embed(torch.where(shown_BM, 1e-6, 1.0))[:, None]  # a row of its own for what is not shown
         about_BNM = torch.where(shown_BM[:, None], cov_NMM[:, :, k], 0.0)
         weights_BNM: Tensor = torch.linalg.solve(torch.where(both_B1MM, cov_NMM, 0.0) + own_B1MM, about_BNM)
-        return weights_BNM.transpose(1, 2).unflatten(2, cubes)
+        return weights_BNM.transpose(1, 2).reshape(*shown_BM.shape, *cubes)
 
     # --- what sites pool ---------------------------------------------------------------------------------------------
 
