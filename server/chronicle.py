@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -81,7 +81,8 @@ def working(folder: Path, flower_run: int = 1) -> Iterator[None]:
         except Exception as error:
             found = outcome_of(error)
             if found is not None:
-                write_outcome(folder, found)
+                with suppress(OSError):  # of a full disk not even this can be said; whoever follows finds out
+                    write_outcome(folder, found)
             raise
         write_outcome(folder, Outcome(state="finished", at=time.time()))
 

@@ -172,6 +172,7 @@ def submit(folder: Path, link: SuperLink) -> Submission:
 
 
 def hand_over(folder: Path, link: SuperLink, *, times: int, tried: int) -> Submission:
+    check_writable(folder)
     (folder / chronicle.OUTCOME).unlink(missing_ok=True)
     rounds = finished_rounds(folder)  # before its ServerApp can finish another
     submission = Submission(
@@ -189,6 +190,19 @@ def hand_over(folder: Path, link: SuperLink, *, times: int, tried: int) -> Submi
         submission = dataclasses.replace(submission, stop=True)
     save(folder, submission)
     return submission
+
+
+def check_writable(folder: Path) -> None:
+    """RunFailed on a full disk: a run that could not be written down must not be started."""
+    probe = folder / f".{SUBMISSION}.probe"
+    try:
+        write_text(probe, "x" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise RunFailed(
+            f"{folder}: can't be written: {error.strerror}; it stands {standing(folder)}. Make room, then "
+            f"`lacuna resume {folder.name}`"
+        ) from None
 
 
 def finished_rounds(folder: Path) -> int:

@@ -148,6 +148,7 @@ class _Follower:
             assert found is not None
             chronicle.write_outcome(self.folder, found)
             return
+        submission.check_writable(self.folder)
         seconds = pause(max(tried, 1) + self.failures)
         if self.mourned != sent.flower_run:
             where = submission.standing(self.folder)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,20 +21,31 @@ TENSORS, RECORD = "tensors.safetensors", "record.json"
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write `folder` whole or not at all; an existing one is replaced."""
+    """Write `folder` whole or not at all; an existing one is replaced. OSError where the disk is full."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside / TENSORS)
-    sealed = {**record, "sha256": sha256(beside / TENSORS)}
-    (beside / RECORD).write_text(json.dumps(sealed, indent=1, sort_keys=True))
-    for path in (beside / TENSORS, beside / RECORD, beside):
-        _sync(path)
+    try:
+        _write(beside, tensors, record)
+    except OSError:
+        shutil.rmtree(beside, ignore_errors=True)  # its room may be what the last words need
+        raise
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(beside, folder)
     _sync(folder.parent)
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    folder.mkdir()
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
+    except SafetensorError as error:
+        raise OSError(f"{folder / TENSORS}: {error}") from None
+    sealed = {**record, "sha256": sha256(folder / TENSORS)}
+    (folder / RECORD).write_text(json.dumps(sealed, indent=1, sort_keys=True))
+    for path in (folder / TENSORS, folder / RECORD, folder):
+        _sync(path)
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -12,7 +12,7 @@ trust = ssl.create_default_context(cafile=todo["ca"])
 said = []
 for method, path in todo["requests"]:
     channel = http.client.HTTPSConnection(todo["host"], todo["port"], timeout=10, context=trust)
-    channel.request(method, path, headers={"Content-Type": "application/x-protobuf"})
+    channel.request(method, path, headers={"Content-Type": "application/protobuf"})
     said.append(channel.getresponse().status)
 reached = []
 for host, port in todo["connect"]:
@@ -93,7 +93,7 @@ def test_the_control_api_would_answer_whoever_reached_it(deployed: Deployed) -> 
 import http.client, ssl
 trust = ssl.create_default_context(cafile="/srv/federation/server/ca.crt")
 channel = http.client.HTTPSConnection("superlink", 8000, context=trust)
-channel.request("POST", "/v1/control/list-nodes", headers={"Content-Type": "application/x-protobuf"})
+channel.request("POST", "/v1/control/list-nodes", headers={"Content-Type": "application/protobuf"})
 print(channel.getresponse().status)
 """
     assert deployed.coordinator("python", "-P", "-c", look).splitlines()[-1] == "200"

@@ -3,11 +3,13 @@
 import os
 import signal
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from support.disks import full
 
 from server import chronicle, facts, progress
 from server.chronicle import Outcome, Tail
@@ -124,6 +126,18 @@ def test_a_run_that_fails_leaves_its_own_word_and_exit_code(
 def test_a_run_that_was_ended_from_outside_says_nothing(tmp_path: Path, ended: BaseException) -> None:
     with pytest.raises(type(ended)), chronicle.working(tmp_path):
         raise ended
+    assert chronicle.read_outcome(tmp_path) is None
+
+
+def test_on_a_full_disk_the_error_is_still_the_one_that_it_was(tmp_path: Path) -> None:
+    disk = ExitStack()
+
+    def saves() -> None:
+        disk.enter_context(full(0))
+        raise OSError("no room for a checkpoint")
+
+    with disk, pytest.raises(OSError, match="no room for a checkpoint"), chronicle.working(tmp_path):
+        saves()
     assert chronicle.read_outcome(tmp_path) is None
 
 

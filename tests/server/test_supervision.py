@@ -3,9 +3,11 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from support.disks import full
 from support.federation import config
 
 from server import chronicle, facts, submission, supervision
@@ -134,6 +136,19 @@ def test_one_that_dies_again_and_again_without_a_round_is_given_up(tmp_path: Pat
 def test_one_that_gets_on_between_its_deaths_is_not(run: Callable[..., Link]) -> None:
     times = 3 * supervision.MOST
     assert run(*[does_a_round_and_dies] * times, finishes).started == times + 1
+
+
+def test_one_that_died_of_a_full_disk_is_not_submitted_again_but_said(tmp_path: Path, run: Callable[..., Link]) -> None:
+    disk = ExitStack()
+
+    def finds_the_disk_full(folder: Path) -> None:
+        disk.enter_context(full())
+
+    with disk, pytest.raises(RunFailed, match=r"can't be written: File too large; .* Make room, then `lacuna resume"):
+        run(finds_the_disk_full, finishes)
+    before = submission.find(tmp_path / "one")
+    assert before is not None
+    assert before.times == 1
 
 
 def test_before_it_is_submitted_again_the_sites_of_its_last_round_are_waited_for(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.disks import full
 
 from shared import checkpoint
 from shared.errors import DataError
@@ -53,6 +54,16 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_last_one(tmp_path: Path) -> N
     assert found[1]["round"] == 0
     checkpoint.save_step(tmp_path, 1, TENSORS, {"round": 1})
     assert not half.exists()
+
+
+def test_a_full_disk_is_an_oserror_and_leaves_the_last_one_and_its_own_room(tmp_path: Path) -> None:
+    checkpoint.save_step(tmp_path, 0, TENSORS, {"round": 0})
+    with full(), pytest.raises(OSError, match=r"tensors\.safetensors"):
+        checkpoint.save_step(tmp_path, 1, {"weights/a": torch.zeros(10_000)}, {"round": 1})
+    assert [p.name for p in tmp_path.iterdir()] == ["000000"]
+    found = checkpoint.load_latest(tmp_path)
+    assert found is not None
+    assert found[1]["round"] == 0
 
 
 def test_nothing_there_is_none_and_all_damaged_is_an_error(tmp_path: Path) -> None:
