@@ -67,7 +67,7 @@ class Fusion(nn.Module):
             others_BS[:, s] = False
             # with nothing to ask, it asks itself: -inf for all would make nan, and the row is not used
             nothing_B = ~others_BS.any(1)
-            hidden_BS = torch.where(nothing_B[:, None], False, ~others_BS)
+            hidden_BS = ~others_BS & ~nothing_B[:, None]
             heard_BLE = self.cross(tokens_BSLE[:, s], tokens_BSLE.flatten(1, 2), hidden_BS.repeat_interleave(L, dim=1))
             made = self._part(m)(z_BSCDHW[:, s], heard_BLE.transpose(1, 2).unflatten(2, edges)).to(total.dtype)
             total = total + torch.where(shown_BS[:, s, None, None, None, None], made, 0.0)
@@ -90,8 +90,7 @@ class Beside(nn.Module):
         self.mix = nn.Conv3d(channels, channels, 1, bias=False)  # this modality's slice of the last 1x1
 
     def tokens(self, z_BCDHW: Tensor, edges: tuple[int, int, int]) -> Tensor:
-        pooled = F.adaptive_avg_pool3d(z_BCDHW.float(), edges)  # fp32: no bf16 kernel on a CPU
-        out: Tensor = self.token(pooled.flatten(2).transpose(1, 2))
+        out: Tensor = self.token(pooled(z_BCDHW, edges).flatten(2).transpose(1, 2))
         return out
 
     def forward(self, z_BCDHW: Tensor, heard_BEdhw: Tensor) -> Tensor:
@@ -99,6 +98,16 @@ class Beside(nn.Module):
         heard = F.interpolate(self.back(heard_BEdhw).float(), size=z_BCDHW.shape[2:], mode="trilinear")
         out: Tensor = self.mix(self.own(z_BCDHW) + heard)
         return out
+
+
+def pooled(x_BCDHW: Tensor, edges: tuple[int, int, int]) -> Tensor:
+    """Adaptive average pooling in fp32, edge by edge: the operator of three has no bf16 kernel on a CPU, nor ONNX."""
+    x = x_BCDHW.float()
+    for dim, count in enumerate(edges, start=2):
+        n = x.shape[dim]
+        bounds = [(i * n // count, -(-(i + 1) * n // count)) for i in range(count)]
+        x = torch.cat([x.narrow(dim, a, b - a).mean(dim, keepdim=True) for a, b in bounds], dim)
+    return x
 
 
 class Cross(nn.Module):

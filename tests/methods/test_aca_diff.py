@@ -20,7 +20,7 @@ from shared.methods.aca_diff import AcaDiff
 from shared.methods.baselines.ldm import Ldm
 from shared.nets.aca import AcaNet
 from shared.nets.autoencoder import Autoencoder, AutoencoderShape, cosines
-from shared.nets.fusion import Fusion
+from shared.nets.fusion import Fusion, pooled
 from shared.nets.generator import Generator, Heard
 from shared.nets.volumetric import VolumeShape, fold, unfold
 from shared.options import build
@@ -78,6 +78,12 @@ def test_the_order_of_the_sources_does_not_matter() -> None:
     for shown in ([[1, 1]] * 3, [[1, 0]] * 3, [[1, 1], [1, 0], [0, 1]]):
         shown_BS = torch.tensor(shown).bool()
         assert torch.equal(one(z, shown_BS), other(z.flip(1), shown_BS.flip(1)))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (5, 7, 4), (20, 24, 20)])
+def test_pooling_edge_by_edge_is_adaptive_pooling(shape: tuple[int, ...]) -> None:
+    x = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(pooled(x, (4, 4, 4)), nn.functional.adaptive_avg_pool3d(x, 4))
 
 
 def test_rows_together_or_one_by_one_and_paths_skipped_or_not_are_the_same() -> None:

@@ -277,12 +277,16 @@ def test_a_failed_export_leaves_nothing(signed: tuple[Path, Path], tmp_path: Pat
     assert not [p for p in tmp_path.iterdir() if "new" in p.name]
 
 
-def test_the_exported_denoiser_is_the_network_s(tmp_path: Path) -> None:
+ACA_TINY = {"modalities": ["T1", "FDG"], "size": "tiny", "depth": 8, "height": 8, "width": 8, "cube": 2}
+
+
+@pytest.mark.parametrize(("method", "options"), [("amm_diff", AMM_TINY), ("aca_diff", ACA_TINY)])
+def test_the_exported_denoiser_is_the_network_s(method: str, options: dict[str, Any], tmp_path: Path) -> None:
     """torch.export and ONNX, at a batch size that neither was traced with, against eager."""
     import onnxruntime
 
     bundle.make_signing_key(tmp_path / "key")
-    final = release(tmp_path / "final", "amm_diff", AMM_TINY)
+    final = release(tmp_path / "final", method, options, edge=options.get("height", 16))
     folder = bundle.export(final, tmp_path / "bundle", key=tmp_path / "key")
     loaded = bundle.load(folder, trusted=trusted(tmp_path / "key"))
     assert sorted(loaded.record["files"]) == ["denoiser.onnx", "denoiser.pt2", "model.safetensors"]
