@@ -201,9 +201,11 @@ class Deployed:
         return wait(lambda: self.health(container) == "healthy", timeout, f"{container} is healthy")
 
     def processes(self, container: str) -> dict[int, str]:
-        """Command lines by the host's process ids."""
-        listed = self.engine.docker("top", container, "-eo", "pid,args").splitlines()[1:]
-        return {int(line.split(None, 1)[0]): line.split(None, 1)[1] for line in listed}
+        """Command lines by the host's process ids; of those that live."""
+        listed = (
+            line.split(None, 1) for line in self.engine.docker("top", container, "-eo", "pid,args").splitlines()[1:]
+        )
+        return {int(pid): command for pid, command in listed if "<defunct>" not in command}
 
     def find(self, container: str, *words: str) -> list[int]:
         """Processes whose command line has all of these words."""
