@@ -140,9 +140,11 @@ class AcaDiff:
     def build(self, seed: int) -> AcaNet:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            coder, unet = (dataclasses.replace(shape, checkpoint=self.checkpoint) for shape in SIZES[self.size])
+            coder, unet = SIZES[self.size]
             return AcaNet(
-                self.modalities, (self.depth, self.height, self.width), coder, unet,
+                self.modalities, (self.depth, self.height, self.width),
+                dataclasses.replace(coder, checkpoint=self.checkpoint),
+                dataclasses.replace(unet, checkpoint=self.checkpoint),
                 cube=self.cube, fusion=self.fusion, text=self.text, text_width=self.text_width,
             )  # fmt: skip
 
