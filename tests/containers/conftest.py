@@ -22,8 +22,8 @@ ORDER = ("test_images", "test_training", "test_lookups", "test_reach", "test_fig
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The parts that need the least first; what breaks things last."""
-    items.sort(key=lambda item: next((i for i, name in enumerate(ORDER) if name in str(item.path)), -1))
+    """What needs no container first, then the parts that need the least; what breaks things last."""
+    items.sort(key=lambda item: next((i for i, name in enumerate(ORDER) if f"containers/{name}" in str(item.path)), -1))
 
 
 @pytest.fixture(scope="session")

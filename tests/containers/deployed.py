@@ -19,7 +19,7 @@ from support.worlds import write_world
 
 PROJECT, PROXY, PORT = "lacuna-test", "proxy.test", 8443
 USER = "10001:10001"
-DISK = "256m"  # of the runs: small, so that it can be filled
+DISK = "1000m"  # of the runs: small, so that it can be filled; a model of 116 MB has its checkpoints there too
 MODALITIES = ("T1", "T2", "FLAIR")
 SITES = {  # TOF for the method of test_figures.py alone
     "north": [("T1", "T2", "TOF")] * 5 + [("T1",)],

@@ -133,6 +133,7 @@ def test_a_sites_node_is_killed(campaign: Campaign) -> None:
     campaign.survive("kill -9 of a SuperNode", lambda: kill(d, d.site("east"), "client.supernode", " node "))
 
 
+@pytest.mark.slow
 def test_a_sites_container_is_killed_whole(campaign: Campaign) -> None:
     d = campaign.deployed
     campaign.survive("kill -9 of a site's first process", lambda: kill(d, d.site("south"), "lacuna-site", "run"))
@@ -143,6 +144,7 @@ def test_the_serverapp_is_killed(campaign: Campaign) -> None:
     campaign.survive("kill -9 of the ServerApp", lambda: kill(d, d.container("executor"), "flwr-serverapp"))
 
 
+@pytest.mark.slow
 def test_the_executor_is_killed(campaign: Campaign) -> None:
     d = campaign.deployed
     campaign.survive("kill -9 of the executor", lambda: kill(d, d.container("executor"), "flower-superexec"))
@@ -153,11 +155,13 @@ def test_the_superlink_is_killed(campaign: Campaign) -> None:
     campaign.survive("kill -9 of the SuperLink", lambda: kill(d, d.container("superlink"), "superlink_process"))
 
 
+@pytest.mark.slow
 def test_the_superlink_and_its_database_are_restarted(campaign: Campaign) -> None:
     d = campaign.deployed
     campaign.survive("restart of the SuperLink", lambda: d.compose("restart", "superlink") and None)
 
 
+@pytest.mark.slow
 def test_a_site_is_paused_past_the_deadline(campaign: Campaign) -> None:
     d = campaign.deployed
 
@@ -170,6 +174,7 @@ def test_a_site_is_paused_past_the_deadline(campaign: Campaign) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_sites_network_is_cut_and_heals(campaign: Campaign) -> None:
     d = campaign.deployed
 
@@ -180,11 +185,13 @@ def test_a_sites_network_is_cut_and_heals(campaign: Campaign) -> None:
     campaign.survive("network of a site cut for 60 s", cut, healed=lambda: d.plug_in("east"))
 
 
+@pytest.mark.slow
 def test_the_proxy_is_killed(campaign: Campaign) -> None:
     d = campaign.deployed
     campaign.survive("kill -9 of the proxy", lambda: kill(d, d.container("proxy"), "nginx: master"))
 
 
+@pytest.mark.slow
 def test_postgresql_is_down_for_a_minute(campaign: Campaign) -> None:
     """The run goes on meanwhile, and MLflow has every round in the end."""
     d = campaign.deployed

@@ -30,6 +30,7 @@ PARTS = {  # words of a command line, and which process that is
     "lacuna train": "coordinator",
 }
 CGROUP = Path("/sys/fs/cgroup/memory/docker")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from support.federation import weights_digest
 
 from server import facts, submission
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:

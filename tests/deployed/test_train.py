@@ -20,8 +20,6 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         yield made
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("deployed")
 class TestTrain:
     def test_gives_the_bits_of_a_simulation(self, scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
         assert scene.train("run=first") == 0
