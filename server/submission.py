@@ -196,13 +196,14 @@ def check_writable(folder: Path) -> None:
     """RunFailed on a full disk: a run that could not be written down must not be started."""
     probe = folder / f".{SUBMISSION}.probe"
     try:
-        write_text(probe, "x" * 4096)
-        probe.unlink()
+        probe.write_bytes(bytes(4096))
     except OSError as error:
         raise RunFailed(
             f"{folder}: can't be written: {error.strerror}; it stands {standing(folder)}. Make room, then "
             f"`lacuna resume {folder.name}`"
         ) from None
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def finished_rounds(folder: Path) -> int:
