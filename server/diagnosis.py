@@ -142,22 +142,26 @@ def find_study(cohorts: Mapping[SiteName, Cohort], modalities: Sequence[Modality
     return Study(modalities=tuple(modalities), people=tuple(people), ill=tuple(ill), depth=depth)
 
 
-def check_apart(study: Mapping[SiteName, Cohort], trained: Mapping[SiteName, Cohort]) -> None:
-    """Nobody that a generator was trained on: by name, and by the files that were read."""
-    names = {s.name for cohort in trained.values() for s in cohort.subjects}
+def check_apart(
+    study: Mapping[SiteName, Cohort], trained: Mapping[SiteName, Cohort], *, strangers: bool = False
+) -> None:
+    """Nobody that a generator was trained on: by the images that were read and, but for `strangers`, by name."""
+    names = set() if strangers else {s.name for cohort in trained.values() for s in cohort.subjects}
     files = {digest for cohort in trained.values() for digest in _files(cohort)}
     for site, cohort in study.items():
         again = sum(s.name in names for s in cohort.subjects)
         copied = sum(digest in files for digest in _files(cohort))
         if again or copied:
+            other = "" if copied else "; if they are other people of the same names, say strangers=true"
             raise DataError(f"study {site}: {again} subjects by name and {copied} image files are among those that "
-                            "the generators were trained on; must be apart")  # fmt: skip
+                            f"the generators were trained on; must be apart{other}")  # fmt: skip
 
 
 def _files(cohort: Cohort) -> Iterator[str]:
+    """Images, not masks: those of two people can both be empty."""
     for subject in cohort.subjects:
         meta = json.loads((cohort.folder / subject.name / "meta.json").read_text(encoding="utf-8"))
-        yield from meta["read"].values()
+        yield from (digest for name, digest in meta["read"].items() if not name.endswith("_mask.nii.gz"))
 
 
 # --- completed sets -------------------------------------------------------------------------------------------------

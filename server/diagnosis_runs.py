@@ -45,13 +45,16 @@ def diagnose(
     options: DiagnosisOptions,
     *,
     study: Path | None = None,
+    strangers: bool = False,
     sampler: Sampler | None = None,
     seed: int = 0,
     device: str = "auto",
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Findings, list[Line]]:
-    """The table of the runs `names` in `folder`; files into `out`. `study`: a BIDS cohort, or a folder of such."""
+    """The table of the runs `names` in `folder`; files into `out`. `study`: a BIDS cohort, or a folder of such;
+    `strangers`: its subjects may bear the names of trained ones.
+    """
     if len(set(names)) != len(names):
         raise ConfigError(f"runs {', '.join(names)}: must be named once each")
     configs = read_configs([name.partition(":")[0] for name in names], folder)
@@ -66,7 +69,7 @@ def diagnose(
     tested = find_cohorts(first, "heldout") if study is None else read_study(study, first.grid)
     if not tested:
         raise DataError(f"{first.world}/heldout: nobody to study; name the study's cohort by study=FOLDER")
-    check_apart(tested, trained)
+    check_apart(tested, trained, strangers=strangers)
     who, on = find_study(tested, modalities, options), find_device(device)
     ways = [_run(name, folder, models, sampler, seed, on) for name in names]
     ways += _floors(trained, who)

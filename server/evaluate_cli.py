@@ -64,6 +64,9 @@ def _diagnosis(asked: Asked, keys: Mapping[str, Any]) -> None:
 
     rest = dict(keys)
     study, out = _folder(rest, "study"), _folder(rest, "out")
+    strangers = rest.pop("strangers", False)
+    if not isinstance(strangers, bool):
+        raise ConfigError(f"strangers={strangers}: must be true or false")
     options = build(DiagnosisOptions, rest, "diagnosis")
     with progress.bar("completing and training", 0) as advance:
         findings, lines = diagnose(
@@ -71,6 +74,7 @@ def _diagnosis(asked: Asked, keys: Mapping[str, Any]) -> None:
             asked.runs,
             options,
             study=study,
+            strangers=strangers,
             sampler=asked.sampler,
             seed=asked.seed,
             device=asked.device,

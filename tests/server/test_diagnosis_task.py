@@ -215,6 +215,8 @@ def test_nobody_is_studied_that_a_generator_was_trained_on(root: Path, tmp_path:
     check_apart({"north": cohort_of(root, "heldout")}, trained)
     with pytest.raises(DataError, match="3 subjects by name and 7 image files"):
         check_apart({"south": cohort_of(root, "sites")}, trained)
+    with pytest.raises(DataError, match="0 subjects by name and 7 image files"):
+        check_apart({"south": cohort_of(root, "sites")}, trained, strangers=True)
     write_cohort(tmp_path / "copy", "renamed", [NAMES], seed=6)  # the same files under another name
     prepare_here(tmp_path / "copy")
     for path in (tmp_path / "copy").rglob("meta.json"):
