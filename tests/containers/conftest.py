@@ -26,6 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: next((i for i, name in enumerate(ORDER) if f"containers/{name}" in str(item.path)), -1))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Why tests were skipped: one line for all that have the same reason."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    for why in sorted({str(report.longrepr[2]) for report in skipped}):
+        terminalreporter.write_line(why.removeprefix("Skipped: "))
+
+
 @pytest.fixture(scope="session")
 def docker() -> Iterator[Engine]:
     try:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,16 +54,19 @@ def engine() -> Iterator[Engine]:
     tools = TOOLS / "docker-up.sh"
     if os.geteuid() == 0 and tools.exists():
         mine = subprocess.run([tools, "status"], capture_output=True, check=False).returncode != 0
-        up = subprocess.run([tools, "up"], capture_output=True, text=True, timeout=600, check=False)
+        try:
+            up = subprocess.run([tools, "up"], capture_output=True, text=True, timeout=600, check=False)
+        except subprocess.TimeoutExpired:
+            raise NoEngine("no Docker engine could be started in 10 minutes") from None
         if up.returncode != 0:
             raise NoEngine(f"no Docker engine could be started: {up.stderr.strip().splitlines()[-1:]}")
         environment = _environment(tools)
     else:
         environment = dict(os.environ)
-        if subprocess.run(["docker", "version"], capture_output=True, check=False).returncode != 0:
-            raise NoEngine("no Docker engine answers, and there is none that could be started here")
         if os.geteuid() != 0:
             raise NoEngine("the tests look into other processes' networks: they need root")
+        if shutil.which("docker") is None or subprocess.run(["docker", "version"], capture_output=True).returncode != 0:
+            raise NoEngine("no Docker engine answers, and there is none that could be started here")
     try:
         yield Engine(environment=environment, tag=_digest())
     finally:
