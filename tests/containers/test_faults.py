@@ -54,8 +54,11 @@ class Campaign:
     def working(self) -> bool:
         return self.follower.poll() is None
 
-    def survive(self, fault: str, broken: Callable[[], None], *, healed: Callable[[], None] | None = None) -> None:
-        """Break it, heal it if a hand is needed for that, and wait until a round that began later is whole."""
+    def survive(self, fault: str, broken: Callable[[], None], *, healed: Callable[[], None] | None = None) -> int:
+        """Break it, heal it if a hand is needed for that, and wait until a round that began later is whole.
+
+        Gives the number of rounds that went on without a site.
+        """
         before, times = len(self.rounds()), self.submissions()
         began = time.monotonic()
         broken()
@@ -73,6 +76,7 @@ class Campaign:
         without = sum(list(ok(r)) != sorted(SITES) for r in since)
         why = sorted({str(f["reason"])[:60] for r in since for f in r["sites"].values() if f["status"] != "ok"})  # type: ignore[attr-defined]
         self.table.append((fault, seconds, without, self.submissions() - times, "; ".join(why)))
+        return without
 
     def log(self) -> str:
         return (self.deployed.folder / "follower.log").read_text()[-4000:] + self.deployed.everything()
@@ -86,7 +90,7 @@ def campaign(scene: Scene) -> Iterator[Campaign]:
         deployed.coordinator("lacuna", "stop", RUN)
         shutil.rmtree(deployed.runs / RUN)
     slowest = max((float(str(r["seconds"])) for r in deployed.rounds("first")), default=SLOW)
-    deadline = max(45.0, 2.5 * slowest)
+    deadline = max(60.0, 3.5 * slowest)
     command = deployed.coordinator_command(
         "lacuna", "train", *PLAN, "method.pretext=false", "method.anchor=none",
         f"training.translate.rounds={ROUNDS}", "training.translate.steps=1", "training.translate.batch=1",
@@ -123,11 +127,17 @@ def kill(deployed: Deployed, container: str, *words: str) -> None:
 
 
 def test_a_sites_worker_is_killed(campaign: Campaign) -> None:
-    campaign.survive(
-        "kill -9 of a site's worker", lambda: kill(campaign.deployed, campaign.deployed.site("north"), "flwr-clientapp")
-    )
+    d = campaign.deployed
+
+    def fresh() -> None:
+        """Not one that has sent its update and is about to end."""
+        wait(lambda: not d.find(d.site("north"), "flwr-clientapp"), 120, "no worker")
+        kill(d, d.site("north"), "flwr-clientapp")
+
+    assert campaign.survive("kill -9 of a site's worker", fresh) > 0, "its update was lost"
 
 
+@pytest.mark.slow
 def test_a_sites_node_is_killed(campaign: Campaign) -> None:
     d = campaign.deployed
     campaign.survive("kill -9 of a SuperNode", lambda: kill(d, d.site("east"), "client.supernode", " node "))
