@@ -13,6 +13,8 @@ from support.federation import weights_digest
 from server import chronicle, submission
 from server.chronicle import Tail
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
