@@ -47,6 +47,7 @@ class Warm:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         self._started: list[int] = []
 
@@ -68,7 +69,8 @@ class Warm:
     def close(self) -> None:
         for pid in reversed(self._started):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)  # their apps end when they see that their parent is gone
+                os.kill(pid, signal.SIGKILL)
+        os.killpg(self._process.pid, signal.SIGKILL)  # an app that does not see that its executor is gone ends too
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
