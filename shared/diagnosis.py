@@ -214,7 +214,7 @@ class Judged(NamedTuple):
 def judge(val: Tensor, val_ill: Sequence[bool], test: Tensor, test_ill: Sequence[bool]) -> Judged:
     """The threshold is the validation subjects', the rest the test subjects'."""
     threshold = youden(val, val_ill)
-    called, truth = test > threshold, torch.tensor(test_ill, dtype=torch.bool)
+    called, truth = test.double() > threshold, torch.tensor(test_ill, dtype=torch.bool)
     sen, spe = called[truth].double().mean().item(), (~called[~truth]).double().mean().item()
     acc = (called == truth).double().mean().item()
     assert min(sen, spe) - 1e-9 <= acc <= max(sen, spe) + 1e-9, "accuracy is a weighted mean of the two"

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -91,6 +91,7 @@ scores = st.lists(
 
 
 @given(val=scores, test=scores)
+@example(val=[(0.0, True), (-0.2, False)], test=[(0.0, False), (-0.1, True)])  # a score on the threshold, but for its bits
 def test_accuracy_lies_between_sensitivity_and_specificity(
     val: list[tuple[float, bool]], test: list[tuple[float, bool]]
 ) -> None:
@@ -100,7 +101,7 @@ def test_accuracy_lies_between_sensitivity_and_specificity(
     share = sum(parts[1][1]) / len(test)
     assert found.acc == pytest.approx(share * found.sen + (1 - share) * found.spe)
     assert min(found.sen, found.spe) - 1e-9 <= found.acc <= max(found.sen, found.spe) + 1e-9
-    called = [(s > found.threshold) == i for s, i in test]
+    called = [(s > found.threshold) == i for s, i in zip(parts[1][0].tolist(), parts[1][1], strict=True)]
     assert found.acc == pytest.approx(sum(called) / len(test), abs=1e-6)
 
 
