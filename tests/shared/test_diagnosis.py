@@ -91,7 +91,7 @@ scores = st.lists(
 
 
 @given(val=scores, test=scores)
-@example(val=[(0.0, True), (-0.2, False)], test=[(0.0, False), (-0.1, True)])  # a score on the threshold, but for its bits
+@example(val=[(0.0, True), (-0.2, False)], test=[(0.0, False), (-0.1, True)])  # on the threshold, nearly
 def test_accuracy_lies_between_sensitivity_and_specificity(
     val: list[tuple[float, bool]], test: list[tuple[float, bool]]
 ) -> None:
