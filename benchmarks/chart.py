@@ -51,8 +51,7 @@ def main() -> None:
     of = ["--runs", str(out / "runs"), "--sampler"]
     lacuna("evaluate", *TOLD, "task=images", f"out={out / 'images'}", *of, "mean")
     lacuna("evaluate", *JUDGED, "task=diagnosis", f"study={clinic / 'sites'}", "strangers=true",
-           f"out={out / 'diagnosis'}", *of,
-           asked.sampler)  # fmt: skip
+           f"out={out / 'diagnosis'}", *of, asked.sampler)  # fmt: skip
 
 
 def train(out: Path, name: str, *overrides: str) -> None:
