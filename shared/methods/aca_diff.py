@@ -27,7 +27,7 @@ from shared.errors import ConfigError, DataError
 from shared.nets.aca import AcaNet
 from shared.nets.autoencoder import AutoencoderShape
 from shared.nets.generator import TEXTS, Fused, Heard
-from shared.nets.precision import Precision, autocast
+from shared.nets.precision import Precision, autocast_volumes
 from shared.nets.volumetric import VolumeShape
 from shared.options import require
 from shared.randomness import Noise, normal
@@ -183,7 +183,7 @@ class AcaDiff:
             eps = torch.randn((len(batch), *net.latent_shape(x)), generator=generator, device=x.device)[rows]
             if not len(rows):
                 continue
-            with autocast(x.device, self.precision):
+            with autocast_volumes(x.device, self.precision):
                 again, mean, sd = net.coder(modality)(x, eps)
             mean, sd = mean.float(), sd.float()
             divergence = 0.5 * (mean**2 + sd**2 - 2 * sd.clamp(min=1e-8).log() - 1)
@@ -218,7 +218,7 @@ class AcaDiff:
         heard = self._heard(net, charts, made, shown_BS, generator)
 
         z_t = self._schedule.noised(z0, t_B, eps)
-        with autocast(device, self.precision):
+        with autocast_volumes(device, self.precision):
             raw = net.generator(made)(z_t, z_BSCDHW, shown_BS, t_B, heard).float()
         alpha, sigma = self._schedule.scales(t_B, z_t)
         if self.parameterisation == "eps":
@@ -347,7 +347,7 @@ class AcaDiff:
             own = generator if isinstance(generator, torch.Generator) else [generator[i] for i in rows.tolist()]
             unclipped = dataclasses.replace(sampler, clip=False)  # latents have limits of their own
             z0 = draw(denoise, self._schedule, noise[made][rows], unclipped, own)
-            with autocast(images.device, self.precision):
+            with autocast_volumes(images.device, self.precision):
                 z = net.unstandardised(z0, k)
                 volume = net.coder(made).decode(z.repeat(2, 1, 1, 1, 1) if alone else z)[: len(rows)].float()
             told_BDHW = net.anchor.expected(k, volumes_BMDHW[rows], shown_BM[rows])
@@ -377,7 +377,7 @@ class AcaDiff:
 
         def denoise(z_BCDHW: Tensor, t: int) -> Guess:
             t_B = torch.full((len(z_BCDHW),), t, dtype=torch.long, device=z_BCDHW.device)
-            with autocast(z_BCDHW.device, self.precision):
+            with autocast_volumes(z_BCDHW.device, self.precision):
                 raw = said(z_BCDHW.float(), t_B, heard)
                 if guidance != 1 and heard is not None:
                     without = said(z_BCDHW.float(), t_B, deaf)

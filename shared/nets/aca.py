@@ -9,7 +9,7 @@ from shared.clinical import OWN, Encoder, Unset, make_encoder
 from shared.nets.anchor import Anchor
 from shared.nets.autoencoder import Autoencoder, AutoencoderShape
 from shared.nets.generator import Fused, Generator, Heard
-from shared.nets.precision import Precision, autocast
+from shared.nets.precision import Precision, autocast_volumes
 from shared.nets.volumetric import VolumeShape
 from shared.vocabulary import Modality
 
@@ -85,7 +85,7 @@ class AcaNet(nn.Module):
             made = torch.zeros((len(x), *self.latent_shape(x)), device=x.device)
             rows = exists_BM[:, m].nonzero().flatten()
             if len(rows):
-                with autocast(x.device, precision):
+                with autocast_volumes(x.device, precision):
                     made[rows] = self.coder(modality).remembered(x[rows])
             z.append(made)
         return torch.stack(z, dim=1)
