@@ -78,10 +78,10 @@ def write_study(source: Path, number: int, options: argparse.Namespace, modaliti
     """One phantom patient as a scanner would send it; whole or not at all."""
     from support import dicoms  # type: ignore[import-not-found]
 
-    from shared.data import anatomy
-    from shared.data.brains import grow
-    from shared.data.fields import Cube
-    from shared.data.signals import draw_scanner, render
+    from shared.data.phantom import anatomy
+    from shared.data.phantom.brains import grow
+    from shared.data.phantom.fields import Cube
+    from shared.data.phantom.signals import draw_scanner, render
 
     cube = Cube(size=options.phantom, fov_mm=192.0)
     (brain, *_) = anatomy.prepare(None, source.parent / "anatomy")

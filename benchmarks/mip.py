@@ -1,4 +1,4 @@
-"""The MIP loss, forward and backward: the scan of shared/nets/mip.py against its definition in O(slices^2).
+"""The MIP loss, forward and backward: the scan of shared/methods/nets/mip.py against its definition in O(slices^2).
 
     python benchmarks/mip.py                                      213 slices of 288x320, the paper's volumes
     python benchmarks/mip.py --slices 64 --height 64 --width 64   seconds instead of minutes
@@ -22,7 +22,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from shared.nets.mip import mip_loss
+from shared.methods.nets.mip import mip_loss
 
 PAPER, GOAL = 213, 8.0  # slices; times faster
 SAMPLED = 997  # gradients compared, evenly over the volume

@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from server import runs
-from server.local_grid import LocalGrid
-from server.simulation import client_app
+from server.runs import runs
+from server.runs.local_grid import LocalGrid
 from shared import methods
-from shared.config import Choice, Config, Federation, Tracking, Validation
+from shared.base import doors
+from shared.base.records import Batch, Losses, Owners, Phase
+from shared.base.vocabulary import SHARED, Modality
 from shared.data.cohort import prepare
 from shared.data.modalities import bids_path
 from shared.data.volumes import Grid, write
 from shared.diffusion.samplers import Sampler
-from shared.records import Batch, Losses, Owners, Phase
-from shared.training import PhaseTraining
-from shared.vocabulary import SHARED, Modality
+from shared.plan.config import Choice, Config, Federation, Tracking, Validation
+from shared.plan.training import PhaseTraining
 
 GRID = Grid(height=8, width=8)
 
@@ -91,7 +91,7 @@ def main(tensors: int, rounds: int, sites: int) -> None:
         f"site-{i:03d}": {"site": f"site-{i:03d}", "cohort": str(bids.resolve()), "state": str(folder / f"s{i}")}
         for i in range(sites)
     }
-    runs.serve(LocalGrid(client_app(), nodes), folder, quiet=True)
+    runs.serve(LocalGrid(doors.load(doors.CLIENT_APP), nodes), folder, quiet=True)
 
 
 if __name__ == "__main__":

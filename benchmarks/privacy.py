@@ -4,11 +4,11 @@
     python benchmarks/privacy.py --methods amm_diff,any2all --size tiny --repeats 3
     python benchmarks/privacy.py --device cuda                     seconds of the clock, torch.cuda.max_memory_allocated
 
-A step is `shared.training.train`'s or `client.private.train_private`'s own, over equally many images: every subject is
-drawn in every step (rate 1). Rounds of all variants take turns in one process; "x plain" is the median of the ratios
-between neighbours, "least" the ratio of the fastest rounds. Seconds are the process's CPU-seconds, so that other work
-on the machine counts little. Memory is the peak over what stood after a first small round, in a fresh process for
-every variant.
+A step is `shared.plan.training.train`'s or `client.privacy.private.train_private`'s own, over equally many images:
+every subject is drawn in every step (rate 1). Rounds of all variants take turns in one process; "x plain" is the
+median of the ratios between neighbours, "least" the ratio of the fastest rounds. Seconds are the process's CPU-
+seconds, so that other work on the machine counts little. Memory is the peak over what stood after a first small
+round, in a fresh process for every variant.
 
 Images are random, in a round head, and in memory: no files are read. `unet3d` is a MONAI DiffusionModelUNet on
 4 x 32^3, in the place of ACADiff. The goals: with 4 images or draws per subject at most 1.15 times as long as plain
@@ -36,10 +36,10 @@ import torch
 from private_rounds import METHODS, NOISE, Bench, Made, Round, Variant, case_of, variants
 from torch import Tensor
 
-import client.private
-from client.budget import Budget
-from shared.privacy import Query
-from shared.training import find_device
+from client.privacy import private
+from client.privacy.budget import Budget
+from shared.plan.training import find_device
+from shared.trust.privacy import Query
 
 MOST_TIME, MOST_TIME_3D, MOST_MEMORY = 1.15, 1.3, 0.5
 
@@ -140,13 +140,13 @@ def shares(bench: Bench, steps: int) -> dict[str, float]:
     with contextlib.ExitStack() as stack:
         for owner, name, part in (
             (Budget, "charge", "charge"),
-            (client.private, "draw", "draw"),
-            (client.private, "_parts", "draw"),
+            (private, "draw", "draw"),
+            (private, "_parts", "draw"),
             (Made, "unit", "draw"),
             (type(bench.case.method), "loss", "forward"),
             (Tensor, "backward", "backward"),
-            (client.private, "add_clipped", "clip and add"),
-            (client.private, "normal", "noise"),
+            (private, "add_clipped", "clip and add"),
+            (private, "normal", "noise"),
             (torch.optim.AdamW, "step", "optimizer"),
         ):
             stack.enter_context(clock.watching(owner, name, part))

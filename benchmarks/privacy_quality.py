@@ -133,11 +133,11 @@ def lacuna(*arguments: str) -> None:
 
 def score(options: argparse.Namespace, run: str, every: int = 3) -> list[float]:
     """PSNR in the brain of each held-out subject: each modality from all the others, over slices and targets."""
+    from shared.base.randomness import generator
     from shared.data.cohort import prepare
     from shared.data.slices import Slices
     from shared.diffusion.samplers import Sampler
-    from shared.model import read_model
-    from shared.randomness import generator
+    from shared.model.model import read_model
 
     model = read_model(options.out / "runs" / run / "final")
     found = []

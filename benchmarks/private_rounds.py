@@ -9,16 +9,16 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from client.budget import Budget
-from client.private import Charge, train_private
-from shared.config import load
+from client.privacy.budget import Budget
+from client.privacy.private import Charge, train_private
+from shared.base.owners import named
+from shared.base.records import Batch, Losses, Owners
+from shared.base.vocabulary import SHARED
 from shared.data.slices import Pool
 from shared.methods import Method
-from shared.owners import named
-from shared.privacy import PrivacyPlan, Query
-from shared.records import Batch, Losses, Owners
-from shared.training import PhaseTraining, optimizer_of, train
-from shared.vocabulary import SHARED
+from shared.plan.config import load
+from shared.plan.training import PhaseTraining, optimizer_of, train
+from shared.trust.privacy import PrivacyPlan, Query
 
 METHODS = ("amm_diff", "any2all", "mmdm", "unet3d")
 SUBJECTS, ROWS_EACH = 16, 4  # made up; images of each

@@ -16,16 +16,16 @@ from pathlib import Path
 
 import torch
 
-from server import runs
-from server.compare import find_cohorts
-from server.tasks import Held, Outcome, Scan, Task, floors, lead, pick, run, sampled
-from shared.config import load, load_sampler
+from server.evaluation.compare import find_cohorts
+from server.evaluation.tasks import Held, Outcome, Scan, Task, floors, lead, pick, run, sampled
+from server.runs import runs
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
-from shared.evaluation import RIDGE
-from shared.evaluation import floors as pooled_floors
-from shared.model import Model, read_model
-from shared.training import find_device
+from shared.model.evaluation import RIDGE
+from shared.model.evaluation import floors as pooled_floors
+from shared.model.model import Model, read_model
+from shared.plan.config import load, load_sampler
+from shared.plan.training import find_device
 
 YARDSTICK = "mds_paper"
 MOST_STEPS, MOST_DB, MOST_SW = 15, 0.2, 0.1

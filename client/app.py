@@ -9,11 +9,11 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import work
-from client.ledger import Ledger
-from client.site import LEDGER, Site, find_site, own_values
-from shared import wire
-from shared.errors import ConfigError, LacunaError, PlanRefused, RunFailed
+from client.round import work
+from client.site.ledger import Ledger
+from client.site.site import LEDGER, Site, find_site, own_values
+from shared.base.errors import ConfigError, LacunaError, PlanRefused, RunFailed
+from shared.plan import wire
 
 log = logging.getLogger("lacuna.site")
 app = ClientApp()

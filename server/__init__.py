@@ -1,0 +1,1 @@
+"""The round, seen from above."""

@@ -6,9 +6,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server.runs import serve
-
-FOLDER_VARIABLE = "LACUNA_RUN_FOLDER"  # in a Ray simulation, where Flower passes no run config
+from server.runs.runs import FOLDER_VARIABLE, serve
 
 app = ServerApp()
 

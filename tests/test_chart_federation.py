@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from support.worlds import write_world
 from torch import Tensor
 
-from client import work
-from server import runs
-from server.simulation import simulate
-from shared.config import load
-from shared.errors import ConfigError, RunFailed
-from shared.model import read_model
-from shared.vocabulary import TOGETHER, alone, beside
+from client.round import work
+from server.runs import runs
+from server.runs.simulation import simulate
+from shared.base.errors import ConfigError, RunFailed
+from shared.base.vocabulary import TOGETHER, alone, beside
+from shared.model.model import read_model
+from shared.plan.config import load
 
 MODALITIES = ("T1", "T2", "FLAIR")
 TEACH = "{rounds:1,steps:3,batch:2,lr:0.002}"

@@ -11,12 +11,14 @@ from flwr.app import Error, Message
 from support.federation import config, weights_digest, write
 from support.worlds import write_world
 
-from server import facts, runs, simulation
-from server.local_grid import LocalGrid
-from server.strategies import STRATEGIES
-from shared import checkpoint, wire
-from shared.config import Config
-from shared.errors import ConfigError, PlanRefused, RunFailed
+from server.journal import facts
+from server.rounds.strategies import STRATEGIES
+from server.runs import runs, simulation
+from server.runs.local_grid import LocalGrid
+from shared.base import checkpoint
+from shared.base.errors import ConfigError, PlanRefused, RunFailed
+from shared.plan import wire
+from shared.plan.config import Config
 
 pytestmark = pytest.mark.usefixtures("probe")
 
@@ -231,7 +233,7 @@ def test_a_site_whose_code_disagrees_refuses_the_plan(
     def other(site: object, settings: object, schema: str) -> None:
         raise PlanRefused("east: schema aaa differs from this site's bbb")
 
-    from client import work
+    from client.round import work
 
     monkeypatch.setattr(work, "check_schema", other)
     with pytest.raises(RunFailed, match=r"min_sites=2: only 0 sites.*differs from this site's"):

@@ -8,15 +8,16 @@ import pytest
 from support.federation import config, write
 from support.worlds import write_cohort
 
-from client.work import preparation_of
-from server import roster, simulation
-from server.local_grid import LocalGrid
-from shared import wire
+from client.round.work import preparation_of
+from server.rounds import roster
+from server.runs import simulation
+from server.runs.local_grid import LocalGrid
+from shared.base.errors import DataError, RunFailed, UpdateRejected
+from shared.base.records import Inventory
 from shared.data.bids import PREPARATION
 from shared.data.cohort import Cohort, cache_folder, prepare
 from shared.data.volumes import Grid
-from shared.errors import DataError, RunFailed, UpdateRejected
-from shared.records import Inventory
+from shared.plan import wire
 
 ONE, OTHER = "1" * 64, "2" * 64
 PATTERNS = [("T1", "T2")] * 5

@@ -9,13 +9,14 @@ from safetensors.torch import load_file
 from support.federation import config, write
 from support.worlds import write_world
 
-from server import facts, runs, simulation
-from server.local_grid import LocalGrid
-from shared.config import Choice, Config, build_method
+from server.journal import facts
+from server.runs import runs, simulation
+from server.runs.local_grid import LocalGrid
+from shared.base.errors import PlanRefused, RunFailed
 from shared.diffusion.samplers import Sampler
-from shared.errors import PlanRefused, RunFailed
-from shared.model import read_model
-from shared.training import PhaseTraining
+from shared.model.model import read_model
+from shared.plan.config import Choice, Config, build_method
+from shared.plan.training import PhaseTraining
 
 WHOLE = ("T1", "T2", "FLAIR", "TOF")
 OPTIONS = {"modalities": list(WHOLE), "size": "tiny", "slab": 3, "times": 20, "precision": "fp32"}

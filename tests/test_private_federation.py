@@ -17,15 +17,17 @@ from safetensors.torch import load_file
 from support.federation import config, write
 from support.worlds import prepare_here, write_cohort, write_world
 
-from client.budget import Budget
-from server import facts, runs, simulation
-from server.ledgers import Ledgers
-from shared import claims, wire
-from shared.config import Config, Tuning
-from shared.errors import ConfigError, DataError, RunFailed, UpdateRejected
-from shared.options import plain
-from shared.privacy import Privacy, Query, bound, epsilon
-from shared.records import Spent
+from client.privacy.budget import Budget
+from server.journal import facts
+from server.rounds.ledgers import Ledgers
+from server.runs import runs, simulation
+from shared.base.errors import ConfigError, DataError, RunFailed, UpdateRejected
+from shared.base.options import plain
+from shared.base.records import Spent
+from shared.plan import wire
+from shared.plan.config import Config, Tuning
+from shared.trust import claims
+from shared.trust.privacy import Privacy, Query, bound, epsilon
 
 pytestmark = pytest.mark.usefixtures("probe")
 

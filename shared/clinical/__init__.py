@@ -5,12 +5,12 @@ A provider turns a chart, the target and the available modalities into six token
 
 from collections.abc import Callable, Mapping
 
+from shared.base.errors import ConfigError
 from shared.clinical.builtin import WIDTH, Builtin
 from shared.clinical.chart import FIELDS, PIECES, Chart, chart_of, unfit
 from shared.clinical.encoder import Encoder, Unset
 from shared.clinical.labels import LabelEmbedding, NoText
 from shared.clinical.settings import TextSettings
-from shared.errors import ConfigError
 
 __all__ = [
     "ENCODERS", "FIELDS", "OWN", "PIECES", "WIDTH", "Chart", "Encoder", "TextSettings", "Unset", "chart_of",

@@ -8,11 +8,11 @@ from typing import Protocol, TypeGuard, runtime_checkable
 
 from torch import nn
 
+from shared.base.errors import ConfigError
 from shared.clinical import OWN, make_encoder
 from shared.clinical.encoder import Encoder, Unset
 from shared.clinical.probes import fingerprint, id_of, same_encoder
 from shared.clinical.settings import TextSettings, from_environment
-from shared.errors import ConfigError
 
 
 @runtime_checkable

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shared.base.errors import ConfigError
+from shared.base.vocabulary import Modality
 from shared.clinical import codes
 from shared.clinical.chart import DIAGNOSES, PIECES, SCORES, Chart
 from shared.clinical.encoder import check_lengths, empty, pieces_of
-from shared.errors import ConfigError
-from shared.vocabulary import Modality
 
 VERSION, SEED = 1, 0
 WIDTH = 64

@@ -17,7 +17,7 @@ import numpy as np
 from cryptography.fernet import Fernet, InvalidToken
 from numpy.typing import NDArray
 
-from shared.files import private_folder, read_secret
+from shared.base.files import private_folder, read_secret
 
 FOLDER = "text"  # in the site's STATE
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from shared.errors import ConfigError
+from shared.base.errors import ConfigError
 
 PIECES = ("target", "available", "diagnosis", "mmse", "adas13", "cdrsb")  # one token each
 FIELDS = PIECES[2:]  # those that come from the chart

@@ -6,9 +6,9 @@ from typing import NoReturn, Protocol
 import torch
 from torch import Tensor
 
+from shared.base.errors import ConfigError
+from shared.base.vocabulary import Modality
 from shared.clinical.chart import FIELDS, PIECES, Chart
-from shared.errors import ConfigError
-from shared.vocabulary import Modality
 
 
 class Encoder(Protocol):

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.base.errors import ConfigError, DataError
+from shared.base.files import read_secret
 from shared.clinical.cache import Cache
 from shared.clinical.egress import Address, Place, allowed_addresses, parse_url
 from shared.clinical.probes import alike, probe_vectors
 from shared.clinical.prompted import Prompted
 from shared.clinical.settings import TextSettings
-from shared.errors import ConfigError, DataError
-from shared.files import read_secret
 
 VERSION = 1
 AT_ONCE = 64  # prompts in a request

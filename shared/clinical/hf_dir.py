@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shared.base.errors import ConfigError
 from shared.clinical.cache import Cache
 from shared.clinical.prompted import Prompted
 from shared.clinical.settings import TextSettings
-from shared.errors import ConfigError
 
 VERSION = 1
 _READ = (".safetensors", ".json", ".txt", ".model")  # weights, settings, vocabularies

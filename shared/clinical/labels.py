@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from shared.base.errors import ConfigError
+from shared.base.vocabulary import Modality
 from shared.clinical.builtin import KNOWN
 from shared.clinical.chart import DIAGNOSES, PIECES, Chart
 from shared.clinical.encoder import check_lengths, empty, pieces_of
-from shared.errors import ConfigError
-from shared.vocabulary import Modality
 
 VERSION = 1
 CLASSES: Mapping[str, tuple[float, ...]] = {  # where a new class begins

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.base.vocabulary import Modality
 from shared.clinical.chart import Chart
 from shared.clinical.codes import signs
 from shared.clinical.encoder import Encoder
-from shared.vocabulary import Modality
 
 NUMBERS = 24  # of the sketch, per probe
 NEAR = 0.9999  # cosine; machines differ in the last bits of a language model

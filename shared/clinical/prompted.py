@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.base.errors import DataError
+from shared.base.vocabulary import Modality
 from shared.clinical.cache import Cache
 from shared.clinical.chart import PIECES, Chart
 from shared.clinical.encoder import check_lengths, empty, pieces_of
 from shared.clinical.prompts import prompt
-from shared.errors import DataError
-from shared.vocabulary import Modality
 
 Embed = Callable[[Sequence[str]], Tensor]  # texts -> float32 (texts, width)
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from shared.base.vocabulary import Modality
 from shared.clinical.chart import SCORES
-from shared.vocabulary import Modality
 
 SPOKEN: Mapping[Modality, str] = {
     "T1": "T1-weighted MRI",

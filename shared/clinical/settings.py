@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.errors import ConfigError
-from shared.options import require
+from shared.base.errors import ConfigError
+from shared.base.options import require
 
 SECTION, FILE, VARIABLE = "text", "site.toml", "LACUNA_TEXT_"
 

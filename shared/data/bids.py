@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from shared.base.errors import DataError
+from shared.base.vocabulary import Modality
 from shared.clinical.chart import SCORES, unfit
 from shared.data.modalities import entity, in_order, is_lesion, modality_of
-from shared.errors import DataError
-from shared.vocabulary import Modality
 
 Done = Literal["used", "incomplete", "skipped modality", "excluded"]
 Clinical = Mapping[str, float | str]

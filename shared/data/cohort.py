@@ -27,6 +27,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shared.base.errors import DataError
+from shared.base.options import build, plain
+from shared.base.vocabulary import Modality
 from shared.data.bids import (
     SPLITS,
     Clinical,
@@ -42,9 +45,6 @@ from shared.data.intensities import RULES_VERSION, Scaling
 from shared.data.modalities import in_order, parse
 from shared.data.preparation import PIPELINE, Result, has_sizes, hash_file, hash_json, prepare_subject
 from shared.data.volumes import Grid, Placement, shape_and_affine
-from shared.errors import DataError
-from shared.options import build, plain
-from shared.vocabulary import Modality
 
 LITTLE = 100e6  # bytes of new files that one process prepares in seconds
 

@@ -19,8 +19,8 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.base.errors import DataError
 from shared.data.volumes import MAX_OBLIQUE, SPACING_LIMITS
-from shared.errors import DataError
 
 Complex = NDArray[np.complex64]
 Mask = NDArray[np.bool_]

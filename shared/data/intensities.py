@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from shared.base.errors import DataError
+from shared.base.options import plain
+from shared.base.vocabulary import Modality
 from shared.data.modalities import MODALITIES
-from shared.errors import DataError
-from shared.options import plain
-from shared.vocabulary import Modality
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]

@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.base.errors import DataError
 from shared.data.encoding import (
     MOST_LINES,
     Complex,
@@ -34,7 +35,6 @@ from shared.data.encoding import (
     reduction_of,
     untouched,
 )
-from shared.errors import DataError
 
 MOST_SLICES, MOST_COILS = 2048, 256
 MOST_SAMPLES = 2**27  # of one slice: a gigabyte

@@ -10,7 +10,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from shared.vocabulary import Modality
+from shared.base.vocabulary import Modality
 
 
 def random_shown(exists_BM: Tensor, generator: torch.Generator, *, keep: int = 1) -> Tensor:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-from shared.errors import ConfigError
-from shared.vocabulary import Modality
+from shared.base.errors import ConfigError
+from shared.base.vocabulary import Modality
 
 Kind = Literal["mr", "ct", "pet"]
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.base.errors import DataError
+from shared.base.options import build, plain
+from shared.base.vocabulary import Modality
 from shared.data.bids import Remark, Sources
 from shared.data.intensities import RULES_VERSION, Scaling, find_brain, find_scaling
 from shared.data.volumes import Grid, Placement, Volume, read
-from shared.errors import DataError
-from shared.options import build, plain
-from shared.vocabulary import Modality
 
 PIPELINE = "1"  # raise it when the same files would give other bytes
 BRAIN_SLICE = 1 / 6  # of the largest slice's brain area; 5 % of BraTS's 240 x 240 field (seed_systems.md §2.1) is that

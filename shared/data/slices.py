@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shared.base.errors import DataError
+from shared.base.records import Batch
+from shared.base.vocabulary import Modality
 from shared.data.bids import Clinical
 from shared.data.cohort import Cohort, Geometry, Subject
-from shared.errors import DataError
-from shared.records import Batch
-from shared.vocabulary import Modality
 
 OPEN_FILES = 128  # memory maps held at once
 

@@ -21,8 +21,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import DTypeLike, NDArray
 
-from shared.errors import DataError
-from shared.options import require
+from shared.base.errors import DataError
+from shared.base.options import require
 
 Array = NDArray[np.float32]
 Affine = NDArray[np.float64]

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from shared.errors import DataError
-from shared.options import require
+from shared.base.errors import DataError
+from shared.base.options import require
 
 SUPPORT = 1e-3  # of the largest root sum of squares: below it, maps mean nothing
 

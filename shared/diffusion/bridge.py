@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shared.randomness import Noise, normal
+from shared.base.randomness import Noise, normal
 
 ENDS = (0.001, 0.999)
 

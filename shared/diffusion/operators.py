@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.errors import DataError
-from shared.fourier import fft2c, ifft2c
-from shared.options import require
-from shared.randomness import Noise, normal
+from shared.base.errors import DataError
+from shared.base.fourier import fft2c, ifft2c
+from shared.base.options import require
+from shared.base.randomness import Noise, normal
 
 Sd: TypeAlias = float | Tensor  # a tensor holds one for each sample of the batch
 T = TypeVar("T")

@@ -13,11 +13,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from shared.base.randomness import Noise, normal
 from shared.diffusion import conjugate
 from shared.diffusion.gaussian import Grid, Schedule, Step, posterior
 from shared.diffusion.operators import Measured, Operator
 from shared.diffusion.samplers import Denoiser, Guess, Sampler, log_snr, spaced
-from shared.randomness import Noise, normal
 
 Push: TypeAlias = Callable[
     [Tensor, Step], tuple[Guess, Tensor]

@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from shared.base.errors import ConfigError
+from shared.base.options import require
+from shared.base.randomness import Noise, normal
 from shared.diffusion.gaussian import SPACINGS, Grid, Schedule, Variance, posterior
-from shared.errors import ConfigError
-from shared.options import require
-from shared.randomness import Noise, normal
 
 Kind: TypeAlias = Literal["ancestral", "ddim", "multistep", "mean", "mps", "mds", "mds_fast", "bridge"]
 GUIDED = ("mps", "mds", "mds_fast")  # shared/diffusion/posterior.py: they bring measurements in

@@ -6,6 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from shared.base.randomness import Noise
+from shared.base.records import Batch, Losses, Owners, Phase
+from shared.base.vocabulary import Modality
 from shared.diffusion.samplers import Sampler
 from shared.methods.aca_diff import AcaDiff
 from shared.methods.amm_diff import AmmDiff
@@ -15,9 +18,6 @@ from shared.methods.baselines.ddpm import Ddpm
 from shared.methods.baselines.ldm import Ldm
 from shared.methods.baselines.pix2pix import Pix2pix
 from shared.methods.mmdm import Mmdm
-from shared.randomness import Noise
-from shared.records import Batch, Losses, Owners, Phase
-from shared.vocabulary import Modality
 
 
 class Method(Protocol):

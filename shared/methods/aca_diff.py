@@ -18,21 +18,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from shared.base.errors import ConfigError, DataError
+from shared.base.options import require
+from shared.base.randomness import Noise, normal
+from shared.base.records import Batch, Losses, Owners, Phase
+from shared.base.vocabulary import CHART, SHARED, TOGETHER, Modality, Owner, alone, beside, source
 from shared.clinical import FIELDS, WIDTH, Chart, chart_of
 from shared.data.bids import Clinical
 from shared.data.missing import random_shown
 from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.samplers import Denoiser, Guess, Sampler, draw
-from shared.errors import ConfigError, DataError
-from shared.nets.aca import AcaNet
-from shared.nets.autoencoder import AutoencoderShape
-from shared.nets.generator import TEXTS, Fused, Heard
-from shared.nets.precision import Precision, autocast_volumes
-from shared.nets.volumetric import VolumeShape
-from shared.options import require
-from shared.randomness import Noise, normal
-from shared.records import Batch, Losses, Owners, Phase
-from shared.vocabulary import CHART, SHARED, TOGETHER, Modality, Owner, alone, beside, source
+from shared.methods.nets.aca import AcaNet
+from shared.methods.nets.autoencoder import AutoencoderShape
+from shared.methods.nets.generator import TEXTS, Fused, Heard
+from shared.methods.nets.precision import Precision, autocast_volumes
+from shared.methods.nets.volumetric import VolumeShape
 
 SIZES: Mapping[str, tuple[AutoencoderShape, VolumeShape]] = {
     "tiny": (AutoencoderShape(channels=(4, 4), blocks=1, latent=4), VolumeShape(base=8, mult=(1, 2), blocks=1)),

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.base.errors import ConfigError, DataError
+from shared.base.options import require
+from shared.base.randomness import Noise, normal
+from shared.base.records import Batch, Cut, Losses, Owners, Phase
+from shared.base.vocabulary import SHARED, Modality, Owner, source, target
 from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.samplers import Guess, Sampler, draw
-from shared.errors import ConfigError, DataError
-from shared.methods.baselines.ridge import PatchRidge
-from shared.nets.iffn import IFFN, IffnShape, PlainEncoder, Predictor
-from shared.nets.precision import Precision, autocast
-from shared.nets.spectral import brain, spectral
-from shared.nets.unet import UNet, UNetShape
-from shared.options import require
-from shared.randomness import Noise, normal
-from shared.records import Batch, Cut, Losses, Owners, Phase
-from shared.vocabulary import SHARED, Modality, Owner, source, target
+from shared.methods.nets.iffn import IFFN, IffnShape, PlainEncoder, Predictor
+from shared.methods.nets.precision import Precision, autocast
+from shared.methods.nets.ridge import PatchRidge
+from shared.methods.nets.spectral import brain, spectral
+from shared.methods.nets.unet import UNet, UNetShape
 
 SIZES: Mapping[str, tuple[IffnShape, UNetShape]] = {
     "tiny": (

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from shared.base.errors import ConfigError, DataError
+from shared.base.options import require
+from shared.base.records import Batch
+from shared.base.vocabulary import SHARED, Modality, Owner, source
 from shared.data.missing import random_shown
-from shared.errors import ConfigError, DataError
-from shared.nets.precision import Precision
-from shared.options import require
-from shared.records import Batch
-from shared.vocabulary import SHARED, Modality, Owner, source
+from shared.methods.nets.precision import Precision
 
 
 class Lesson(NamedTuple):

@@ -14,18 +14,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from shared.base.errors import ConfigError, DataError
+from shared.base.options import require
+from shared.base.randomness import Noise, normal
+from shared.base.records import Batch, Cut, Losses, Owners, Phase
+from shared.base.vocabulary import SHARED, Modality, Owner, source, target
 from shared.data.missing import random_shown
 from shared.diffusion import posterior
 from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.operators import Measured, clean, none
 from shared.diffusion.samplers import GUIDED, Denoiser, Guess, Sampler, draw
-from shared.errors import ConfigError, DataError
-from shared.nets.precision import Precision, autocast
-from shared.nets.unet import UNet, UNetShape
-from shared.options import require
-from shared.randomness import Noise, normal
-from shared.records import Batch, Cut, Losses, Owners, Phase
-from shared.vocabulary import SHARED, Modality, Owner, source, target
+from shared.methods.nets.precision import Precision, autocast
+from shared.methods.nets.unet import UNet, UNetShape
 
 SIZES: Mapping[str, UNetShape] = {
     "tiny": UNetShape(base=16, mult=(1, 2), blocks=1, attention=1, patch=2),

@@ -14,17 +14,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from shared.base.options import require
+from shared.base.randomness import Noise
+from shared.base.records import Batch, Cut, Losses, Owners, Phase
+from shared.base.vocabulary import SHARED, Modality, Owner, beside, source
 from shared.diffusion.bridge import Bridge, bridge, cross
 from shared.diffusion.samplers import Sampler, bridge_steps
 from shared.methods.angiography import Angiography, choice, random_times
-from shared.nets.mip import Gumbel, mip_loss
-from shared.nets.naws import Naws
-from shared.nets.precision import autocast
-from shared.nets.restormer import Restormer, RestormerShape
-from shared.options import require
-from shared.randomness import Noise
-from shared.records import Batch, Cut, Losses, Owners, Phase
-from shared.vocabulary import SHARED, Modality, Owner, beside, source
+from shared.methods.nets.mip import Gumbel, mip_loss
+from shared.methods.nets.naws import Naws
+from shared.methods.nets.precision import autocast
+from shared.methods.nets.restormer import Restormer, RestormerShape
 
 SIZES: Mapping[str, tuple[RestormerShape, RestormerShape]] = {  # an expert, the fusion
     "tiny": (

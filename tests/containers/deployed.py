@@ -80,7 +80,7 @@ class Deployed:
         return done.stdout
 
     def _signer(self) -> str:
-        from shared.keys import fingerprint, read_public_key
+        from shared.trust.keys import fingerprint, read_public_key
 
         return fingerprint(read_public_key(self.folder / "federation" / "signing" / "signing.key.pub"))
 

@@ -146,7 +146,7 @@ def test_a_sites_worker_is_killed(campaign: Campaign) -> None:
 @pytest.mark.slow
 def test_a_sites_node_is_killed(campaign: Campaign) -> None:
     d = campaign.deployed
-    campaign.survive("kill -9 of a SuperNode", lambda: kill(d, d.site("east"), "client.supernode", " node "))
+    campaign.survive("kill -9 of a SuperNode", lambda: kill(d, d.site("east"), "client.node.supernode", " node "))
 
 
 @pytest.mark.slow

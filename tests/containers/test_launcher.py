@@ -15,9 +15,9 @@ from support import superlinks
 from support.federations import NOW, enter, make
 from support.superlinks import answers, program, wait
 
-from server import provision
-from server.federation import CA, SERVER, SERVER_KEY
-from server.superlink import sync
+from server.federation import provision
+from server.federation.federation import CA, SERVER, SERVER_KEY
+from server.superlink.superlink import sync
 
 SITES = ("near", "revoked", "lost")
 USER = 10001

@@ -6,7 +6,8 @@ import pytest
 from support.deployed import SITES, Scene, meanwhile, staged
 from support.federation import weights_digest
 
-from server import facts, submission
+from server.journal import facts
+from server.superlink import submission
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,9 @@ import pytest
 from support.deployed import PLAN, Scene, meanwhile, staged
 from support.federation import weights_digest
 
-from server import chronicle, submission
-from server.chronicle import Tail
+from server.journal import chronicle
+from server.journal.chronicle import Tail
+from server.superlink import submission
 
 pytestmark = pytest.mark.slow
 

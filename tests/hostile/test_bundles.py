@@ -22,10 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.bundles import HOSTILE, bundle
 
-from client import bundle_guard, supernode
-from client.ledger import Ledger
-from server.superlink import bundle as own
-from shared.errors import PlanRefused, RunFailed
+from client.node import supernode
+from client.site import bundle_guard
+from client.site.ledger import Ledger
+from server.superlink.superlink import bundle as own
+from shared.base.errors import PlanRefused, RunFailed
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # in Flower's own packing
 RUN = Run.create_empty(7)

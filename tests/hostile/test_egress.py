@@ -15,16 +15,16 @@ from support.embeddings import EmbeddingsServer
 from support.federation import config, write
 from support.worlds import SITES_MMSE, prepare_here, write_cohort
 
-from client.ledger import Ledger
-from server import runs, simulation
-from server.local_grid import LocalGrid
+from client.site.ledger import Ledger
+from server.runs import runs, simulation
+from server.runs.local_grid import LocalGrid
 from shared.clinical import FIELDS, TextSettings, chart_of, make_encoder
 from shared.clinical.prompts import prompt
-from shared.config import Choice, Config
 from shared.data.bids import read_participants
 from shared.data.cohort import cache_folder
-from shared.privacy import Privacy
-from shared.training import PhaseTraining
+from shared.plan.config import Choice, Config
+from shared.plan.training import PhaseTraining
+from shared.trust.privacy import Privacy
 
 pytestmark = pytest.mark.usefixtures("probe")
 
@@ -286,7 +286,7 @@ def test_an_unknown_error_says_only_its_kind(
     leaky_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An exception's text may hold a subject's name; it stays at the site."""
-    from client import work
+    from client.round import work
 
     def fail(*_: object) -> torch.Tensor:
         raise KeyError("sub-northsecret000")
@@ -297,7 +297,7 @@ def test_an_unknown_error_says_only_its_kind(
     cohorts = simulation.find_cohorts(wanted)
     simulation.prepare_cohorts(wanted, cohorts)
     grid = RecordingGrid(simulation.client_app(), simulation._node_configs(wanted, folder, cohorts))
-    from shared.errors import RunFailed
+    from shared.base.errors import RunFailed
 
     with pytest.raises(RunFailed, match="KeyError in local work, see its log"):
         runs.serve(grid, folder, quiet=True)

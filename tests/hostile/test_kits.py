@@ -13,13 +13,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from support.federations import NOW, enter, make, signer, site, tree
 
-from client import enrol
-from server import provision, rotation
-from server.federation import SIGNING_KEY, load
-from shared import kit
-from shared.errors import DataError, LacunaError
-from shared.files import MOST, canonical
-from shared.keys import (
+from client.site import enrol
+from server.federation import provision, rotation
+from server.federation.federation import SIGNING_KEY, load
+from shared.base.errors import DataError, LacunaError
+from shared.base.files import MOST, canonical
+from shared.trust import kit
+from shared.trust.keys import (
     fingerprint,
     new_site_key,
     parse_site_key,
@@ -28,7 +28,7 @@ from shared.keys import (
     site_line,
     site_signature,
 )
-from shared.kit import Succession, Versions
+from shared.trust.kit import Succession, Versions
 
 VERSIONS = Versions(lacuna="0.1.0", flwr="1.41.0")
 

@@ -14,11 +14,12 @@ from support.federation import config, weights_digest
 from support.probe import Probe
 from support.spoilt import about, failed, start
 
-from server import facts
-from server.receipts import Receipts
-from shared import methods, wire
-from shared.config import Limits
-from shared.errors import RunFailed
+from server.journal import facts
+from server.journal.receipts import Receipts
+from shared import methods
+from shared.base.errors import RunFailed
+from shared.plan import wire
+from shared.plan.config import Limits
 
 Attack = Callable[[RecordDict, "Stash"], None]  # changes an honest reply
 Stash = dict[str, RecordDict]  # what the site has answered before

@@ -64,7 +64,7 @@ def _twice() -> bytes:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the name is there already
-            archive.writestr(entry, PROJECT.replace("client.app:app", "client.work:app"))
+            archive.writestr(entry, PROJECT.replace("client.app:app", "client.round.work:app"))
     return out.getvalue()
 
 
@@ -151,7 +151,7 @@ HOSTILE: Mapping[str, tuple[Callable[[], bytes], str]] = {
         r"CONTENT does not list",
     ),
     "another client": (
-        lambda: says("clientapp", '"client.work:app"'),
+        lambda: says("clientapp", '"client.round.work:app"'),
         r"clientapp='client\.work:app': a site runs its own",
     ),
     "a client of the standard library": (lambda: says("clientapp", '"os:system"'), r"clientapp='os:system'"),

@@ -9,9 +9,9 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from client.budget import Budget
-from shared.errors import BudgetSpent
-from shared.privacy import Query
+from client.privacy.budget import Budget
+from shared.base.errors import BudgetSpent
+from shared.trust.privacy import Query
 
 TERMS: dict[str, Any] = {"epsilon": 8.0, "delta": 1e-5, "size": 200}
 CHEAP = Query(noise=500.0, rate=1.0)  # thousands of these fit; at rate 1 its cost is worked out at once
@@ -30,7 +30,7 @@ def six_charges(folder: Path) -> Path:
 def processes() -> ForkServerContext:
     """Children of this start in hundredths of a second, with Opacus loaded."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "opacus.accountants", "client.budget"])
+    context.set_forkserver_preload(["__main__", "opacus.accountants", "client.privacy.budget"])
     return context
 
 

@@ -16,9 +16,11 @@ from support.superlinks import answers, free_port, wait
 from support.warm import Warm
 from support.worlds import write_world
 
-from server import cli, facts, provision
-from server.federation import CA, SERVER, SERVER_KEY, opened
-from server.superlink import SuperLink, sync
+from server.cli import cli
+from server.federation import provision
+from server.federation.federation import CA, SERVER, SERVER_KEY, opened
+from server.journal import facts
+from server.superlink.superlink import SuperLink, sync
 
 SITES = {"north": [("T1", "T2")], "east": [("T1", "T2")]}
 PLAN = (

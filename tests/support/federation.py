@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from shared.config import Choice, Config, Federation, Tracking, Validation
+from shared.base.owners import digest
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
-from shared.owners import digest
-from shared.training import PhaseTraining
+from shared.plan.config import Choice, Config, Federation, Tracking, Validation
+from shared.plan.training import PhaseTraining
 
 
 def config(world: Path, *, rounds: int = 3, strategy: str = "fedavg", **federation: Any) -> Config:

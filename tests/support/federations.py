@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from client import enrol
-from server import provision
-from server.federation import SIGNING_PUBLIC
-from shared.keys import fingerprint, read_public_key
+from client.site import enrol
+from server.federation import provision
+from server.federation.federation import SIGNING_PUBLIC
+from shared.trust.keys import fingerprint, read_public_key
 
 NOW = datetime.now(UTC).replace(microsecond=0)  # handshakes look at the real clock
 ADDRESS = "localhost:18443"

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from client.ingest import atlas
-from client.ingest.register import _about, _shift
-from client.ingest.resample import Pose, resample
+from client.ingest.image import atlas
+from client.ingest.image.register import _about, _shift
+from client.ingest.image.resample import Pose, resample
 from shared.data.volumes import Volume, write
 
 LEVELS = {  # fluid, grey, white; skull, scalp

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from shared.base.options import build
+from shared.base.records import Batch
 from shared.diffusion.samplers import Sampler
 from shared.methods import METHODS, Method
-from shared.options import build
-from shared.records import Batch
 
 MODALITIES = ("T1", "T1CE", "T2", "FLAIR")
 M, SIDE = len(MODALITIES), 16

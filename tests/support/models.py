@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shared import bundle
+from shared.base.options import build
 from shared.methods import METHODS
-from shared.options import build
+from shared.model import bundle
 
 AMM_TINY = {
     "modalities": ["T1", "T2", "FLAIR"],

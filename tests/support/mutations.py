@@ -14,11 +14,11 @@ from pathlib import Path
 from hypothesis import strategies
 from support.dicoms import volume, write_series
 
-from client.ingest import listing
-from client.ingest.collect import collect
-from client.ingest.records import Aside
-from client.ingest.series import group
-from client.ingest.take import Found, take
+from client.ingest.arrive.collect import collect
+from client.ingest.arrive.records import Aside
+from client.ingest.cohort.take import Found, take
+from client.ingest.recognise import listing
+from client.ingest.recognise.series import group
 
 KINDS = ("flip", "cut", "drop", "repeat", "swap", "tag", "length", "empty", "pad", "copy", "insert")
 NONSENSE = (b"", b"NaN", b"-1", b"1e999", b"0\\0\\0", b"\xff\xfe\x00", b"' OR 1=1", b"../../etc", b"9" * 300, b"\\\\\\")

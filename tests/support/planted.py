@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.private import Charge, Engine, Entropy, add_clipped, draw, normal
-from shared.errors import BudgetSpent
-from shared.privacy import PrivacyPlan
+from client.privacy.private import Charge, Engine, Entropy, add_clipped, draw, normal
+from shared.base.errors import BudgetSpent
+from shared.trust.privacy import PrivacyPlan
 
 
 class Pieces(Engine):

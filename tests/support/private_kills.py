@@ -28,12 +28,12 @@ def main(root: Path, kills: int, seed: int) -> None:
     from support.probe import Probe
     from support.worlds import write_world
 
-    from server import runs, simulation
-    from server.local_grid import LocalGrid
+    from server.runs import runs, simulation
+    from server.runs.local_grid import LocalGrid
+    from shared.base.options import plain
     from shared.methods import METHODS
-    from shared.options import plain
-    from shared.privacy import Privacy, Query, epsilon
-    from shared.training import PhaseTraining
+    from shared.plan.training import PhaseTraining
+    from shared.trust.privacy import Privacy, Query, epsilon
 
     torch.set_num_threads(1)
     METHODS["probe"] = Probe  # type: ignore[index]
@@ -107,7 +107,7 @@ def _rows(path: Path) -> int:
 
 
 def ledger(state: Path) -> Mapping[object, int]:
-    from client.budget import Budget
+    from client.privacy.budget import Budget
 
     budget = Budget.look(state / "privacy")
     found = budget.spending()
@@ -117,8 +117,8 @@ def ledger(state: Path) -> Mapping[object, int]:
 
 def look(folder: Path, nodes: Mapping[str, Mapping[str, str]], of: Mapping[object, int]) -> list[int]:
     """By site, charged less released: every round that the coordinator has folded in was asked of the ledger before."""
-    from client.budget_files import enrolled
-    from server import facts
+    from client.privacy.budget_files import enrolled
+    from server.journal import facts
 
     history = facts.read(folder / "rounds.jsonl")
     over = []

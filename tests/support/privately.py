@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from support.probe import Probe
 from torch import Tensor, nn
 
-from client.private import train_private
+from client.privacy.private import train_private
+from shared.base.owners import named
 from shared.data.cohort import Cohort, prepare
 from shared.data.slices import Pool, Slices
 from shared.data.volumes import Grid
-from shared.owners import named
-from shared.privacy import PrivacyPlan, Query
-from shared.training import PhaseTraining, Trained
+from shared.plan.training import PhaseTraining, Trained
+from shared.trust.privacy import PrivacyPlan, Query
 
 LR = 100.0  # a step far above the rounding of the weights
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from shared.base.records import Batch, Cut, Losses, Owners, Phase
+from shared.base.vocabulary import SHARED, Modality, source, target
 from shared.diffusion.samplers import Sampler
-from shared.records import Batch, Cut, Losses, Owners, Phase
-from shared.vocabulary import SHARED, Modality, source, target
 
 
 class Net(nn.Module):

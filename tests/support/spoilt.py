@@ -6,9 +6,9 @@ from pathlib import Path
 from flwr.app import Error, Message, RecordDict
 from support.federation import write
 
-from server import runs, simulation
-from server.local_grid import LocalGrid
-from shared.config import Config
+from server.runs import runs, simulation
+from server.runs.local_grid import LocalGrid
+from shared.plan.config import Config
 
 Spoil = Callable[[str, Message], Message | None]  # (site, reply) -> what arrives; None is nothing
 

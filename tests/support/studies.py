@@ -43,7 +43,7 @@ def turned(degrees: tuple[float, float, float], steps: tuple[float, float, float
 
 
 def volumes(folder: Path, modality: str, affine: np.ndarray, shape: tuple[int, ...] = SHAPE) -> tuple[Path, np.ndarray]:
-    """As client/outputs.py leaves them: mean, spread, sidecar."""
+    """As client/inference/outputs.py leaves them: mean, spread, sidecar."""
     low, high = UNITS[MODALITIES[modality].kind]
     rng = np.random.default_rng(0)
     data = rng.uniform(low, high, shape).astype(np.float32)

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 HERE = Path(__file__).parent.parent
 SCRIPTS = {
-    "flower-superlink": "server.superlink_process:main",  # as deployed: patient with its database
+    "flower-superlink": "server.superlink.process:main",  # as deployed: patient with its database
     "flower-supernode": "flwr.supernode.cli:flower_supernode",
     "flower-superexec": "flwr.supercore.cli:flower_superexec",
     "flwr-serverapp": "flwr.superlink.cli:flwr_serverapp",

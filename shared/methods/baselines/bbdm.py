@@ -12,15 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from shared.base.options import require
+from shared.base.randomness import Noise
+from shared.base.records import Batch, Cut, Losses, Owners, Phase
+from shared.base.vocabulary import SHARED, beside
 from shared.diffusion.bridge import Bridge, bridge, cross
 from shared.diffusion.samplers import Sampler, bridge_steps
 from shared.methods.angiography import Angiography, choice, only, random_times
-from shared.nets.precision import autocast
-from shared.nets.unet import UNet, UNetShape, zeroed
-from shared.options import require
-from shared.randomness import Noise
-from shared.records import Batch, Cut, Losses, Owners, Phase
-from shared.vocabulary import SHARED, beside
+from shared.methods.nets.precision import autocast
+from shared.methods.nets.unet import UNet, UNetShape, zeroed
 
 SIZES: Mapping[str, UNetShape] = {
     "tiny": UNetShape(base=16, mult=(1, 2), blocks=1, attention=1, patch=2),

@@ -12,15 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from shared.base.options import require
+from shared.base.randomness import Noise, normal
+from shared.base.records import Batch, Cut, Losses, Owners, Phase
+from shared.base.vocabulary import SHARED, Owner
 from shared.diffusion.gaussian import Schedule, linear
 from shared.diffusion.samplers import Guess, Sampler, draw
 from shared.methods.angiography import Angiography, random_times, seen, seen_by
-from shared.nets.precision import autocast
-from shared.nets.unet import UNet, UNetShape
-from shared.options import require
-from shared.randomness import Noise, normal
-from shared.records import Batch, Cut, Losses, Owners, Phase
-from shared.vocabulary import SHARED, Owner
+from shared.methods.nets.precision import autocast
+from shared.methods.nets.unet import UNet, UNetShape
 
 SIZES: Mapping[str, UNetShape] = {
     "tiny": UNetShape(base=16, mult=(1, 2), blocks=1, attention=1, patch=2),

@@ -7,7 +7,7 @@ presence maps. No fusion, no text, no consistency.
 from dataclasses import dataclass
 
 from shared.methods.aca_diff import AcaDiff
-from shared.nets.generator import Fused
+from shared.methods.nets.generator import Fused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

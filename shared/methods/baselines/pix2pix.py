@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from shared.base.errors import ConfigError
+from shared.base.options import require
+from shared.base.randomness import Noise
+from shared.base.records import Batch, Cut, Losses, Owners, Phase
+from shared.base.vocabulary import SHARED, Owner
 from shared.diffusion.samplers import Sampler
-from shared.errors import ConfigError
 from shared.methods.angiography import Angiography, seen, seen_by
-from shared.nets.precision import autocast
-from shared.options import require
-from shared.randomness import Noise
-from shared.records import Batch, Cut, Losses, Owners, Phase
-from shared.vocabulary import SHARED, Owner
+from shared.methods.nets.precision import autocast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

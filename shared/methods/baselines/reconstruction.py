@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+from shared.base.options import require
 from shared.diffusion import conjugate
 from shared.diffusion.operators import CartesianMRI, Operator, finite
-from shared.options import require
 
 _DARK = 1e-6  # of the best-seen pixel's weight: below it a pixel is not measured at all
 _POWER = 15  # power iterations for |A^T A|

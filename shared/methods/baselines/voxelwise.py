@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shared.base.errors import DataError
+from shared.base.vocabulary import Modality
 from shared.data.bids import Clinical
 from shared.data.cohort import Cohort
 from shared.data.slices import Slices
-from shared.errors import DataError
-from shared.vocabulary import Modality
 
 MEAN_VOLUME, VOXELWISE = "mean volume", "voxelwise regression"
 NEAR = 5  # voxels along each edge of a neighbourhood

@@ -1,0 +1,1 @@
+"""Does a bundle remember the subjects that it was trained on?"""

@@ -1,0 +1,1 @@
+"""The command `lacuna-site`: every verb calls one function elsewhere."""

@@ -1,0 +1,173 @@
+"""`lacuna-site ingest`, `prepare` and `review`: from a hospital's images to a cohort. Thin: they call others."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.cli.options import bar
+from shared.base.errors import DataError
+
+app = typer.Typer()
+
+
+@app.command()
+def ingest(
+    source: Annotated[
+        str, typer.Argument(help="A folder, http(s)://host/dicom-web, or receive:PORT/AETITLE.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The cohort: new, or one of an earlier ingest.", show_default=False)],
+    state: Annotated[
+        Path, typer.Option(help="This site's private disk: the key, what was converted, lists.", show_default=False)
+    ],
+    review: Annotated[
+        bool, typer.Option("--review", help="Stop after STATE/ingest/series.csv is written, for you to edit.")
+    ] = False,
+    modality: Annotated[
+        list[str] | None, typer.Option(help="Only these; repeat it. Default: all that are found.", show_default=False)
+    ] = None,
+    visit_days: Annotated[
+        int, typer.Option(min=0, help="A patient's studies within so many days are one visit; 0: of the same day.")
+    ] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one per core")] = None,
+    spacing: Annotated[
+        float | None, typer.Option(help="Voxels in mm; default: the reference image's own.", show_default=False)
+    ] = None,
+    strip_weights: Annotated[
+        Path | None,
+        typer.Option(help="A network that finds the brain, TorchScript or .pt2. Default: BET.", show_default=False),
+    ] = None,
+    strip_sha256: Annotated[
+        str | None, typer.Option(help="The SHA-256 of that file; another is not loaded.", show_default=False)
+    ] = None,
+    strip_output: Annotated[
+        str, typer.Option(help="What it gives: probability, logit, or distance (mm, below 0 inside).")
+    ] = "probability",
+    template: Annotated[
+        bool, typer.Option("--template", help="Bring every subject into the space of MNI152 (affine).")
+    ] = False,
+    auth_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Holds the server's authorization, `Bearer ...` or `Basic ...`; mode 600.", show_default=False
+        ),
+    ] = None,
+    studies: Annotated[
+        Path | None, typer.Option(help="Of a server, only these: StudyInstanceUIDs, one a line.", show_default=False)
+    ] = None,
+    dates: Annotated[str, typer.Option(help="Of a server, only these study dates: 20240101-20241231.")] = "",
+    idle: Annotated[float, typer.Option(min=1, help="Seconds without a new image that end `receive:`.")] = 60.0,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="AE titles that may send; repeat it. Default: all.", show_default=False)
+    ] = None,
+) -> None:
+    """From DICOM or BIDS to a de-identified, co-registered cohort of brains, with a reason for all that was left out.
+
+    **Where from.** A folder is walked whatever its names and nesting; nothing is unpacked, nothing in it is changed. A
+    DICOMweb server is asked page by page; its authorization comes from --auth-file or LACUNA_DICOMWEB_AUTH, never from
+    the command line. `receive:11112/LACUNA` listens for what a PACS sends by C-STORE.
+
+    **What is what.** Rules over the tags map each series to a modality or set it aside with a reason. Look at them
+    first: run with --review, open STATE/ingest/series.csv in a spreadsheet, change the column `modality` where the
+    rules are wrong (empty: do not use), and run the same command without --review. For names that your scanners use
+    again and again, add lines to STATE/ingest/aliases.csv: a pattern for the series description, and a modality
+    (`*t1*gd*,T1CE`). One series per modality and visit is taken: what covers more, then 3D, then finer, then later.
+
+    **What comes out.** OUT is BIDS: pseudonyms, no dates, no free text, brains only, one grid per subject; CT in HU,
+    PET as a ratio to the cerebellum (SUVR). exclusions.csv and quality.html say what was left out and show the rest;
+    `lacuna-site review OUT` takes a person's decisions, `lacuna-site prepare OUT` makes the training cache.
+
+    **Again.** The same command goes on where it was stopped, and changes nothing when nothing changed. Other sources
+    add to the same OUT as long as STATE is the same. STATE/identity.key links pseudonyms to patients: keep it, and keep
+    it private. A table STATE/participants.tsv (participant_id = PatientID; age, sex, diagnosis, mmse, ...) is merged.
+    """
+    from client.ingest.arrive.sources import find_source
+    from client.ingest.cohort.pipeline import ingest as carry_out
+    from client.ingest.cohort.runner import disk_needed, prepare_all
+    from client.ingest.image.brain import Strip
+    from client.ingest.image.preparation import Preparation
+
+    strip = Strip() if strip_weights is None else Strip(tool="weights", sha256=strip_sha256, output=strip_output)
+    options = Preparation(spacing_mm=spacing, to_template=template, strip=strip)
+
+    def prepare_jobs(jobs, cohort, progress):  # type: ignore[no-untyped-def]
+        typer.echo(f"{'disk for the cohort':<28}up to {disk_needed(jobs, options) / 1e9:.2f} GB", err=True)
+        return prepare_all(
+            jobs, cohort, options=options, weights=strip_weights, workers=workers, progress=progress
+        )  # fmt: skip
+
+    done = carry_out(
+        find_source(source, auth_file=auth_file, studies=studies, dates=dates, idle=idle, peers=tuple(peer or ())),
+        out,
+        state,
+        prepare=prepare_jobs,
+        preparation=options.digest,
+        modalities=modality,
+        review=review,
+        visit_days=visit_days,
+        workers=workers,
+        bar=bar,
+    )
+    for name, value in done.summary:
+        typer.echo(f"{name:<28}{value}")
+    for subject, why in done.excluded.items():
+        typer.echo(f"excluded: {subject}: {why}")
+    typer.echo(f"{'why each was left aside':<28}{done.asides_file}")
+    if done.series_file is not None:
+        typer.echo(f"{'what each series is':<28}{done.series_file}")
+    if done.visits == 0:
+        raise DataError(f"out={out}: no subject can be used; {out / 'exclusions.csv'} says why")
+    typer.echo("edit it, then run again without --review" if review else str(done.cohort))
+
+
+@app.command()
+def prepare(
+    cohort: Annotated[Path, typer.Argument(help="BIDS folder: sub-*/anat|ct|pet/*.nii.gz and participants.tsv.")],
+    height: Annotated[int, typer.Option(min=8, help="Of the grid, in pixels.")] = 64,
+    width: Annotated[int, typer.Option(min=8, help="Of the grid, in pixels.")] = 64,
+    spacing: Annotated[
+        float | None, typer.Option(help="Pixel size in mm; default: each subject's own.", show_default=False)
+    ] = None,
+    modality: Annotated[
+        list[str] | None, typer.Option(help="Only these; repeat it. Default: all that are found.", show_default=False)
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes.", show_default="as many as pay")] = None,
+) -> None:
+    """Check a cohort file by file and cache it for training; again and again: only what changed is done anew.
+
+    What was used, left aside or excluded, and why, stands in exclusions.csv beside the cache.
+    """
+    from shared.data import cohort as data
+    from shared.data.volumes import Grid
+
+    grid = Grid(spacing_mm=spacing, height=height, width=width)
+    with bar("preparing") as advance:
+        done = data.prepare(cohort, grid, modalities=modality, workers=workers, progress=advance)
+    for name, value in done.summary:
+        typer.echo(f"{name:<28}{value}")
+    for remark in done.remarks:
+        if remark.done in ("excluded", "skipped modality"):
+            typer.echo(f"{remark.done}: {remark.subject} {remark.file}: {remark.why}")
+    typer.echo(str(done.folder))
+
+
+@app.command()
+def review(
+    cohort: Annotated[Path, typer.Argument(help="The cohort of an ingest.", show_default=False)],
+    accept: Annotated[
+        list[str] | None, typer.Option(help="A subject to take though it was excluded.", show_default=False)
+    ] = None,
+    reject: Annotated[list[str] | None, typer.Option(help="A subject to leave out.", show_default=False)] = None,
+    why: Annotated[str, typer.Option(help="The reason, for whoever reads the decision later.")] = "",
+) -> None:
+    """List a cohort's subjects, or write down a person's decision on some of them. Look at quality.html first.
+
+    A rejected subject's files stay, and `lacuna-site prepare` leaves it out, with the reason in its exclusions.csv. An
+    accepted one is prepared at the next ingest with the limits of quality set aside. The latest decision counts.
+    """
+    from client.ingest.cohort.review import decide, listing
+
+    if accept or reject:
+        decide(cohort, accept=accept or (), reject=reject or (), why=why)
+    for row in listing(cohort):
+        typer.echo(f"{row.subject:<24}{row.state:<16}{row.why}")

@@ -1,0 +1,1 @@
+"""Made volumes back into the hospital's archive, as marked DICOM series."""

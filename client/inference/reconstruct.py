@@ -1,0 +1,325 @@
+"""`lacuna-site reconstruct`: raw measurements, clean volumes and absent modalities of a subject, by one bundle's prior.
+
+    OUT/sub-X/anat/sub-X_desc-reconstructed_FLAIR.nii.gz              of a measured modality, in the scan's own values
+                   sub-X_desc-reconstructionuncertainty_FLAIR.nii.gz  its spread over several samples
+                   sub-X_desc-reconstructed_FLAIR.json                from what, and what of it is left unexplained
+                   sub-X_desc-synthetic_T1w.nii.gz ...                what was neither measured nor there
+
+Clean volumes come in as they are. `simulate` measures volumes of the subject, hides them, and
+scores what comes back. Arrays run as everywhere in the house: rows of k-space are the anterior-posterior index.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.inference import outputs
+from client.inference.cases import Case, Raw, load_case
+from client.inference.guard import guard
+from client.inference.measurements import FAR, explain
+from client.inference.outputs import WARNING, Files, Made
+from client.inference.slices import SliceStore
+from client.inference.sources import check_out, check_targets, check_there, find
+from shared.base.checkpoint import sha256
+from shared.base.errors import ConfigError, DataError
+from shared.base.options import plain
+from shared.base.vocabulary import Modality
+from shared.data.bids import Sources
+from shared.data.intensities import RULES, Percentiles, Scaling, find_brain, find_scaling, usual_scaling
+from shared.data.modalities import MODALITIES, parse
+from shared.diffusion.samplers import GUIDED, Sampler
+from shared.model.bundle import Bundle
+from shared.model.metrics import METRICS, WINDOW
+from shared.model.model import Filled, Progress, Restores, fill
+from shared.model.taught import check_taught, untaught_remarks
+from shared.plan.training import find_device
+
+RECONSTRUCTED = (
+    "Reconstructed from undersampled k-space with a learned prior, which may put in or take away detail. "
+    "Not for primary diagnosis."
+)
+# configs/sampler/told.yaml: where the bundle's own takes images only
+USUAL = Sampler(kind="mds", steps=15, eta=1.0, told=True, gamma=None, cg=15)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconstructed:
+    """What was done for one subject."""
+
+    subject: str
+    made: Mapping[Modality, Path]
+    kept: Mapping[Modality, Path]  # were there already, from the same inputs, bundle, sampler and seed
+    preview: Path | None
+    flags: Mapping[Modality, str]  # measurements that the image does not explain
+    scores: Mapping[Modality, Mapping[str, float]]  # of what was simulated
+    remarks: tuple[str, ...]
+    unusual: tuple[str, ...] = ()  # what of the clean volumes lies outside of what the bundle was trained on
+
+
+def reconstruct(
+    bundle: Bundle,
+    subject: Path,
+    raw: Raw,
+    out: Path,
+    *,
+    sampler: Sampler | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    targets: Sequence[Modality] | None = None,
+    without: Sequence[Modality] = (),
+    at_once: int | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+) -> Reconstructed:
+    """`targets`: by default all that was measured or simulated, and all that the subject lacks.
+
+    Volumes of what it is to do `without` are not used. Clean volumes far from what the bundle was trained on are
+    refused, unless `force`.
+    """
+    known = bundle.model.modalities
+    sources = find(subject)
+    _check_raw(bundle, sources, raw)
+    sampler = _sampler(bundle, sampler, samples)
+    scanned = raw.modalities
+    wanted = (
+        tuple(m for m in known if m in scanned or m not in sources.files)
+        if targets is None
+        else check_targets(bundle, targets)
+    )
+    hidden = {*wanted, *scanned, *without}
+    inputs = {m: p for m, p in sources.files.items() if m in known and m not in hidden}
+    check_out(subject, out)
+    check_there([*inputs.values(), *raw.measured.values(), *raw.maps.values()])
+    wanted, left = check_taught(bundle.model, (*inputs, *scanned), wanted, asked=targets is not None)
+    source = {**outputs.made_from(bundle, inputs, sampler, seed), **_raw_key(sources, raw)}
+    keys = {m: outputs.key_of(source, m) for m in wanted}
+    files = {m: _files(out, sources.subject, m, scanned) for m in wanted}
+    todo = [m for m in wanted if not files[m].are_whole(keys[m])]
+    preview = outputs.preview_path(out, sources.subject)
+    guarded = None
+    if todo:
+        case = load_case(bundle, sources, raw, inputs, seed)
+        guarded = guard(bundle, case.loaded, force=force) if inputs else None  # a scan has no scale to compare
+        where = find_device(device)
+        store = SliceStore(out, sources.subject, {**source, "device": where.type, "at_once": at_once})
+        reached = np.flatnonzero(case.loaded.brain_DHW.any(axis=(1, 2))).tolist()
+        filled = _fill(bundle, case, reached, sampler, seed, where, at_once, store, progress)
+        facts = {
+            "Inputs": {**outputs.inputs_facts(inputs), **_raw_facts(sources, raw)},
+            **outputs.model_facts(bundle, sampler, seed),
+            "Geometry": case.geometry,
+            "Brain": case.brain,
+            "Guard": None if guarded is None else guarded.facts,
+        }
+        made = {m: _made(case, bundle, filled, m, reached, {**facts, "Key": keys[m]}) for m in wanted}
+        partial = store.make()
+        _draw(case, made).save(partial / preview.name)
+        for modality in todo:
+            outputs.write_volumes(files[modality], partial, case.loaded, made[modality])
+        preview.parent.mkdir(parents=True, exist_ok=True)
+        (partial / preview.name).replace(preview)
+        outputs.describe(out)
+        store.clear()
+    sidecars = {m: files[m].read_sidecar() for m in wanted if m in scanned}
+    return Reconstructed(
+        subject=sources.subject,
+        made={m: files[m].mean for m in todo},
+        kept={m: files[m].mean for m in wanted if m not in todo},
+        preview=preview if preview.exists() else None,
+        flags={m: s["DataConsistency"]["Flag"] for m, s in sidecars.items() if s["DataConsistency"]["Flag"]},
+        scores={m: s["Score"] for m, s in sidecars.items() if s["Score"]},
+        remarks=(
+            *(f"{r.file or r.subject}: {r.why}" for r in sources.remarks),
+            *(f"{p.name}: {m} is not among the model's modalities" for m, p in sources.files.items() if m not in known),
+            *(f"{sources.files[m].name}: not used: raw data stand for {m}" for m in raw.measured if m in sources.files),
+            *left,
+            *untaught_remarks(bundle.model, (*inputs, *scanned), wanted),
+        ),
+        unusual=() if guarded is None else guarded.remarks,
+    )
+
+
+# --- what there is --------------------------------------------------------------------------------------------------
+
+
+def _check_raw(bundle: Bundle, sources: Sources, raw: Raw) -> None:
+    known = ", ".join(bundle.model.modalities)
+    for modality in raw.modalities:
+        if modality not in bundle.model.modalities:
+            raise DataError(f"raw data of {modality}: the bundle knows {known}")
+        if MODALITIES[modality].kind != "mr":
+            raise DataError(f"raw data of {modality}: k-space is of MR; give {modality} as a volume")
+    for modality in raw.simulate:
+        if modality not in sources.files:
+            raise DataError(f"simulate {modality}: {sources.subject} has no volume of it to measure")
+    if not raw.modalities:
+        has = any(m in bundle.model.modalities for m in sources.files)
+        remedy = (
+            "`lacuna-site synthesize` fills in from volumes alone" if has else f"the bundle works from any of {known}"
+        )
+        raise DataError(f"{sources.subject}: nothing measured: name raw data, or a volume to simulate from; {remedy}")
+    if not isinstance(bundle.model.method, Restores):
+        raise DataError(f"bundle: {bundle.model.name} works from images only; raw data need any2all")
+
+
+def _sampler(bundle: Bundle, asked: Sampler | None, samples: int | None) -> Sampler:
+    own = bundle.model.sampler
+    sampler = asked or (own if own.kind in GUIDED else USUAL)
+    if sampler.kind not in GUIDED:
+        raise ConfigError(f"sampler={sampler.kind}: takes clean images only; for raw data take {', '.join(GUIDED)}")
+    return sampler if samples is None else dataclasses.replace(sampler, samples=samples)
+
+
+# --- the work -------------------------------------------------------------------------------------------------------
+
+
+def _fill(
+    bundle: Bundle,
+    case: Case,
+    reached: Sequence[int],
+    sampler: Sampler,
+    seed: int,
+    device: torch.device,
+    at_once: int | None,
+    store: SliceStore,
+    progress: Progress | None,
+) -> Filled:
+    modalities = bundle.model.modalities
+    images_MDHW = torch.zeros(len(modalities), *case.loaded.brain_DHW.shape)
+    shown_M = torch.zeros(len(modalities), dtype=torch.bool)
+    for image_DHW, modality in zip(case.loaded.images_MDHW, case.loaded.scalings, strict=True):
+        images_MDHW[modalities.index(modality)] = torch.from_numpy(image_DHW)
+        shown_M[modalities.index(modality)] = True
+    return fill(
+        bundle.model,
+        images_MDHW,
+        shown_M,
+        slices=reached,
+        sampler=sampler,
+        keys=(seed, "reconstruct"),
+        device=device,
+        measured=case.scans,
+        at_once=at_once,
+        kept=store,
+        progress=progress,
+    )
+
+
+def _made(
+    case: Case, bundle: Bundle, filled: Filled, modality: Modality, reached: Sequence[int], facts: Mapping[str, Any]
+) -> Made:
+    row = bundle.model.modalities.index(modality)
+    mean_DHW, sd_DHW = filled.mean_MDHW[row], None if filled.sd_MDHW is None else filled.sd_MDHW[row]
+    if modality not in case.scans:
+        return Made(mean_DHW=mean_DHW, sd_DHW=sd_DHW, scaling=usual_scaling(modality), facts=facts)
+    placed = case.scans[modality]
+    found = placed.residuals(mean_DHW, reached)
+    rule, first = RULES[modality], case.loaded.placement.z[0]
+    assert isinstance(rule, Percentiles)
+    own = {
+        "Synthetic": False,
+        "Reconstructed": True,
+        "Description": RECONSTRUCTED,
+        "IntensityFrom": f"percentiles {rule.low} and {rule.high} in the brain of a CG-SENSE image of the same data",
+        "Measurement": dict(placed.scan.facts),
+        "DataConsistency": {
+            "Slices": [first + z for z in reached],
+            "Residual": [round(share, 6) for share, _ in found],
+            "ResidualOverNoise": [None if ratio is None else round(ratio, 4) for _, ratio in found],
+            "FarAbove": FAR,
+            "Flag": explain(found),
+        },
+        "Score": _score(case, modality, mean_DHW) if modality in case.truths else None,
+    }
+    return Made(mean_DHW=mean_DHW, sd_DHW=sd_DHW, scaling=placed.scaling, facts={**own, **facts})
+
+
+def _score(case: Case, modality: Modality, mean_DHW: torch.Tensor) -> dict[str, float]:
+    """Against the hidden volume, in its own scaling and brain; of the image without prior too."""
+    truth, loaded, placed = case.truths[modality], case.loaded, case.scans[modality]
+    scaling = find_scaling(modality, truth.data_DHW)
+    brain_DHW = find_brain({modality: truth.data_DHW})
+    inside = torch.from_numpy(loaded.placement.to_grid(brain_DHW) >= 0.5)
+    wanted = torch.from_numpy(loaded.placement.to_grid(scaling.apply(truth.data_DHW, brain_DHW)))
+    phys_DHW = placed.scaling.invert(mean_DHW.numpy(), loaded.brain_DHW)
+    scores = {}
+    for name, found_DHW in (("", phys_DHW), ("CGSENSE", loaded.placement.to_grid(case.sense[modality]))):
+        image = torch.from_numpy(_unit(found_DHW, scaling))
+        scores[f"{name}PSNR"] = round(METRICS["psnr"](image, wanted, inside).volume, 3)
+        if min(image.shape[1:]) >= WINDOW:
+            scores[f"{name}SSIM"] = round(METRICS["ssim"](image, wanted, inside).volume, 4)
+    return scores
+
+
+def _unit(data_DHW: NDArray[np.float32], scaling: Scaling) -> NDArray[np.float32]:
+    return scaling.apply(data_DHW, np.ones(data_DHW.shape, bool))
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+
+def _files(out: Path, subject: str, modality: Modality, scanned: Sequence[Modality]) -> Files:
+    if modality in scanned:
+        return Files(out, subject, modality, "reconstructed", "reconstructionuncertainty")
+    return Files(out, subject, modality)
+
+
+def _raw_key(sources: Sources, raw: Raw) -> dict[str, Any]:
+    return {
+        "measured": {m: sha256(path) for m, path in raw.measured.items()},
+        "maps": {m: sha256(path) for m, path in raw.maps.items()},
+        "simulate": {m: sha256(sources.files[m]) for m in raw.simulate},
+        "simulation": plain(raw.simulation) if raw.simulate else None,
+        "spacing": plain(raw.spacing_mm),
+    }
+
+
+def _raw_facts(sources: Sources, raw: Raw) -> dict[str, Any]:
+    facts = {m: {"File": path.name, "SHA256": sha256(path), "As": "k-space"} for m, path in raw.measured.items()}
+    for m, path in raw.maps.items():
+        facts[m] |= {"Maps": path.name, "MapsSHA256": sha256(path)}
+    for m in raw.simulate:
+        path = sources.files[m]
+        facts[m] = {"File": path.name, "SHA256": sha256(path), "As": "simulated k-space"}
+    return facts
+
+
+def _draw(case: Case, made: Mapping[Modality, Made]) -> Any:
+    loaded = case.loaded
+    given = [(f"{m}, measured", image) for m, image in zip(loaded.scalings, loaded.images_MDHW, strict=True)]
+    labels = {}
+    for m, one in made.items():
+        if m in case.scans:
+            sense_DHW = _unit(loaded.placement.to_grid(case.sense[m]), one.scaling)
+            given.append((f"{m}, k-space (CG-SENSE)", sense_DHW))
+        labels[f"{m}, RECONSTRUCTED" if m in case.scans else f"{m}, SYNTHETIC"] = one
+    return outputs.draw(loaded, given, labels, RECONSTRUCTED.partition(",")[0] + ". " + WARNING)
+
+
+def parse_pairs(option: str, pairs: Sequence[str]) -> dict[Modality, Path]:
+    """MODALITY=FILE, each modality once."""
+    found: dict[Modality, Path] = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"{option}={pair!r}: must be MODALITY=FILE, such as FLAIR=raw.h5")
+        if parse(name) in found:
+            raise ConfigError(f"{option}={pair!r}: {parse(name)} is named twice")
+        found[parse(name)] = Path(path)
+    return found
+
+
+def parse_spacing(text: str) -> tuple[float, float, float]:
+    """X,Y,Z in mm."""
+    try:
+        x, y, z = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"spacing={text!r}: must be X,Y,Z in mm, such as 1,1,5") from None
+    return x, y, z

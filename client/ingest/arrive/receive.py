@@ -1,0 +1,120 @@
+"""Images that a PACS sends to us (DIMSE C-STORE), for a site without DICOMweb. Each file appears whole or not at all.
+
+The receiver listens until nothing has come for `idle` seconds after the first image, or until it is interrupted. What
+it has is kept, so a second sending adds to it. It answers to its own AE title alone.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
+
+from client.ingest.arrive.records import Aside
+from client.ingest.arrive.source import Bar, place
+from shared.base.errors import ConfigError
+
+SPARE = 1e9  # bytes of the disk that are never filled
+OUT_OF_RESOURCES, WRONG_IDENTITY, CANNOT_UNDERSTAND, SUCCESS = 0xA700, 0xA900, 0xC000, 0x0000
+SYNTAXES = [
+    "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.5",
+    *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91)),
+]  # fmt: skip
+VERIFICATION = "1.2.840.10008.1.1"
+_UID = re.compile(r"[0-9.]{1,64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receiver:
+    """Where to listen, under what title, and for how long."""
+
+    address: str = "0.0.0.0"
+    port: int
+    title: str
+    peers: tuple[str, ...] = ()  # AE titles that may send; () for all
+    idle: float = 60.0
+    ready: Callable[[], None] = lambda: None  # called when it listens
+
+    @property
+    def name(self) -> str:
+        return f"receive:{self.title}"
+
+    def bring(self, incoming: Path, bar: Bar) -> tuple[Path, list[Aside]]:
+        folder = place(incoming, self.name)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        refused: list[Aside] = []
+        with bar("receiving") as advance:
+            self._listen(folder, refused, advance)
+        return folder, refused
+
+    def _listen(self, folder: Path, refused: list[Aside], advance: Callable[[int, int], None]) -> None:
+        _config.STORE_RECV_CHUNKED_DATASET = True  # straight to disk: memory does not grow with the image
+        entity = AE(ae_title=self.title)
+        entity.require_called_aet = True
+        entity.require_calling_aet = list(self.peers)
+        entity.network_timeout = 120
+        for context in AllStoragePresentationContexts:
+            entity.add_supported_context(str(context.abstract_syntax), SYNTAXES)
+        entity.add_supported_context(VERIFICATION)
+        state = _State(last=None, count=0)
+        handlers: list[Any] = [(evt.EVT_C_STORE, lambda event: _store(event, folder, refused, state))]
+        try:
+            server: Any = entity.start_server((self.address, self.port), block=False, evt_handlers=handlers)
+        except OSError as error:
+            raise ConfigError(f"source=receive: can't listen on port {self.port}: {error.strerror}") from None
+        try:
+            self.ready()
+            while state.last is None or time.monotonic() - state.last < self.idle or server.active_associations:
+                time.sleep(0.1)
+                advance(state.count, state.count)
+        except KeyboardInterrupt:
+            pass  # a person says that it is enough
+        finally:
+            server.shutdown()
+
+
+@dataclass(slots=True)
+class _State:
+    last: float | None
+    count: int
+
+
+def _store(event: Any, folder: Path, refused: list[Aside], state: _State) -> int:
+    """One image to disk; the status that its sender gets."""
+    state.last = time.monotonic()
+    uid = str(event.request.AffectedSOPInstanceUID)
+    if not _UID.fullmatch(uid):
+        refused.append(Aside(what="file", where="(over the network)", why="sent with a UID that is none: refused"))
+        return WRONG_IDENTITY
+    if shutil.disk_usage(folder).free < SPARE:
+        refused.append(Aside(what="file", where=uid, why="refused: less than 1 GB of the disk is free"))
+        return OUT_OF_RESOURCES
+    target = folder / f"{uid}.dcm"
+    partial = folder / f".{uid}.{os.getpid()}.{threading.get_ident()}.partial"
+    try:
+        shutil.copyfile(event.dataset_path, partial)
+        partial.replace(target)
+    except OSError as error:
+        refused.append(Aside(what="file", where=uid, why=f"can't be written: {error.strerror}"))
+        return OUT_OF_RESOURCES
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    state.count += 1
+    state.last = time.monotonic()
+    return SUCCESS
+
+
+def parse_receiver(text: str) -> tuple[str, int, str]:
+    """receive:[ADDRESS:]PORT/AETITLE -> address to listen on, port, our AE title."""
+    match = re.fullmatch(r"receive:(?:([0-9A-Za-z.\-]+):)?(\d{1,5})/([\x21-\x5b\x5d-\x7e]{1,16})", text)
+    if match is None or not 0 < int(match[2]) < 65536:
+        raise ConfigError(f"source={text!r}: must be receive:PORT/AETITLE or receive:ADDRESS:PORT/AETITLE")
+    return match[1] or "0.0.0.0", int(match[2]), match[3]

@@ -1,0 +1,44 @@
+"""What a source of images is: something that ends as a folder on this machine. The simplest is a folder already."""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from client.ingest.arrive.records import Aside
+from shared.base.errors import DataError
+
+Progress = Callable[[int, int], None]
+Bar = Callable[[str], AbstractContextManager[Progress]]
+
+
+class Source(Protocol):
+    """`bring` makes the images available as a folder on this machine; `incoming` is where it may put files."""
+
+    @property
+    def name(self) -> str: ...
+
+    def bring(self, incoming: Path, bar: Bar) -> tuple[Path, list[Aside]]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folder:
+    """Files that are here already; they are read where they are, and never changed."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path.resolve())
+
+    def bring(self, incoming: Path, bar: Bar) -> tuple[Path, list[Aside]]:
+        if not self.path.is_dir():
+            raise DataError(f"{self.path}: no such folder")
+        return self.path, []
+
+
+def place(incoming: Path, name: str) -> Path:
+    """The folder for what comes from one source; the same source finds what it fetched before."""
+    return incoming / hashlib.sha256(name.encode()).hexdigest()[:12]

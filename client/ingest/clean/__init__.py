@@ -1,0 +1,1 @@
+"""What names a person is taken out."""

@@ -1,0 +1,1 @@
+"""The whole way to a cohort: carried out, written down, reviewed by a person."""

@@ -1,0 +1,1 @@
+"""One subject's images into one space."""

@@ -1,0 +1,1 @@
+"""From files to series, and what each series is."""

@@ -1,0 +1,1 @@
+"""The site's node on Flower's network: started, watched, explained."""

@@ -1,0 +1,1 @@
+"""Private training: the engine, and the budget that is charged before it looks."""

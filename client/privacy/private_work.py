@@ -1,0 +1,166 @@
+"""What changes at a site when it trains privately: less is told, and everything is charged before it is done.
+
+Which modalities the site holds together, and about how many subjects it has, count as public; exact counts, losses and
+times stay here. Counts in an update say how much of the plan's work each owner takes, not what was drawn.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from client.privacy.budget import Budget
+from client.privacy.budget_files import enrolled
+from client.privacy.private import shares_of, sum_private, train_private
+from client.site.ledger import Ledger
+from client.site.site import Site
+from shared.base.errors import BudgetSpent, DataError, PlanRefused
+from shared.base.records import Owners, Phase, RoundPlan, Spent
+from shared.base.vocabulary import Modality, Owner, Weights
+from shared.clinical.attach import attach_stand_in
+from shared.data.cohort import Cohort
+from shared.data.slices import Pool
+from shared.methods import Method
+from shared.plan.config import RunSettings
+from shared.plan.training import PhaseTraining, Trained
+from shared.trust.privacy import PrivacyPlan, Query
+
+Patterns = Mapping[tuple[Modality, ...], int]
+SUM_ROWS = 64  # slices at a time in a phase of sums
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateSite:
+    """A site's open ledger and the mechanism of the run under it."""
+
+    site: Site
+    budget: Budget
+    plan: PrivacyPlan
+    settings: RunSettings
+    go_on: Callable[[], None]  # called before each query: raises where the site's policy ends the round
+
+    def told(self, patterns: Patterns) -> dict[tuple[Modality, ...], int]:
+        """Of public knowledge alone: patterns that are no rarity, each as "fewer than there are subjects"."""
+        return dict.fromkeys(self._public(patterns), -(self.plan.size + 1))
+
+    def spent(self) -> Spent:
+        others = Ledger(self.site.ledger).without_privacy()
+        return self.budget.spent(others=others)
+
+    def round(self, phase: Phase) -> dict[Query, int]:
+        """What one round asks."""
+        if phase.kind == "sums":
+            return {self.plan.sums: 1}
+        return {self.plan.step: self.settings.training[phase.name].steps}
+
+    def too_dear(self, phase: Phase) -> str | None:
+        """Why not even one more round can be paid for; None if it can."""
+        if not self.budget.latched and self.budget.would_fit(self.round(phase)):
+            return None
+        return (
+            f"its privacy budget of epsilon {self.budget.budget:g} at delta {self.budget.delta:g} does not allow "
+            "another round"
+        )
+
+    def check(self, plan: RoundPlan, phase: Phase) -> None:
+        """Before anything is read."""
+        if plan.known is not None and not self.budget.knows(*plan.known):
+            raise PlanRefused(
+                f"{self.site.name}: the coordinator has seen row {plan.known[0]} of a privacy ledger that is not on "
+                "this site's chain: an older copy was put back, or another site uses this name"
+            )
+        why = self.too_dear(phase)
+        if why is not None:
+            raise BudgetSpent(f"{self.site.name}: {why}")
+
+    def train(
+        self,
+        plan: RoundPlan,
+        method: Method,
+        net: nn.Module,
+        pool: Pool,
+        owners: Owners,
+        patterns: Patterns,
+        device: torch.device,
+    ) -> Trained:
+        grid = self.settings.grid
+        shares = _shares(self.settings.text(), plan.phase, self._public(patterns), (grid.height, grid.width))
+        options: PhaseTraining = self.settings.training[plan.phase]
+        return train_private(
+            method,
+            net,
+            pool,
+            phase=plan.phase,
+            options=options,
+            owners=owners,
+            round=plan.round,
+            plan=self.plan,
+            charge=lambda query: self._charge(query, plan),
+            shares=shares,
+            device=device,
+        )
+
+    def sum(self, plan: RoundPlan, method: Method, net: nn.Module, pool: Pool) -> Weights:
+        return sum_private(
+            method, net, pool, plan.phase, plan=self.plan, charge=lambda query: self._charge(query, plan), rows=SUM_ROWS
+        )
+
+    def _charge(self, query: Query, plan: RoundPlan) -> None:
+        self.go_on()
+        self.budget.charge(query, 1, run=plan.run, phase=plan.phase, round=plan.round)
+
+    def _public(self, patterns: Patterns) -> tuple[tuple[Modality, ...], ...]:
+        least = min(self.settings.min_cell, max(patterns.values(), default=1))
+        return tuple(sorted(pattern for pattern, n in patterns.items() if n >= least))
+
+
+@contextmanager
+def private_site(
+    site: Site, settings: RunSettings, subjects: int, *, go_on: Callable[[], None] = lambda: None
+) -> Iterator[PrivateSite]:
+    """The site's ledger, open and locked; made at first use, with the policy's terms or else the run's."""
+    folder, wanted, policy = site.privacy, settings.privacy, site.policy
+    if enrolled(folder):
+        opened = Budget.open(folder, epsilon=policy.epsilon, delta=policy.delta, size=policy.about)
+    else:
+        opened = Budget.open(
+            folder,
+            epsilon=wanted.epsilon if policy.epsilon is None else policy.epsilon,
+            delta=wanted.delta if policy.delta is None else policy.delta,
+            size=round_figure(subjects) if policy.about is None else policy.about,
+        )
+    with opened as budget:
+        plan = PrivacyPlan.of(wanted, epsilon=budget.budget, delta=budget.delta, size=budget.size)
+        yield PrivateSite(site=site, budget=budget, plan=plan, settings=settings, go_on=go_on)
+
+
+def round_figure(subjects: int) -> int:
+    """To the nearest ten; never nought."""
+    return max(10, 10 * ((subjects + 5) // 10))
+
+
+def check_people(cohorts: Sequence[Cohort]) -> None:
+    """The same images under two names would be two people with half the privacy each."""
+    owner: dict[str, str] = {}
+    for cohort in cohorts:
+        for subject in cohort.subjects:
+            if owner.setdefault(cohort.image_hash(subject), subject.name) != subject.name:
+                raise DataError(
+                    "two subjects of the cohort have the same images, so one person would count twice, with half the "
+                    "privacy; `lacuna-site review` takes one of them out"
+                )
+
+
+@functools.lru_cache(maxsize=16)
+def _shares(
+    config: str, phase: str, patterns: tuple[tuple[Modality, ...], ...], size: tuple[int, int]
+) -> dict[Owner, float]:
+    """On a network of its own, with its first weights."""
+    settings = RunSettings.parse(config)
+    method = settings.build_method()
+    net = settings.build_net(method)
+    attach_stand_in(net)
+    return shares_of(method, net, phase, patterns, *size)

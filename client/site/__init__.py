@@ -1,0 +1,1 @@
+"""What a hospital decides about its own site, and what left it."""

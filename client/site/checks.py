@@ -1,0 +1,135 @@
+"""Does a plan keep to the policy of this site? Else PlanRefused, with the rule that both see."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from client.site.site import Site
+from shared.base.errors import DataError, PlanRefused
+from shared.base.files import parse_canonical, read_bounded, sha256
+from shared.base.vocabulary import Modality
+from shared.data.volumes import Grid
+from shared.methods import Method
+from shared.plan.config import RunSettings
+from shared.trust import manifest
+from shared.trust.manifest import Manifest, Plane
+
+KIT, AGREED = "federation/kit.json", "federation/federation.json"
+
+
+def check_schema(site: Site, settings: RunSettings, schema: str) -> None:
+    """What the coordinator hashed must be what this site's installed code makes of the same settings."""
+    if settings.schema != schema:
+        raise PlanRefused(f"{site.name}: schema {schema[:12]} differs from this site's {settings.schema[:12]}")
+
+
+def check(site: Site, settings: RunSettings, method: Method) -> None:
+    """What the policy says of a whole run."""
+    policy, name = site.policy, settings.method.name
+    _allow(site, "method", name, "methods", policy.methods)
+    if policy.sizes is not None:
+        _allow(site, "size", str(getattr(method, "size", "none")), "sizes", policy.sizes)
+    if settings.min_holders < policy.min_holders:
+        _refuse(site, "min_holders", settings.min_holders, f"min_holders: at least {policy.min_holders}")
+    _check_manifest(site, settings, method)
+
+
+def check_round(site: Site, settings: RunSettings, method: Method, phase: str, round: int) -> None:
+    """A round that the run's own settings do not have, or of a phase that the policy does not allow."""
+    kinds = {one.name: one.kind for one in settings.phases(method)}
+    if phase not in kinds:
+        _refuse(site, "phase", phase[:80], f"the method: {', '.join(kinds)}")
+    refused = phase_refused(site, phase)
+    if refused is not None:
+        raise PlanRefused(f"{site.name}: {refused}")
+    rounds = 1 if kinds[phase] == "sums" else settings.training[phase].rounds
+    if not 0 <= round < rounds:
+        _refuse(site, "round", round, f"the run's own settings: {phase} has the rounds 0 to {rounds - 1}")
+
+
+def phase_refused(site: Site, phase: str) -> str | None:
+    phases = site.policy.phases
+    if phases is None or phase in phases:
+        return None
+    return _says("phase", phase, f"phases: {', '.join(phases)}")
+
+
+def is_private(site: Site, settings: RunSettings) -> bool:
+    """Does the site train this run privately? A run without privacy, at a site that requires it, is PlanRefused."""
+    mode, epsilon = settings.privacy.mode, site.policy.epsilon
+    if mode == "off" and epsilon is not None:
+        raise PlanRefused(
+            f"{site.name}: its policy asks for differential privacy (epsilon {epsilon:g} in all), and the plan "
+            "has none: privacy.mode=off; `privacy=mixed` lets it train privately beside others"
+        )
+    return mode == "on" or (mode == "mixed" and epsilon is not None)
+
+
+def why_not(site: Site, method: Method, patterns: Mapping[tuple[Modality, ...], int], phase: str) -> str | None:
+    """The reason why this site takes no part, or None; `patterns` are its training subjects' modalities."""
+    refused = phase_refused(site, phase)
+    if refused is not None:
+        return refused
+    if not patterns:
+        return "holds none of the method's modalities"
+    lacking = {pattern: method.lacks(pattern, phase) for pattern in patterns}
+    subjects = sum(n for pattern, n in patterns.items() if lacking[pattern] is None)
+    if not subjects:
+        commonest = max(patterns, key=lambda pattern: (patterns[pattern], pattern))
+        return f"no subject can train {phase}: lacks {lacking[commonest]}"
+    if subjects < site.policy.min_subjects:
+        return f"has fewer training subjects than its policy asks for ({site.policy.min_subjects})"
+    return None
+
+
+def installed_manifest(state: Path) -> Manifest | None:
+    """What the installed kit says that the federation agreed on; None without a kit."""
+    if not (state / KIT).exists():
+        return None
+    named = parse_canonical(read_bounded(state / KIT, "site"), KIT).get("manifest")
+    content = read_bounded(state / AGREED, "site")
+    if sha256(content) != named:
+        raise DataError(f"{AGREED}: has not the hash that {KIT} gives; join the kit again")
+    return manifest.parse(content, "the installed kit")
+
+
+def _check_manifest(site: Site, settings: RunSettings, method: Method) -> None:
+    """A plan that names what was agreed must keep to it; whether it must name it, the policy says."""
+    rule, named = site.policy.manifest, settings.manifest
+    if rule == "any":
+        return
+    agreed = installed_manifest(site.state)
+    if rule == "installed" and agreed is None:
+        _refuse(site, "manifest", named, "manifest=installed, and no kit is installed here")
+    wanted = rule if rule not in (None, "installed") else None if agreed is None else agreed.digest
+    if wanted is not None and named != wanted and (named is not None or rule is not None):
+        _refuse(site, "manifest", named, f"manifest: {wanted}")
+    if agreed is None or named != agreed.digest:
+        return
+    name, holders = settings.method.name, settings.min_holders
+    others = [modality for modality in method.modalities if modality not in agreed.modalities]
+    plane, planes = _plane(settings.grid), "any" if agreed.grid is None else _plane(agreed.grid)
+    for key, value, keeps, has in (
+        ("method", name, name in agreed.methods, ", ".join(agreed.methods)),
+        ("modalities", ", ".join(others), not others, ", ".join(agreed.modalities)),
+        ("min_holders", holders, holders >= agreed.min_holders, f"{agreed.min_holders} or more"),
+        ("grid", plane, planes in ("any", plane), planes),
+    ):
+        if not keeps:
+            raise PlanRefused(f"{site.name}: plan.{key}={value}: the federation's manifest, which it names, has {has}")
+
+
+def _plane(grid: Grid | Plane) -> str:
+    return f"{grid.height}x{grid.width}" + ("" if grid.spacing_mm is None else f"@{grid.spacing_mm:g}")
+
+
+def _allow(site: Site, key: str, value: str, rule: str, allowed: tuple[str, ...] | None) -> None:
+    if allowed is not None and value not in allowed:
+        _refuse(site, key, value, f"{rule}: {', '.join(allowed)}")
+
+
+def _refuse(site: Site, key: str, value: object, rule: str) -> None:
+    raise PlanRefused(f"{site.name}: {_says(key, value, rule)}")
+
+
+def _says(key: str, value: object, rule: str) -> str:
+    return f"plan.{key}={value}: this site's policy allows only {rule}"

@@ -1,0 +1,71 @@
+"""STATE/site.toml, what this hospital decides about its own site; it never leaves.
+
+[site]
+cohorts = ["/data/strokes"]     folders that `lacuna-site prepare` has prepared
+device = "auto"                 auto | cpu | cuda
+image = "lacuna-client:0.1.0"   for `lacuna-site up`: the client image
+gpu = "auto"                    for `up`: auto | all | none
+memory = "16g"                  for `up`: the most that the container may use
+
+[policy]                        client/site/policy.py
+[text]                          a text encoder of its own, shared/clinical/settings.py
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shared.base.errors import ConfigError
+from shared.base.options import build, require
+
+SETTINGS = "site.toml"
+DEVICES, GPUS = ("auto", "cpu", "cuda"), ("auto", "all", "none")
+_IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,255}")
+_MEMORY = re.compile(r"[1-9][0-9]{0,5}[mg]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    cohorts: tuple[str, ...] = ()
+    device: str = "auto"
+    image: str | None = None
+    gpu: str = "auto"
+    memory: str = "16g"
+
+    def __post_init__(self) -> None:
+        require(self.device in DEVICES, "device", self.device, f"one of {', '.join(DEVICES)}")
+        require(self.gpu in GPUS, "gpu", self.gpu, f"one of {', '.join(GPUS)}")
+        require(bool(_MEMORY.fullmatch(self.memory)), "memory", self.memory, "like 16g or 900m")
+        require(self.image is None or bool(_IMAGE.fullmatch(self.image)), "image", self.image, "an image's name")
+        require(len(set(self.cohorts)) == len(self.cohorts), "cohorts", self.cohorts, "each once")
+        for cohort in self.cohorts:
+            require(Path(cohort).is_absolute(), "cohorts", cohort, "a path from the root, /...")
+            require(":" not in cohort, "cohorts", cohort, "without a colon")
+
+    def having(self, given: Mapping[str, Any]) -> "Settings":
+        """With what was said on the command line instead; None is nothing said."""
+        return replace(self, **{key: value for key, value in given.items() if value is not None})
+
+
+def load(state: Path) -> Settings:
+    """What the file says, and the defaults for the rest; ConfigError for a key that is not ours."""
+    path = state / SETTINGS
+    if not path.exists():
+        return Settings()
+    try:
+        record = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: can't be read: {error}") from None
+    others = sorted(record.keys() - {"site", "policy", "text"})
+    if others:
+        raise ConfigError(f"{path}: [{others[0]}] is unknown; it has [site], [policy] and [text]")
+    table = record.get("site", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: site must be a table, [site]")
+    try:
+        return build(Settings, table, "site")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None

@@ -1,0 +1,71 @@
+"""The site's own settings: name, paths, device, policy. They are read here and never leave.
+
+A deployed site gives them as Flower's node config: `site`, `cohort` (one or more folders, joined by a colon), `state`,
+`device`; `text-...` are of its own text encoder (shared/clinical/settings.py), any other key is one of the policy's
+(client/site/policy.py); STATE/site.toml may hold both too. In a Ray simulation Flower only numbers its nodes, so the
+file named by LACUNA_SITES lists them in that order.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from client.site.policy import Policy, read
+from shared.base.errors import ConfigError
+from shared.clinical.settings import TextSettings, find_settings
+
+SITES_VARIABLE = "LACUNA_SITES"
+LEDGER = "ledger.jsonl"
+_OWN = ("site", "cohort", "state", "device", "partition-id", "num-partitions")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    name: str
+    cohorts: tuple[Path, ...]  # BIDS folders, prepared with `lacuna-site prepare`
+    state: Path  # the site's own disk: ledgers, plans, personal layers
+    device: str = "auto"
+    policy: Policy = field(default_factory=Policy)
+    text: TextSettings = field(default_factory=TextSettings)
+
+    @property
+    def privacy(self) -> Path:
+        """The privacy ledger's folder."""
+        return self.state / "privacy"
+
+    @property
+    def ledger(self) -> Path:
+        """What left."""
+        return self.state / LEDGER
+
+
+def own_values(node_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The node config, or this node's row in the list of sites; it has a site, a cohort and a state."""
+    values = dict(node_config)
+    if "site" not in values:
+        listing = os.environ.get(SITES_VARIABLE)
+        if listing is None or "partition-id" not in values:
+            raise ConfigError(f"site: missing in the node config, and {SITES_VARIABLE} names no list of sites")
+        values = json.loads(Path(listing).read_text())[int(values["partition-id"])]
+    for key in ("cohort", "state"):
+        if key not in values:
+            raise ConfigError(f"{key}: missing in the node config of site {values['site']}")
+    return values
+
+
+def find_site(node_config: Mapping[str, Any]) -> Site:
+    values = own_values(node_config)
+    state = Path(str(values["state"]))
+    return Site(
+        name=str(values["site"]),
+        cohorts=tuple(Path(folder) for folder in str(values["cohort"]).split(os.pathsep)),
+        state=state,
+        device=str(values.get("device", "auto")),
+        policy=read(
+            state, {key: value for key, value in values.items() if key not in _OWN and not key.startswith("text-")}
+        ),
+        text=find_settings(values, state),
+    )

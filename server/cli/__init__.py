@@ -1,0 +1,1 @@
+"""The command `lacuna`: every verb calls one function elsewhere."""

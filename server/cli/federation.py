@@ -1,0 +1,293 @@
+"""`lacuna federation`: who may take part, and by which keys. Thin: every verb calls one function elsewhere."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shared.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from server.federation.provision import Admission
+    from server.federation.rotation import Rotated
+    from shared.trust.manifest import Plane
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="""Who may take part in the federation, and by which keys.
+
+**init** makes the coordinator's folder, **admit** answers a site's request with a signed kit, **sync** tells the
+running SuperLink, **list** shows it all, **revoke** ends a site's part, **rotate** renews keys and certificates,
+**amend** changes what was agreed.
+
+The folder holds the private keys of the CA, the server and the signing key: keep it on an encrypted disk, back it up,
+and never send any of it but the kits. No site's private key ever comes here.""",
+)
+
+Folder = Annotated[Path, typer.Option("--federation", help="The folder that `init` made.")]
+FOLDER = Path("federation")
+Fingerprint = Annotated[
+    str | None,
+    typer.Option(
+        help="The fingerprint as the site read it out by telephone; a request with another is refused.",
+        show_default=False,
+    ),
+]
+Modalities = Annotated[
+    list[str] | None, typer.Option("--modality", help="Repeat it: T1, T1CE, T2, FLAIR, ...", show_default=False)
+]
+Methods = Annotated[
+    list[str] | None, typer.Option("--method", help="That a run may use; repeat it.", show_default=False)
+]
+Grid = Annotated[
+    str | None, typer.Option(help="HEIGHTxWIDTH[@MM], the same for all runs. Default: a run's own.", show_default=False)
+]
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="New folder, on the coordinator's private disk.")],
+    name: Annotated[str, typer.Option(help="Of the federation: letters, digits, `.`, `_`, `-`.")],
+    address: Annotated[str, typer.Option(help="HOST:PORT where sites reach the server.")],
+    modality: Modalities = None,
+    method: Methods = None,
+    server_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another name or IP address in the server's certificate, besides the host of --address; repeat it.",
+            show_default="localhost, 127.0.0.1, superlink",
+        ),
+    ] = None,
+    min_holders: Annotated[int, typer.Option(help="What fewer sites have trained is not released.")] = 2,
+    quorum: Annotated[int, typer.Option(help="Updates without which a round changes nothing.")] = 2,
+    grid: Grid = None,
+    server_days: Annotated[int, typer.Option(help="How long the server's certificate holds.")] = 730,
+    ca_days: Annotated[int, typer.Option(help="How long the CA holds.")] = 3650,
+) -> None:
+    """Make a federation: CA, server certificate, signing key, and the signed manifest of what is agreed.
+
+    `lacuna federation init federation --name strokes --address fl.example.org:443 --modality T1 --modality FLAIR
+    --method amm_diff`
+    """
+    from server.federation import provision
+    from server.federation.federation import OWN_NAMES
+
+    if not modality or not method:
+        raise ConfigError("--modality and --method: name one or more of each")
+    provision.init(
+        folder,
+        name=name,
+        address=address,
+        names=OWN_NAMES if server_name is None else server_name,
+        modalities=[_modality(text) for text in modality],
+        methods=method,
+        min_holders=min_holders,
+        quorum=quorum,
+        grid=_grid(grid),
+        now=_now(),
+        server_days=server_days,
+        ca_days=ca_days,
+    )
+    list_(folder)
+
+
+@app.command()
+def admit(
+    request: Annotated[Path, typer.Argument(help="The request that `lacuna-site init` made.")],
+    federation: Folder = FOLDER,
+    fingerprint: Fingerprint = None,
+    again: Annotated[bool, typer.Option("--again", help="Admit a site that was revoked.")] = False,
+) -> None:
+    """Register a site's public key and write its signed kit. Call the site before you send it.
+
+    Let the site read out the fingerprint that `lacuna-site init` showed, and give it as `--fingerprint`; without it the
+    list keeps saying NO under compared, and the same line with it mends that. Read out the signing key's, too: the
+    site needs it to `lacuna-site join` the kit.
+    """
+    from server.federation import provision
+
+    _told(provision.admit(federation, request, compared=fingerprint, again=again, now=_now()), federation)
+
+
+@app.command("list")
+def list_(
+    federation: Folder = FOLDER,
+    as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+) -> None:
+    """The sites, their keys' fingerprints, the certificates and how long they hold."""
+    from server.federation import view
+
+    said = view.facts(federation, _now())
+    typer.echo(json.dumps(said, indent=1) if as_json else "\n".join(view.lines(said)))
+    _warn(federation)
+
+
+@app.command()
+def revoke(
+    site: Annotated[str, typer.Argument(help="Name of the site.")],
+    federation: Folder = FOLDER,
+    why: Annotated[str, typer.Option(help="The reason, for whoever reads the list later.")] = "",
+) -> None:
+    """End a site's part: its key is refused from the next `sync` on. No other site notices anything."""
+    from server.federation import provision
+
+    provision.revoke(federation, site, why=why, now=_now())
+    typer.echo(f"{site} is revoked. Now tell the SuperLink: lacuna federation sync --federation {federation}")
+    _warn(federation)
+
+
+@app.command()
+def rotate(
+    what: Annotated[str, typer.Argument(help="server | ca | signing | the name of a site")],
+    federation: Folder = FOLDER,
+    request: Annotated[
+        Path | None, typer.Option(help="For a site: its request for the new key.", show_default=False)
+    ] = None,
+    fingerprint: Fingerprint = None,
+) -> None:
+    """Renew a key or a certificate; the one before is gone then.
+
+    **A site**: it types `lacuna-site init STATE --site NAME --again` and sends the new request. It works on with the
+    old key until it joins the kit, and you `sync`.
+
+    **server**: restart the server afterwards; sites notice nothing.
+
+    **ca**: every site gets a new kit, which trusts the old CA and the new one. When all have joined, `rotate server`
+    moves the server to the new CA and drops the old one. At once one after the other if the CA's key was stolen.
+
+    **signing**: every site gets a new kit. The old key vouches for the new one, so they need no telephone; if the old
+    key was stolen, tell them the new fingerprint, and to `join` with `--fingerprint`.
+    """
+    from server.federation import provision, rotation
+
+    if what not in ("server", "ca", "signing"):
+        if request is None:
+            raise ConfigError(f"--request: missing; a new key for site {what!r} comes from the site")
+        _told(provision.rotate_site(federation, what, request, compared=fingerprint, now=_now()), federation)
+        return
+    if request is not None or fingerprint is not None:
+        raise ConfigError(f"--request and --fingerprint: are for a site, not for {what}")
+    if what == "server":
+        done = rotation.rotate_server(federation, now=_now())
+        typer.echo("a new server key and certificate: restart the server")
+    elif what == "ca":
+        done = rotation.rotate_ca(federation, now=_now())
+    else:
+        done = rotation.rotate_signing(federation)
+    _kits(done, federation)
+    _warn(federation)
+
+
+@app.command()
+def amend(
+    federation: Folder = FOLDER,
+    modality: Modalities = None,
+    method: Methods = None,
+    min_holders: Annotated[int | None, typer.Option(show_default=False)] = None,
+    quorum: Annotated[int | None, typer.Option(show_default=False)] = None,
+    grid: Grid = None,
+    address: Annotated[str | None, typer.Option(help="Where sites reach the server.", show_default=False)] = None,
+    server_name: Annotated[
+        list[str] | None, typer.Option(help="All further names of the server; repeat it.", show_default=False)
+    ] = None,
+) -> None:
+    """Change what was agreed; what is not named stays. Every site gets a new kit, and the manifest a new hash."""
+    from server.federation import rotation
+
+    changes = rotation.Amendment(
+        modalities=None if modality is None else [_modality(text) for text in modality],
+        methods=method,
+        min_holders=min_holders,
+        quorum=quorum,
+        grid=_grid(grid),
+        address=address,
+        names=server_name,
+    )
+    done = rotation.amend(federation, changes, now=_now())
+    typer.echo(f"manifest version {done.manifest.version}, {done.manifest.digest}")
+    _kits(done, federation)
+    _warn(federation)
+
+
+@app.command()
+def sync(
+    federation: Folder = FOLDER,
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink itself, inside; never the proxy.")] = (
+        "127.0.0.1:8000"
+    ),
+) -> None:
+    """Make the running SuperLink's list of keys equal to this folder's: once after every admit, revoke and rotate.
+
+    By hand it would be `flwr supernode register federation/sites/NAME.pub --name NAME`, and `flwr supernode unregister
+    NODE` for a node whose number you wrote down.
+    """
+    from server.superlink.superlink import sync as carry_out
+
+    done = carry_out(federation, superlink)
+    for site in done.registered:
+        typer.echo(f"registered {site}")
+    for site in done.unregistered:
+        typer.echo(f"unregistered a key of {site}")
+    for node in done.strangers:
+        typer.echo(f"unregistered node {node}: its key is of no site that was ever admitted")
+    if not (done.registered or done.unregistered or done.strangers or done.spent):
+        typer.echo("nothing to change")
+    _warn(federation)
+    if done.spent:
+        raise ConfigError(
+            f"site={', '.join(done.spent)}: its key was unregistered before, and Flower takes none twice: let the site "
+            "make another (`lacuna-site init STATE --site NAME --again`) and `lacuna federation rotate NAME`"
+        )
+
+
+def _told(admission: "Admission", folder: Path) -> None:
+    from server.federation.federation import SIGNING_PUBLIC
+    from shared.trust.keys import fingerprint, read_public_key, spoken
+
+    entry = admission.entry
+    typer.echo(f"{entry.site}: admitted; its key's fingerprint is")
+    typer.echo(f"    {spoken(entry.fingerprint)}")
+    if not entry.compared:
+        typer.echo(
+            "NOT COMPARED YET: telephone the site, let it read out its own, and run this again with --fingerprint"
+        )
+    typer.echo(f"kit to send it: {admission.kit}")
+    typer.echo("tell it by telephone the signing key's fingerprint, which `lacuna-site join` asks for:")
+    typer.echo(f"    {spoken(fingerprint(read_public_key(folder / SIGNING_PUBLIC)))}")
+    typer.echo(f"then tell the SuperLink: lacuna federation sync --federation {folder}")
+    for note in admission.notes:
+        typer.echo(f"warning: {note}", err=True)
+    _warn(folder)
+
+
+def _kits(done: "Rotated", folder: Path) -> None:
+    if done.kits:
+        typer.echo(f"revision {done.revision}: send each site its new kit, for `lacuna-site join`:")
+    for path in done.kits:
+        typer.echo(f"    {folder / path}")
+
+
+def _warn(folder: Path) -> None:
+    from server.federation.federation import expiry_warnings
+
+    for warning in expiry_warnings(folder, _now()):
+        typer.echo(f"warning: {warning}", err=True)
+
+
+def _modality(text: str) -> str:
+    from shared.data.modalities import parse
+
+    return parse(text)
+
+
+def _grid(text: str | None) -> "Plane | None":
+    from shared.trust.manifest import Plane
+
+    return None if text is None else Plane.parse(text)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,171 @@
+"""`lacuna train | follow | status | stop | resume`: runs on a SuperLink. Thin: the work is done elsewhere."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shared.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+app = typer.Typer(rich_markup_mode="markdown")
+
+Run = Annotated[str, typer.Argument(help="Name of the run.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
+RUNS = Path("runs")
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="As for `simulate`: `method=amm_diff size=small federation.min_sites=3 run=first`.",
+        show_default=False,
+    ),
+]
+SuperLinkAddress = Annotated[
+    str,
+    typer.Option(
+        "--superlink", envvar="LACUNA_SUPERLINK", help="HOST:PORT of the SuperLink itself, inside; never the proxy."
+    ),
+]
+SUPERLINK = "127.0.0.1:8000"
+FederationFolder = Annotated[
+    Path,
+    typer.Option("--federation", help="The folder that `lacuna federation init` made: its CA, and what was agreed."),
+]
+FEDERATION = Path("federation")
+Authority = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        envvar="LACUNA_CA",
+        help="The federation's CA alone, where its folder is not at hand; what was agreed is not checked then.",
+        show_default=False,
+    ),
+]
+Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for sites that are not online yet.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Submit and return; nobody supervises until `lacuna follow`.")]
+Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    superlink: SuperLinkAddress = SUPERLINK,
+    federation: FederationFolder = FEDERATION,
+    ca: Authority = None,
+    wait: Wait = 0.0,
+    detach: Detach = False,
+) -> None:
+    """Train over the sites of a running federation: submit, watch, and say truthfully how it ended.
+
+    The same keys as `lacuna simulate`, and the same bits. Before anything is submitted: is the SuperLink there, does
+    the plan keep to what was agreed, are enough sites online (exit code 5 if not).
+
+    While this command runs it supervises: a run whose process was killed is submitted again from its checkpoint.
+    Ctrl-C ends the watching, not the run: `lacuna follow RUN` goes on watching, `lacuna stop RUN` stops it,
+    `lacuna resume RUN` takes it up again.
+    """
+    _train(overrides or [], superlink, federation, ca, wait=wait, detach=detach)
+
+
+@app.command()
+def resume(
+    run: Run,
+    runs_folder: Runs = RUNS,
+    superlink: SuperLinkAddress = SUPERLINK,
+    federation: FederationFolder = FEDERATION,
+    ca: Authority = None,
+    wait: Wait = 0.0,
+    detach: Detach = False,
+) -> None:
+    """Go on with a run that was stopped, failed or killed, from its last finished round: `train resume=RUN`."""
+    from server.superlink import submission
+
+    folder = runs_folder / run
+    if (folder / "config.json").exists() and submission.find(folder) is None:
+        raise ConfigError(
+            f"resume={run}: was never submitted to a SuperLink; give the command that made it and resume={run}, "
+            f"such as `lacuna simulate resume={run}`"
+        )
+    overrides = [f"resume={run}", submission.quoted("runs", runs_folder)]
+    _train(overrides, superlink, federation, ca, wait=wait, detach=detach)
+
+
+@app.command()
+def follow(run: Run, runs_folder: Runs = RUNS) -> None:
+    """Watch a run that goes on elsewhere, and supervise it; ends as the run does, with its exit code."""
+    _follow(runs_folder / run)
+
+
+@app.command()
+def status(
+    run: Annotated[str | None, typer.Argument(help="Name of a run: more of it.", show_default=False)] = None,
+    runs_folder: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Where the runs stand: state, round, sites, loss, since when; of one run also who is online and what was said.
+
+    States: running · submitted (waits for an executor) · finished · failed (its own word, and why) · stopped ·
+    interrupted (killed, and nobody has taken it up again). Simulations are listed too.
+    """
+    from server.journal import progress
+    from server.superlink import overview
+    from shared.base.options import plain
+
+    if run is not None:
+        found = overview.details(runs_folder / run)
+        typer.echo(json.dumps(plain(found), indent=1) if as_json else "\n".join(found.lines()))
+        return
+    runs = overview.standings(runs_folder)
+    if as_json:
+        typer.echo(json.dumps([plain(one) for one in runs], indent=1))
+    elif runs:
+        progress.table(f"runs in {runs_folder}/", overview.COLUMNS, [one.cells() for one in runs])
+    else:
+        typer.echo(f"no runs in {runs_folder}/")
+
+
+@app.command()
+def stop(run: Run, runs_folder: Runs = RUNS) -> None:
+    """End a run where it stands; its checkpoint is whole, and `lacuna resume RUN` goes on."""
+    from server.superlink import submission
+
+    typer.echo(submission.stop(runs_folder / run))
+
+
+def _train(
+    overrides: "Sequence[str]", superlink: str, federation: Path, ca: Path | None, *, wait: float, detach: bool
+) -> None:
+    from server.runs import runs
+    from server.superlink import submission
+
+    link, manifest = submission.link_to(superlink, federation, ca)
+    config, folder = submission.prepare(overrides, link, manifest=manifest, wait=wait, say=_say)
+    if not runs.finished(folder):
+        submission.submit(folder, link)
+        _say(f"{folder.name}: submitted to {link.address}")
+    if detach:
+        typer.echo(folder.name)
+        return
+    _follow(Path(config.runs) / folder.name)
+    typer.echo(str(Path(config.runs) / folder.name / "final"))
+
+
+def _follow(folder: Path) -> None:
+    from server.superlink import supervision
+
+    try:
+        supervision.follow(folder)
+    except KeyboardInterrupt:
+        _say(
+            f"not watched any more; the run goes on: `lacuna follow {folder.name}` watches and supervises it again, "
+            f"`lacuna stop {folder.name}` stops it"
+        )
+        raise typer.Exit(130) from None
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)

@@ -1,0 +1,1 @@
+"""What finished models are worth, on subjects that nobody trained on."""

@@ -1,0 +1,58 @@
+"""`lacuna generate`: complete sets of modalities out of nothing, as a look at what a prior has learnt.
+
+OUT/sets.npy            count x M x H x W, in [0, 1]
+    contact-sheet.png   a row for each set
+    generation.json     by which model, sampler and seed
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from server.runs import runs
+from shared.base import pictures
+from shared.base.checkpoint import write_text
+from shared.base.errors import DataError
+from shared.base.options import plain
+from shared.base.randomness import generator
+from shared.diffusion.operators import none
+from shared.diffusion.samplers import Sampler
+from shared.model.model import AT_ONCE, Progress, Restores, read_model
+from shared.plan.training import find_device
+
+MOST_DRAWN = 24  # rows of the contact sheet
+WARNING = "Generated images. They show nobody."
+
+
+def generate(
+    folder: Path, out: Path, *, count: int, sampler: Sampler, seed: int, device: str, progress: Progress | None = None
+) -> Path:
+    """Unconditional samples of a finished run's model; set k depends on (seed, k) alone."""
+    if not runs.finished(folder):
+        raise DataError(f"{folder.name}: the run is not finished; go on with it by resume={folder.name}")
+    model, on = read_model(folder / "final"), find_device(device)
+    if not isinstance(model.method, Restores):
+        raise DataError(f"model {model.name}: makes images from images only; complete sets need any2all")
+    net, sets, size = model.net.to(on), [], AT_ONCE.get(on.type, 8)
+    for start in range(0, count, size):
+        numbers = range(start, min(start + size, count))
+        like = torch.zeros(len(numbers), len(model.modalities), model.grid.height, model.grid.width, device=on)
+        noise = [generator(on, seed, "generate", k) for k in numbers]
+        nothing = [none()] * len(model.modalities)
+        sets.append(model.method.restore(net, nothing, sampler, noise, like_BMHW=like).cpu())
+        if progress is not None:
+            progress(numbers[-1] + 1, count)
+    made_BMHW = torch.cat(sets).numpy()
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / ".sets.partial.npy"
+    np.save(partial, made_BMHW)
+    partial.replace(out / "sets.npy")
+    rows = [list(stack_MHW) for stack_MHW in made_BMHW[:MOST_DRAWN]]
+    sheet = pictures.mosaic(rows, [f"set {k}" for k in range(len(rows))], list(model.modalities), WARNING)
+    pictures.save_png(sheet, out / "contact-sheet.png")
+    how = {"run": folder.name, "modalities": list(model.modalities), "sampler": plain(sampler), "seed": seed,
+           "count": count, "description": WARNING}  # fmt: skip
+    write_text(out / "generation.json", json.dumps(how, indent=1) + "\n")
+    return out

@@ -1,0 +1,233 @@
+"""A federation's beginning, and its sites: init, admit, a site's new key, revoke. The folder:
+server/federation/federation.py.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from server.federation import federation as disk
+from server.federation.authority import make_authority, make_server
+from server.federation.federation import Federation, Retired, SiteEntry, State, opened
+from shared.base.errors import ConfigError
+from shared.base.files import Change, canonical, private_folder, read_bounded
+from shared.base.names import check_name
+from shared.base.options import plain
+from shared.trust import certificates
+from shared.trust.keys import parse_fingerprint, private_pem, public_pem, spoken
+from shared.trust.kit import Request, read_request
+from shared.trust.manifest import Intensities, Manifest, Plane
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    entry: SiteEntry
+    kit: Path
+    notes: tuple[str, ...]
+
+
+def init(
+    folder: Path,
+    *,
+    name: str,
+    address: str,
+    names: Sequence[str] = disk.OWN_NAMES,
+    modalities: Sequence[str],
+    methods: Sequence[str],
+    min_holders: int = 2,
+    quorum: int = 2,
+    grid: Plane | None = None,
+    now: datetime,
+    server_days: int = 730,
+    ca_days: int = 3650,
+) -> Federation:
+    """Make the whole folder, or nothing."""
+    state = State(federation=check_name(name, "name"), address=address, names=tuple(names), server_days=server_days)
+    agreed = Manifest(
+        federation=name,
+        version=1,
+        before="",
+        made=certificates.utc(now),
+        lacuna=version("lacuna"),
+        modalities=tuple(modalities),
+        intensities=intensities(modalities),
+        methods=known_methods(methods),
+        min_holders=min_holders,
+        quorum=quorum,
+        grid=grid,
+    )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: something is there already; a federation is made in a new folder")
+    ca_key, ca = make_authority(name, now=now, days=ca_days)
+    server_key, server = make_server(ca_key, ca, state.hosts, federation=name, now=now, days=server_days)
+    signing = Ed25519PrivateKey.generate()
+    beside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    private_folder(beside)
+    change = Change(beside)
+    disk.write_manifest(change, agreed, signing)
+    change.write(disk.STATE, canonical(plain(state)))
+    disk.write_pair(change, (disk.CA_KEY, ca_key), (disk.CA, ca))
+    disk.write_pair(change, (disk.SERVER_KEY, server_key), (disk.SERVER, server))
+    change.write(disk.SERVER_CA, ca)
+    disk.write_pair(
+        change, (disk.SIGNING_KEY, private_pem(signing)), (disk.SIGNING_PUBLIC, public_pem(signing.public_key()))
+    )
+    change.commit()
+    os.replace(beside, folder)
+    return disk.load(folder)
+
+
+def admit(folder: Path, request: Path, *, compared: str | None = None, again: bool = False, now: datetime) -> Admission:
+    """Register the request's key and write the site's kit. The same request gives the same kit.
+
+    `compared`: the fingerprint as the site told it; another than the request's is refused.
+    """
+    asked = read_request(read_bounded(request, "request"), f"request {request}")
+    _compare(asked, compared)
+    with opened(folder) as federation:
+        known = _known(federation, asked)
+        entry = SiteEntry(
+            site=asked.site,
+            status="admitted",
+            public_key=asked.public_key,
+            fingerprint=asked.fingerprint,
+            compared=compared is not None,
+            admitted=certificates.utc(now),
+            versions=asked.versions,
+        )
+        if known is not None and known.status == "revoked":
+            if not again:
+                raise ConfigError(
+                    f"site={asked.site!r}: was revoked at {known.revoked} ({known.why or 'no reason given'}); "
+                    "--again admits it all the same"
+                )
+            entry = replace(entry, retired=_retire(known, asked, now))
+        elif known is not None and known.public_key != asked.public_key:
+            raise ConfigError(
+                f"site={asked.site!r}: is admitted with another key, {spoken(known.fingerprint)}; "
+                f"`lacuna federation rotate {asked.site} --request FILE` replaces it"
+            )
+        elif known is not None:
+            entry = replace(known, compared=known.compared or entry.compared, versions=asked.versions)
+        return _register(federation, entry, now)
+
+
+def rotate_site(folder: Path, site: str, request: Path, *, compared: str | None = None, now: datetime) -> Admission:
+    """Another key for a site; the one before is never taken again."""
+    asked = read_request(read_bounded(request, "request"), f"request {request}")
+    _compare(asked, compared)
+    with opened(folder) as federation:
+        known = federation.find(site)
+        if asked.site != site:
+            raise ConfigError(f"request {request}: is of site {asked.site!r}, not of {site!r}")
+        if known.status == "revoked":
+            raise ConfigError(f"site={site!r}: was revoked at {known.revoked}; `lacuna federation admit` with --again")
+        if known.public_key == asked.public_key:
+            raise ConfigError(
+                f"site={site!r}: has this very key; `lacuna-site init STATE --site {site} --again` makes one"
+            )
+        _known(federation, asked)
+        entry = replace(
+            known,
+            public_key=asked.public_key,
+            fingerprint=asked.fingerprint,
+            compared=compared is not None,
+            versions=asked.versions,
+            retired=_retire(known, asked, now),
+        )
+        return _register(federation, entry, now)
+
+
+def revoke(folder: Path, site: str, *, why: str = "", now: datetime) -> SiteEntry:
+    """From the next `sync` on the server refuses its key. No other site notices anything."""
+    with opened(folder) as federation:
+        known = federation.find(site)
+        if known.status == "revoked":
+            raise ConfigError(f"site={site!r}: was revoked already, at {known.revoked}")
+        entry = replace(known, status="revoked", revoked=certificates.utc(now), why=why)
+        change = Change(folder)
+        disk.write_entry(change, entry)
+        change.remove(disk.kit_path(site))
+        change.commit()
+        return entry
+
+
+# --- what a manifest may say ----------------------------------------------------------------------------------------
+
+
+def known_methods(names: Sequence[str]) -> tuple[str, ...]:
+    from shared.methods import METHODS
+
+    for name in names:
+        if name not in METHODS:
+            raise ConfigError(f"method={name!r}: must be one of {', '.join(METHODS)}")
+    return tuple(name for name in METHODS if name in names)
+
+
+def intensities(modalities: Sequence[str]) -> Intensities:
+    from shared.data.intensities import RULES, RULES_VERSION
+
+    for name in modalities:
+        if name not in RULES:
+            raise ConfigError(f"modality={name!r}: must be one of {', '.join(RULES)}")
+    return Intensities(version=RULES_VERSION, rules={name: plain(RULES[name]) for name in modalities})
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------
+
+
+def _compare(asked: Request, told: str | None) -> None:
+    if told is not None and parse_fingerprint(told, "fingerprint") != asked.fingerprint:
+        raise ConfigError(
+            f"site={asked.site!r}: the request's fingerprint is {spoken(asked.fingerprint)}, not what the site told: "
+            "the request is not theirs, or was swapped on the way. Do not admit it"
+        )
+
+
+def _known(federation: Federation, asked: Request) -> SiteEntry | None:
+    """The site's entry, if there is one. A key is one site's alone, and a retired one nobody's."""
+    for entry in federation.sites.values():
+        if entry.site != asked.site and entry.site.casefold() == asked.site.casefold():
+            raise ConfigError(f"site={asked.site!r}: there is a site {entry.site!r}; names differ in more than case")
+        if entry.site != asked.site and asked.public_key == entry.public_key:
+            raise ConfigError(f"site={asked.site!r}: its key is that of site {entry.site!r}; each makes its own")
+        for retired in entry.retired:
+            if retired.public_key == asked.public_key:
+                raise ConfigError(
+                    f"site={asked.site!r}: {entry.site!r} gave this key up at {retired.until}; make another"
+                )
+    return federation.sites.get(asked.site)
+
+
+def _retire(known: SiteEntry, asked: Request, now: datetime) -> tuple[Retired, ...]:
+    if known.public_key == asked.public_key:
+        return known.retired
+    old = Retired(public_key=known.public_key, fingerprint=known.fingerprint, until=certificates.utc(now))
+    return (*known.retired, old)
+
+
+def _register(federation: Federation, entry: SiteEntry, now: datetime) -> Admission:
+    ends = certificates.parse_authorities(federation.authorities, disk.CA)[-1].not_valid_after_utc
+    if now >= ends:
+        raise ConfigError(f"{disk.CA}: expired at {certificates.utc(ends)}; `lacuna federation rotate ca` first")
+    change = Change(federation.folder)
+    disk.write_entry(change, entry)
+    disk.write_kits(change, federation, federation.signing_key(), [entry])
+    change.commit()
+    own = disk.versions()
+    notes = [
+        f"{entry.site} has {name} {theirs}, the coordinator {ours}: runs refuse sites of another version"
+        for name, theirs, ours in (
+            ("lacuna", entry.versions.lacuna, own.lacuna),
+            ("flwr", entry.versions.flwr, own.flwr),
+        )
+        if theirs != ours
+    ]
+    return Admission(entry=entry, kit=federation.folder / disk.kit_path(entry.site), notes=tuple(notes))

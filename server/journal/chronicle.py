@@ -1,0 +1,271 @@
+"""What goes on in a run, written into its folder as it goes on, for whoever looks from another process.
+
+    events.jsonl   what the view was told, a line each: the follower tells it to a view of its own
+    outcome.json   how the run ended by its own word; none while it goes on, or where it was killed
+    .working       locked by the process that works on the run, and says which one that is
+
+A lock is let go by the kernel however its process dies, so a killed run is known at once, and two processes never write
+to one run.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from server.journal import facts
+from server.journal.facts import Coverage, RoundFacts, SiteFacts
+from server.journal.progress import View
+from shared.base import options
+from shared.base.checkpoint import write_text
+from shared.base.errors import ConfigError, DataError, LacunaError, RunFailed
+from shared.base.vocabulary import SiteName
+
+EVENTS, OUTCOME, WORKING = "events.jsonl", "outcome.json", ".working"
+PATIENCE = 20.0  # for the process before to let go of the run
+FOREIGN = ("httpx", "httpcore", "flwr")  # their errors are of the wire, not the run's own word
+
+ERRORS: Mapping[str, type[LacunaError]] = {kind.__name__: kind for kind in LacunaError.__subclasses__()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended, in its own words."""
+
+    state: Literal["finished", "failed", "stopped"]
+    kind: str = ""  # of the error: RunFailed, ConfigError, ...
+    message: str = ""
+    code: int = 0  # to exit with
+    at: float  # seconds since 1970
+
+    def error(self) -> LacunaError | None:
+        """What the command that follows the run ends with."""
+        if self.state == "finished":
+            return None
+        error = ERRORS.get(self.kind, LacunaError)(
+            self.message if self.kind in ERRORS else f"{self.kind}: {self.message}"
+        )
+        error.exit_code = self.code
+        return error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """The process that works on a run, or that did last."""
+
+    pid: int
+    host: str
+    flower_run: int  # Flower's number of it; 1 in a simulation
+    since: float
+
+
+# --- in: by the process that works on the run
+
+
+@contextmanager
+def working(folder: Path, flower_run: int = 1) -> Iterator[None]:
+    """Nobody else works on the run until the block ends, and how it ended is written down."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _held(folder) as lock:
+        worker = Worker(pid=os.getpid(), host=socket.gethostname(), flower_run=flower_run, since=time.time())
+        _rewrite(lock, json.dumps(options.plain(worker)))
+        (folder / OUTCOME).unlink(missing_ok=True)
+        try:
+            yield
+        except Exception as error:
+            found = outcome_of(error)
+            if found is not None:
+                with suppress(OSError):  # of a full disk not even this can be said; whoever follows finds out
+                    write_outcome(folder, found)
+            raise
+        write_outcome(folder, Outcome(state="finished", at=time.time()))
+
+
+def outcome_of(error: Exception) -> Outcome | None:
+    """The run's own word; None where the wire broke, or the run was ended from outside."""
+    if type(error).__module__.split(".")[0] in FOREIGN:
+        return None
+    if isinstance(error, LacunaError):
+        kind, code = type(error).__name__, error.exit_code
+    elif isinstance(error, OSError):  # a full disk, a folder that can't be written
+        kind, code = RunFailed.__name__, RunFailed.exit_code
+    else:
+        kind, code = type(error).__name__, LacunaError.exit_code
+    return Outcome(state="failed", kind=kind, message=facts.words(str(error)), code=code, at=time.time())
+
+
+def write_outcome(folder: Path, outcome: Outcome) -> None:
+    write_text(folder / OUTCOME, json.dumps(options.plain(outcome), indent=1) + "\n")
+
+
+@contextmanager
+def recorded(shown: View, folder: Path) -> Iterator[View]:
+    """A view that also writes down what it is told; what a killed process left half written is cut off."""
+    with (folder / EVENTS).open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        view = Recorded(shown, file)
+        view.write("began")
+        yield view
+
+
+class Recorded:
+    """Tells another view, and the file."""
+
+    def __init__(self, shown: View, file: IO[bytes]) -> None:
+        self._shown, self._file = shown, file
+        self._at_work: set[SiteName] = set()
+
+    def coverage(self, found: Coverage) -> None:
+        self._shown.coverage(found)
+        self.write("coverage", found=found)
+
+    def phase_started(self, phase: str, *, of: int, first: int) -> None:
+        self._shown.phase_started(phase, of=of, first=first)
+        self.write("phase_started", phase=phase, of=of, first=first)
+
+    def site_started(self, site: SiteName) -> None:
+        self._shown.site_started(site)
+        if site not in self._at_work:
+            self._at_work.add(site)
+            self.write("site_started", site=site)
+
+    def site_finished(self, site: SiteName, result: SiteFacts) -> None:
+        self._shown.site_finished(site, result)
+        self._at_work.discard(site)
+        self.write("site_finished", site=site, result=result)
+
+    def round_finished(self, one: RoundFacts) -> None:
+        self._shown.round_finished(one)
+        self.write("round_finished", one=one)
+
+    def note(self, text: str) -> None:
+        self._shown.note(text)
+        self.write("note", text=facts.words(text))
+
+    def write(self, what: str, **about: Any) -> None:
+        line = json.dumps({"at": time.time(), "what": what, **options.plain(about)}, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+
+
+# --- out: to whoever looks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    at: float
+    what: str
+    about: Mapping[str, Any]
+
+    def tell(self, view: View) -> None:
+        """The view learns what the run's own view did."""
+        match self.what:
+            case "coverage":
+                view.coverage(options.build(Coverage, self.about["found"], "coverage"))
+            case "phase_started":
+                view.phase_started(self.about["phase"], of=self.about["of"], first=self.about["first"])
+            case "site_started":
+                view.site_started(self.about["site"])
+            case "site_finished":
+                view.site_finished(self.about["site"], options.build(SiteFacts, self.about["result"], "site"))
+            case "round_finished":
+                view.round_finished(options.build(RoundFacts, self.about["one"], "round"))
+            case "note":
+                view.note(self.about["text"])
+
+
+class Tail:
+    """The events of a run, those that are there and then those that come."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._offset = folder / EVENTS, 0
+
+    def new(self) -> list[Event]:
+        """Whole lines since the last time."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            if file.tell() < self._offset:  # a line that was half written has been cut off
+                self._offset = file.tell()
+            file.seek(self._offset)
+            whole, _, _torn = file.read().rpartition(b"\n")
+        if not whole:
+            return []
+        self._offset += len(whole) + 1
+        return [self._event(line) for line in whole.splitlines()]
+
+    def _event(self, line: bytes) -> Event:
+        try:
+            record = dict(json.loads(line))
+            return Event(at=float(record.pop("at")), what=str(record.pop("what")), about=record)
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{self._path.name}: a line is damaged: {error}") from None
+
+
+def latest(events: list[Event]) -> list[Event]:
+    """What one who comes late needs: all since the run was last taken up, of the sites only the round that goes on."""
+    began = max((i for i, event in enumerate(events) if event.what == "began"), default=0)
+    since = events[began:]
+    last = max((i for i, event in enumerate(since) if event.what == "round_finished"), default=-1)
+    return [event for i, event in enumerate(since) if i > last or not event.what.startswith("site_")]
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    try:
+        return options.build(Outcome, dict(json.loads((folder / OUTCOME).read_text())), "outcome")
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, ConfigError) as error:
+        raise DataError(f"{folder.name}/{OUTCOME}: damaged: {error}") from None
+
+
+def worker(folder: Path) -> Worker | None:
+    """Who works on the run, or did last."""
+    try:
+        return options.build(Worker, dict(json.loads((folder / WORKING).read_text())), "worker")
+    except (OSError, ValueError, TypeError, ConfigError):
+        return None  # nobody yet, or killed while it wrote: who holds the lock is told by the lock
+
+
+def at_work(folder: Path) -> bool:
+    """Does a process work on the run now?"""
+    try:
+        with (folder / WORKING).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[IO[str]]:
+    end = time.monotonic() + PATIENCE
+    with (folder / WORKING).open("a+", encoding="ascii") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    other = worker(folder)
+                    who = "" if other is None else f", process {other.pid} on {other.host}"
+                    raise RunFailed(f"{folder.name}: another process works on this run{who}") from None
+                time.sleep(0.2)
+        yield lock
+
+
+def _rewrite(file: IO[str], text: str) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(text)
+    file.flush()

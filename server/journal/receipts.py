@@ -1,0 +1,69 @@
+"""What the coordinator keeps of every reply in a run's rounds: RUN/receipts.jsonl, a chain that a resumed run goes on.
+
+A receipt has what the site's own ledger has of the same reply (`wire.received`): its hash, its bytes, and the link by
+which the site's ledger stood then. So either side's books can be held against the other's.
+"""
+
+import csv
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from server.journal.facts import SiteFacts
+from shared.base.chain import Chain, Entry
+from shared.base.errors import ConfigError, DataError
+from shared.base.records import RoundPlan
+from shared.base.vocabulary import SiteName
+
+FILE = "receipts.jsonl"
+COLUMNS = ("time", "site", "run", "phase", "round", "verdict", "reason", "bytes", "sha256", "link", "before")
+
+
+class Receipts:
+    def __init__(self, folder: Path) -> None:
+        self._chain = Chain(folder / FILE)
+
+    def keep(self, site: SiteName, plan: RoundPlan, came: dict[str, Any], found: SiteFacts) -> None:
+        """On the disk when this returns."""
+        receipt = {
+            "time": round(time.time(), 3),
+            "site": site,
+            "run": plan.run,
+            "phase": plan.phase,
+            "round": plan.round,
+            "verdict": found.status,
+            "reason": found.reason,
+            **came,
+        }
+        self._chain.append(lambda before, last: receipt)
+
+    def entries(self, site: SiteName | None = None) -> Iterator[Entry]:
+        """DataError at the first broken link."""
+        return (entry for entry in self._chain.entries() if site in (None, entry["site"]))
+
+
+def read(folder: Path, site: SiteName | None) -> list[Entry]:
+    if not (folder / FILE).exists():
+        raise DataError(f"{folder}: has no receipts, {FILE} is missing")
+    every = list(Receipts(folder).entries())
+    found = [entry for entry in every if site in (None, entry["site"])]
+    if site is not None and not found:
+        known = ", ".join(sorted({entry["site"] for entry in every})) or "nobody"
+        raise ConfigError(f"--site {site}: has no receipt in this run; {known} has")
+    return found
+
+
+def export(entries: Iterable[Entry], path: Path, *, run: str, site: SiteName | None) -> None:
+    """For a site: JSON is what `lacuna-site ledger verify --receipts` reads."""
+    every = list(entries)
+    if path.suffix == ".json":
+        path.write_text(json.dumps({"run": run, "site": site, "receipts": every}, indent=1) + "\n", encoding="utf-8")
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            lines = csv.DictWriter(file, COLUMNS)
+            lines.writeheader()
+            lines.writerows(every)
+    else:
+        raise ConfigError(f"--export {path}: must end in .csv or .json")

@@ -1,0 +1,125 @@
+"""Never trust what came over the wire: every update is checked whole before one number of it is folded in."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from server.rounds.aggregation import holding
+from shared.base.errors import UpdateRejected
+from shared.base.owners import named, taken_shape
+from shared.base.records import Batch, Owners, Update
+from shared.base.vocabulary import LOCAL, SHARED, Weights
+from shared.data.volumes import Grid
+from shared.methods import Method
+from shared.plan.config import Limits
+from shared.plan.training import pool
+
+MOST_SUM = 1e15  # far above any sum over images in [0, 1], far below where a total overflows
+
+
+def admit(update: Update, *, run: str, phase: str, round: int, schema: str, weights: Weights, owners: Owners,
+          frozen: str, limits: Limits, samples: int) -> Update:  # fmt: skip
+    """The same update, or UpdateRejected naming the site, the value and the rule."""
+    site = update.site
+    if (update.run, update.phase, update.round) != (run, phase, round):
+        raise UpdateRejected(
+            f"{site}: update is for {update.run}/{update.phase}/{update.round}, this is {run}/{phase}/{round}"
+        )
+    if update.schema != schema:
+        raise UpdateRejected(f"{site}: schema {update.schema[:12]} differs from the run's {schema[:12]}")
+    _check_frozen(update, frozen)
+    unknown = set(update.counts) - named(owners)
+    if unknown:
+        raise UpdateRejected(f"{site}: counts for unknown owners {sorted(unknown)[:3]}")
+    for owner, n in update.counts.items():
+        if not 0 <= n <= samples:
+            raise UpdateRejected(f"{site}: count of {owner} is {n}, the round has at most {samples} samples")
+    if update.counts.get(LOCAL):
+        raise UpdateRejected(f"{site}: counts for '{LOCAL}', which never leaves a site")
+    held = holding(update)
+    if held and SHARED in named(owners) and not update.counts.get(SHARED):
+        raise UpdateRejected(f"{site}: counts for {held[0]} but none for '{SHARED}'")
+    expected = {
+        name: shape
+        for name, owner in owners.items()
+        if (shape := taken_shape(weights[name].shape, owner, held)) is not None
+    }
+    if update.delta.keys() != expected.keys():
+        differing = sorted(update.delta.keys() ^ expected.keys())
+        raise UpdateRejected(f"{site}: {len(differing)} tensors missing or not owned, such as {differing[:3]}")
+    square = 0.0
+    for name, tensor in update.delta.items():
+        if tensor.dtype != torch.float32:
+            raise UpdateRejected(f"{site}: {name} is {tensor.dtype}, expected torch.float32")
+        if tuple(tensor.shape) != expected[name]:
+            raise UpdateRejected(f"{site}: {name} has shape {tuple(tensor.shape)}, expected {expected[name]}")
+        if tensor.numel() == 0:
+            continue
+        lowest, highest = (end.item() for end in torch.aminmax(tensor))
+        largest = max(-lowest, highest)
+        if not largest <= limits.entry:  # also catches nan
+            raise UpdateRejected(f"{site}: {name} has an entry of {largest:.3g}, over the limit {limits.entry:.3g}")
+        square += torch.linalg.vector_norm(tensor, dtype=torch.float64).item() ** 2
+    norm = math.sqrt(square)
+    if not norm <= limits.norm:
+        raise UpdateRejected(f"{site}: delta norm {norm:.3g} is over the limit {limits.norm:.3g}")
+    return update
+
+
+def sums_form(method: Method, net: nn.Module, phase: str, grid: Grid) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a phase's sums, from an image of nothing."""
+    M = len(method.modalities)
+    images = torch.zeros(1, M, method.slab, grid.height, grid.width)
+    nothing = Batch(
+        images_BMHW=images if method.slab > 1 else images[:, :, 0],
+        exists_BM=torch.zeros(1, M, dtype=torch.bool),
+        shown_BM=torch.zeros(1, M, dtype=torch.bool),
+        subject_B=torch.zeros(1, dtype=torch.int64),
+        clinical=({},),
+    )
+    return {name: tuple(value.shape) for name, value in pool(method, net, [nothing], phase).items()}
+
+
+def admit_sums(
+    update: Update,
+    *,
+    run: str,
+    phase: str,
+    round: int,
+    schema: str,
+    frozen: str,
+    form: Mapping[str, tuple[int, ...]],
+) -> Update:
+    """The same for a phase of sums: finite fp64 totals of this run, phase and round, in the phase's own form."""
+    site = update.site
+    if (update.run, update.phase, update.round) != (run, phase, round):
+        raise UpdateRejected(
+            f"{site}: sums are for {update.run}/{update.phase}/{update.round}, this is {run}/{phase}/{round}"
+        )
+    if update.schema != schema:
+        raise UpdateRejected(f"{site}: schema {update.schema[:12]} differs from the run's {schema[:12]}")
+    _check_frozen(update, frozen)
+    if update.delta.keys() != form.keys():
+        differing = sorted(update.delta.keys() ^ form.keys())
+        raise UpdateRejected(f"{site}: {len(differing)} sums missing or unknown, such as {differing[:3]}")
+    for name, tensor in update.delta.items():
+        if tensor.dtype != torch.float64:
+            raise UpdateRejected(f"{site}: {name} is {tensor.dtype}, expected torch.float64")
+        if tuple(tensor.shape) != form[name]:
+            raise UpdateRejected(f"{site}: {name} has shape {tuple(tensor.shape)}, expected {form[name]}")
+        if not torch.isfinite(tensor).all():
+            raise UpdateRejected(f"{site}: {name} is not finite")
+        if tensor.numel() and not (largest := tensor.abs().max().item()) <= MOST_SUM:
+            raise UpdateRejected(f"{site}: {name} has an entry of {largest:.3g}, over the limit {MOST_SUM:.3g}")
+    return update
+
+
+def _check_frozen(update: Update, frozen: str) -> None:
+    """Latents of two versions of an autoencoder, or of two scales, never mix."""
+    if update.frozen != frozen:
+        raise UpdateRejected(
+            f"{update.site}: trained around frozen weights {update.frozen[:12] or 'without a hash'}, "
+            f"the round's are {frozen[:12]}"
+        )

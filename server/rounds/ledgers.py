@@ -1,0 +1,107 @@
+"""What the coordinator has seen of the sites' privacy ledgers: a site whose ledger goes back is refused.
+
+A site's own chain shows any change but one: a whole older copy, from a backup or a snapshot, under which the site would
+forget what it has spent. So each word on a budget is remembered here before its update is used, and told to the site
+with the next plan, which then looks for it on its own chain.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from server.journal.facts import RoundFacts
+from shared.base.checkpoint import write_text
+from shared.base.errors import ConfigError, DataError, UpdateRejected
+from shared.base.options import build, plain
+from shared.base.records import Inventory, Spent, Update
+from shared.base.vocabulary import SiteName
+from shared.plan.config import Config
+from shared.trust import claims
+from shared.trust.claims import Certificate
+
+
+class Ledgers:
+    def __init__(self, path: Path, mode: str) -> None:
+        self._path, self._mode = path, mode
+        try:
+            found = json.loads(path.read_text()) if path.exists() else {}
+            self._seen = {str(site): build(Spent, dict(spent), "spent") for site, spent in found.items()}
+        except (ValueError, TypeError, AttributeError, ConfigError) as error:
+            raise DataError(f"{path}: damaged: {error}; it says how far the sites' ledgers had come") from None
+
+    @staticmethod
+    def of(config: Config, folder: Path) -> "Ledgers":
+        """In a simulation every run has sites of its own, unless their disks are kept."""
+        kept = folder if config.federation.disks is None else folder.parent
+        return Ledgers(kept / "ledgers.json", config.privacy.mode)
+
+    def last(self, site: SiteName) -> Spent | None:
+        return self._seen.get(site)
+
+    def known(self, site: SiteName) -> tuple[int, str] | None:
+        seen = self._seen.get(site)
+        return None if seen is None else (seen.sequence, seen.head)
+
+    def greet(self, inventory: Inventory) -> None:
+        """Of the handshake: UpdateRejected for a site whose ledger went back."""
+        self._check(inventory.site, inventory.spent, charged=False)
+
+    def accept(self, update: Update) -> None:
+        """Before an update is used; its word on the budget is on the disk when this returns."""
+        self._check(update.site, update.spent, charged=True)
+        if update.spent is not None:
+            self._seen[update.site] = update.spent
+            text = {name: plain(word) for name, word in sorted(self._seen.items())}
+            write_text(self._path, json.dumps(text, indent=1) + "\n")
+
+    def _check(self, site: SiteName, spent: Spent | None, *, charged: bool) -> None:
+        if spent is None:
+            if self._mode == "on":
+                raise UpdateRejected(f"{site}: privacy.mode=on, and it does not say what it has spent")
+            return
+        if self._mode == "off":
+            raise UpdateRejected(f"{site}: privacy.mode=off, and it says that it trains privately")
+        seen = self._seen.get(site)
+        if seen is None:
+            return
+        if spent.ledger != seen.ledger:
+            raise UpdateRejected(
+                f"{site}: its privacy ledger is {spent.ledger[:12]}, before it was {seen.ledger[:12]}: "
+                "a new one forgets what was spent"
+            )
+        if spent.sequence < seen.sequence:
+            raise UpdateRejected(
+                f"{site}: its privacy ledger stands at {spent.sequence}, before at {seen.sequence}: it was rolled back"
+            )
+        if spent.sequence == seen.sequence and (charged or spent.head != seen.head):
+            raise UpdateRejected(f"{site}: its privacy ledger still stands at {seen.sequence}: nothing was charged")
+
+
+def record(
+    config: Config, history: Sequence[RoundFacts], ledgers: Ledgers, prior: claims.Prior | None
+) -> dict[str, Any]:
+    """`provenance.privacy`: what touched the model, from the rounds that were folded in."""
+    kinds = {phase.name: phase.kind for phase in config.build_method().phases}
+    steps: Counter[SiteName] = Counter()
+    sums: Counter[SiteName] = Counter()
+    without: set[SiteName] = set()
+    for one in history:
+        for site, seen in one.sites.items():
+            if seen.status != "ok":
+                continue
+            if seen.epsilon_spent is None:
+                without.add(site)
+            elif kinds[one.phase] == "sums":
+                sums[site] += 1
+            else:
+                steps[site] += config.training[one.phase].steps
+    certificates = []
+    for site in sorted(steps.keys() | sums.keys()):
+        spent = ledgers.last(site)
+        assert spent is not None, "every private update is remembered before it is used"
+        certificates.append(Certificate.of(site, spent, config.privacy, steps=steps[site], sums=sums[site]))
+    found = claims.PrivacyRecord(private=tuple(certificates), not_private=tuple(sorted(without)), prior=prior)
+    told: dict[str, Any] = plain(found)
+    return told

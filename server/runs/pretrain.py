@@ -1,0 +1,82 @@
+"""`lacuna pretrain`: the same method on pooled cohorts in one place, by the same `shared/plan/training.py`.
+
+What a federation is measured against, and how a public prior is made. It is a federation of one site that holds all
+cohorts: the same rounds, budget, checkpoints and release. Under `torchrun` every process carries out the same rounds on
+its own part of each batch and its own card; gradients are averaged, so all processes stay equal bit for bit, and the
+first one writes.
+"""
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch.distributed as dist
+
+from server.runs import runs
+from server.runs.local_grid import LocalGrid
+from server.runs.simulation import find_cohorts, prepare_cohorts
+from shared.base import doors
+from shared.base.checkpoint import write_text
+from shared.plan.config import Config
+
+
+def pretrain(config: Config, folder: Path) -> Path:
+    """All phases on the union of the world's cohorts; resumes from the last finished round."""
+    started_here = _join_processes()
+    try:
+        first = not dist.is_initialized() or dist.get_rank() == 0
+        cohorts = find_cohorts(config)
+        if first:
+            prepare_cohorts(config, cohorts)
+        _wait_for_all()
+        with tempfile.TemporaryDirectory() as scratch:
+            mine = folder if first else _copy_of(folder, Path(scratch))
+            node = {
+                "site": runs.POOLED,
+                "cohort": os.pathsep.join(str(bids.resolve()) for bids in cohorts.values()),
+                "state": str((mine / "sites" / runs.POOLED).resolve()),
+                "device": config.device,
+            }
+            runs.serve(LocalGrid(doors.load(doors.CLIENT_APP), {runs.POOLED: node}), mine, quiet=not first)
+            _wait_for_all()
+    finally:
+        if started_here:
+            dist.destroy_process_group()
+    return folder / "final"
+
+
+def one_site(config: Config) -> Config:
+    """Nobody to wait for, and nobody to keep a slice from."""
+    federation = dataclasses.replace(
+        config.federation, sites=(runs.POOLED,), min_sites=1, min_holders=1, alone=False, engine="local"
+    )
+    return dataclasses.replace(config, federation=federation)
+
+
+def _copy_of(folder: Path, scratch: Path) -> Path:
+    """The other processes start from the same checkpoint and keep theirs to themselves."""
+    mine = scratch / folder.name
+    mine.mkdir()
+    config = runs.read_config(folder)
+    untracked = dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, uri="none"))
+    write_text(mine / "config.json", untracked.text())
+    if (folder / "checkpoints").is_dir():
+        shutil.copytree(folder / "checkpoints", mine / "checkpoints")
+    return mine
+
+
+def _join_processes() -> bool:
+    """True where torchrun started us: one process per card, or several on the CPU."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+        return False
+    import torch
+
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return True
+
+
+def _wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,126 @@
+"""A run as a folder: made or found again, carried out over any grid, and its outcome told truthfully.
+
+runs/RUN/config.json      what was asked          overrides.json   how, for `resume=RUN`
+         rounds.jsonl     a line per round        inventory.json   who can teach what
+         checkpoints/     for restart             final/           the released model
+         events.jsonl     what is going on         outcome.json     how it ended (server/journal/chronicle.py)
+         sites/<name>/    simulated sites' own disks, never read by the server
+         alone/<name>/    the same run for one site alone
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from server.journal import chronicle, progress, tracking
+from server.rounds.rounds import Rounds
+from server.rounds.validation import Validator
+from shared.base.checkpoint import write_text
+from shared.base.errors import ConfigError, DataError
+from shared.plan.config import Config, load, same_run
+from shared.plan.training import threads
+
+FOLDER_VARIABLE = "LACUNA_RUN_FOLDER"  # in a Ray simulation, where Flower passes no run config
+POOLED = "pooled"  # the one site of a pretraining: all cohorts of the world
+
+Check = Callable[[Config], object]
+Form = Callable[[Config], Config]  # what is asked -> what is carried out and stored
+
+
+def _as_asked(config: Config) -> Config:
+    return config
+
+
+def create(
+    overrides: Sequence[str], *, check: Check = lambda config: None, form: Form = _as_asked
+) -> tuple[Config, Path]:
+    """The folder of a new run, or of the one that `resume=` names. Nothing is written for one that can't start."""
+    config = load(overrides)
+    if config.resume is not None:
+        return _find_again(config, overrides, form)
+    check(config)
+    name = config.run or time.strftime("%Y%m%d-%H%M%S")
+    folder = Path(config.runs) / name
+    if (folder / "config.json").exists():
+        raise ConfigError(f"run={name}: there is such a run already; go on with it by resume={name}")
+    write_text(folder / "overrides.json", json.dumps(list(overrides)))
+    write_text(folder / "config.json", form(config).text())
+    return config, folder
+
+
+def create_shared(overrides: Sequence[str], *, check: Check, form: Form) -> tuple[Config, Path]:
+    """`create` where torchrun started several processes: the first one makes the folder, the others find it."""
+    config = load(overrides)
+    if int(os.environ.get("RANK", "0")) == 0 or config.resume is not None:
+        return create(overrides, check=check, form=form)
+    if config.run is None:
+        raise ConfigError("run=null: under torchrun name the run, so that all processes mean the same")
+    return config, Path(config.runs) / config.run
+
+
+def _find_again(config: Config, overrides: Sequence[str], form: Form) -> tuple[Config, Path]:
+    folder = Path(config.runs) / str(config.resume)
+    if not (folder / "config.json").exists():
+        raise ConfigError(f"resume={config.resume}: no such run in {config.runs}/")
+    first = json.loads((folder / "overrides.json").read_text())
+    wanted = load([*first, *overrides])
+    same_run(read_config(folder), form(wanted))
+    return wanted, folder
+
+
+def read_config(folder: Path) -> Config:
+    try:
+        return Config.parse((folder / "config.json").read_text())
+    except OSError:
+        raise DataError(f"{folder}: no run there, config.json is missing") from None
+    except ValueError as error:
+        raise DataError(f"{folder}: config.json is damaged: {error}") from None
+
+
+def serve(grid: Grid, folder: Path, *, quiet: bool = False, flower_run: int = 1) -> Path:
+    """Carry out the run in `folder` over the grid; gives the released model's folder."""
+    config = read_config(folder)
+    with (
+        chronicle.working(folder, flower_run),
+        progress.live(title(folder, config), quiet=quiet) as shown,
+        chronicle.recorded(shown, folder) as view,
+    ):
+        tracker = tracking.open(
+            config.tracking.uri,
+            experiment=config.tracking.experiment,
+            model=f"lacuna-{config.method.name}",
+            folder=folder,
+            config=json.loads(config.text()),
+            note=view.note,
+        )
+        with _told(tracker), threads(1):
+            validator = None if quiet else Validator.find(config, folder)
+            rounds = Rounds(grid, config, folder=folder, view=view, tracker=tracker, validator=validator)
+            return rounds.run()
+
+
+def title(folder: Path, config: Config) -> str:
+    return f"{folder.name}: {config.method.name}, {config.size}"
+
+
+@contextmanager
+def _told(tracker: tracking.Tracker) -> Iterator[None]:
+    """MLflow learns how the run ended, whichever way it did."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tracker.close("KILLED")
+        raise
+    except BaseException:
+        tracker.close("FAILED")
+        raise
+    tracker.close("FINISHED")
+
+
+def finished(folder: Path) -> bool:
+    return (folder / "final" / "model.json").exists()

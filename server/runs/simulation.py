@@ -1,0 +1,121 @@
+"""`lacuna simulate`: the whole federation on one machine, with the same ServerApp and ClientApp as deployed."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import Context, RecordDict
+
+from server.journal import progress
+from server.runs import runs
+from server.runs.local_grid import LocalGrid
+from shared.base import doors
+from shared.base.checkpoint import write_text
+from shared.base.errors import ConfigError, RunFailed
+from shared.data.cohort import prepare
+from shared.plan.config import Config
+
+SITES_VARIABLE = "LACUNA_SITES"
+
+
+def simulate(config: Config, folder: Path) -> Path:
+    """Prepare the sites' cohorts, run the federation, and after it each site alone if asked."""
+    cohorts = find_cohorts(config)
+    prepare_cohorts(config, cohorts)
+    if not runs.finished(folder):
+        _run(config, folder, _node_configs(config, folder, cohorts))
+    if config.federation.alone:
+        for site in cohorts:
+            _run_alone(config, folder / "alone" / site, site, cohorts[site])
+    return folder / "final"
+
+
+def find_cohorts(config: Config) -> dict[str, Path]:
+    """Each site's BIDS folder under world/sites, by name."""
+    if config.world is None:
+        raise ConfigError("world=null: name the folder that holds sites/<name>/, such as one made by `lacuna phantom`")
+    root = Path(config.world) / "sites"
+    found = {p.name: p for p in sorted(root.iterdir()) if p.is_dir()} if root.is_dir() else {}
+    if not found:
+        raise ConfigError(f"world={config.world}: no folder in {root}")
+    wanted = config.federation.sites or tuple(found)
+    for site in wanted:
+        if site not in found:
+            raise ConfigError(f"federation.sites={site}: not in {root}, which has {', '.join(found)}")
+    return {site: found[site] for site in wanted}
+
+
+def prepare_cohorts(config: Config, cohorts: Mapping[str, Path]) -> None:
+    """What `lacuna-site prepare` does at each site; done again only where something changed."""
+    for site, bids in {**cohorts, **_extra(config)}.items():
+        with progress.bar(f"preparing {site}", 0) as advance:
+            prepare(bids, config.grid, progress=advance)
+
+
+def _extra(config: Config) -> dict[str, Path]:
+    coordinator = Path(str(config.world)) / "coordinator"
+    return {"the coordinator's cohort": coordinator} if coordinator.is_dir() else {}
+
+
+def _node_configs(config: Config, folder: Path, cohorts: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """What each site's SuperNode would be started with; a simulated site's disk is a folder in the run, or kept."""
+    disks = folder / "sites" if config.federation.disks is None else Path(config.federation.disks)
+    for site in config.privacy.sites:
+        if site not in cohorts:
+            raise ConfigError(f"privacy.sites.{site}: no such site; there are {', '.join(cohorts)}")
+    return {
+        site: {
+            "site": site,
+            "cohort": str(bids.resolve()),
+            "state": str((disks / site).resolve()),
+            "device": config.device,
+            **({"epsilon": str(config.privacy.sites[site])} if site in config.privacy.sites else {}),
+        }
+        for site, bids in cohorts.items()
+    }
+
+
+def _run(config: Config, folder: Path, node_configs: Mapping[str, Mapping[str, str]]) -> None:
+    if config.federation.engine == "ray":
+        _run_ray(folder, node_configs)
+    else:
+        grid = LocalGrid(doors.load(doors.CLIENT_APP), node_configs)
+        context = Context(
+            run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={"folder": str(folder.resolve())}
+        )
+        doors.load(doors.SERVER_APP)(grid, context)
+
+
+def _run_ray(folder: Path, node_configs: Mapping[str, Mapping[str, str]]) -> None:
+    """Flower's own simulation; its actors read the list of sites from a file, since Flower only numbers them."""
+    os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    from flwr.simulation import run_simulation
+
+    listing = folder / "sites.json"
+    write_text(listing, json.dumps(list(node_configs.values())))
+    os.environ[SITES_VARIABLE] = str(listing.resolve())
+    os.environ[runs.FOLDER_VARIABLE] = str(folder.resolve())
+    run_simulation(
+        server_app=doors.load(doors.SERVER_APP),
+        client_app=doors.load(doors.CLIENT_APP),
+        num_supernodes=len(node_configs),
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+    )
+    if not runs.finished(folder):
+        raise RunFailed(f"{folder.name}: Flower's simulation ended before the run did; see its log above")
+
+
+def _run_alone(config: Config, folder: Path, site: str, bids: Path) -> None:
+    """The same plan for one site: nobody to wait for, and nobody to keep a slice from."""
+    if runs.finished(folder):
+        return
+    federation = dataclasses.replace(
+        config.federation, sites=(site,), targets=(), min_sites=1, min_holders=1, alone=False
+    )
+    alone = dataclasses.replace(
+        config, federation=federation, tracking=dataclasses.replace(config.tracking, uri="none")
+    )
+    write_text(folder / "config.json", alone.text())
+    _run(alone, folder, _node_configs(alone, folder, {site: bids}))

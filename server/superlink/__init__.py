@@ -1,0 +1,1 @@
+"""A run on Flower's server: submitted, watched, stopped, resumed."""

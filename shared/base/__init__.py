@@ -1,0 +1,1 @@
+"""What every other room stands on: words, errors, records, randomness, and the one way to write to a disk."""

@@ -1,0 +1,128 @@
+"""The frozen values that pass between the coordinator and a site, and inside a site between data and method."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from shared.base.vocabulary import Modality, Owner, SiteName, Weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A tensor owned slice by slice: `owners[i]` owns index i along `dim`."""
+
+    dim: int
+    owners: tuple[Owner, ...]
+
+
+RELEASED = ("loss", "samples", "seconds", "feature_std")  # the metrics a site may send, all of them
+PRIVATE = ("samples",)  # those of a private update: what the plan says, nothing that looks at the data
+Owners: TypeAlias = Mapping[str, Owner | Cut]  # by tensor name; a tensor that is not named is frozen in this phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPlan:
+    """Server -> site: what to do in this round, and the weights to start from."""
+
+    run: str
+    phase: str
+    round: int
+    config: str  # JSON: method, train, grid; what a site needs to rebuild the method, never code
+    schema: str  # hash of what both sides must agree on before any number is averaged
+    weights: Weights
+    known: tuple[int, str] | None = None  # (sequence, head) of the site's privacy ledger as last seen here
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """A private site's word on its budget, with every update: where its ledger stands, and what that comes to."""
+
+    ledger: str  # the ledger's own id, drawn when the site was enrolled
+    sequence: int  # rows so far; a lower one than before is a ledger that was rolled back
+    head: str  # the chain's last link
+    epsilon: float  # over all that this cohort has ever been asked, in all runs
+    budget: float
+    delta: float
+    size: int  # a public round figure of the site's subjects
+    others: int  # updates that left this cohort without privacy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """Site -> server: the owned slices of the delta, and how many samples gave gradient to each owner."""
+
+    site: SiteName
+    run: str
+    phase: str
+    round: int
+    schema: str
+    delta: Weights
+    counts: Mapping[Owner, int]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    frozen: str = ""  # hash of what it was trained around and did not change: an autoencoder, agreed constants
+    spent: Spent | None = None  # None: this update is not private
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """Site -> server, before round 1: what the site holds, in cells too large to point at a subject."""
+
+    site: SiteName
+    schema: str
+    subjects: int  # at least so many: a hidden cell counts as one
+    patterns: Mapping[tuple[Modality, ...], int]  # present modalities -> subjects; -k means "1 to k-1"
+    refused: Mapping[str, str] = field(default_factory=dict)  # phase -> why the site takes no part in it
+    preparation: str = ""  # digest of how its images were prepared; "" where `lacuna-site ingest` did not make them
+    spent: Spent | None = None  # None: the site does not train privately
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Slices (BMHW) or volumes (BMDHW) of one site. Values in [0, 1], blank exactly 0.
+
+    Where `exists_BM` is False the image content means nothing (a tripwire test fills it with NaN):
+    use `torch.where(shown, x, 0)`, never `shown * x`.
+    """
+
+    images_BMHW: Tensor
+    exists_BM: Tensor  # bool: ground truth is there
+    shown_BM: Tensor  # bool, a subset of exists: what a network may see
+    subject_B: Tensor  # int64, index of the subject inside this site's cohort; never leaves
+    clinical: tuple[Mapping[str, float | str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.subject_B)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return replace(
+            self,
+            images_BMHW=self.images_BMHW.to(device),
+            exists_BM=self.exists_BM.to(device),
+            shown_BM=self.shown_BM.to(device),
+            subject_B=self.subject_B.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """What a method's loss gives back: one number per sample, never normalised over the batch."""
+
+    loss_B: Tensor
+    gave: Mapping[Owner, Tensor]  # owner -> bool_B: did this sample give gradient to that owner?
+    watch: Mapping[str, float] = field(default_factory=dict)  # scalars worth following, such as a feature's spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One training stage of a method, a federation of its own.
+
+    kind "train": sites send deltas. kind "sums": sites send sums over their data in one round (normal equations,
+    latent moments) which the server adds exactly and hands to `Method.settle`.
+    """
+
+    name: str
+    kind: str = "train"
+    collapse: tuple[str, float] | None = None  # (watch name, fraction): the run fails below that fraction of its start

@@ -1,0 +1,1 @@
+"""Cohorts without a hospital: made brains, scanners and missing patterns."""

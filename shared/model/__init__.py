@@ -1,0 +1,1 @@
+"""A trained model in use: loaded, exported, laid over volumes, and scored."""

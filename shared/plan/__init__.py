@@ -1,0 +1,1 @@
+"""What a round is, at both ends: its settings, its messages, its training."""

@@ -1,0 +1,1 @@
+"""Keys, certificates, signed folders, and what may be claimed of privacy."""

@@ -1,0 +1,484 @@
+"""What only ACADiff must keep (seed_systems.md §10.6); the laws of every method are in test_methods.py."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from server.rounds.aggregation import Fold, scale_bits
+from shared.base.errors import ConfigError
+from shared.base.options import build
+from shared.base.owners import parts
+from shared.base.records import Batch
+from shared.clinical import Chart
+from shared.data.bids import Clinical
+from shared.diffusion.gaussian import SCHEDULES
+from shared.diffusion.samplers import Guess, Sampler, draw
+from shared.methods import aca_diff
+from shared.methods.aca_diff import AcaDiff
+from shared.methods.baselines.ldm import Ldm
+from shared.methods.nets.aca import AcaNet
+from shared.methods.nets.autoencoder import Autoencoder, AutoencoderShape, cosines
+from shared.methods.nets.fusion import Fusion, pooled
+from shared.methods.nets.generator import Generator, Heard
+from shared.methods.nets.volumetric import VolumeShape, fold, unfold
+from shared.plan.training import PhaseTraining, train
+
+MODALITIES = ("T1", "FDG", "AV45")
+SIDE = 8
+CHARTS: tuple[Clinical, ...] = ({"diagnosis": "AD", "mmse": 20.0, "adas13": 30.0, "cdrsb": 5.0},)
+
+
+def method(**options: object) -> AcaDiff:
+    return build(
+        AcaDiff,
+        {"modalities": list(MODALITIES), "size": "tiny", "depth": SIDE, "height": SIDE, "width": SIDE, **options},
+        "method",
+    )
+
+
+def awake(net: nn.Module) -> nn.Module:
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in net.parameters():
+            if not p.any():
+                p.copy_(0.1 * torch.randn(p.shape, generator=g))
+    return net
+
+
+def net_of(made: AcaDiff) -> AcaNet:
+    net = awake(made.build(0))
+    assert isinstance(net, AcaNet)
+    return net
+
+
+def batch(exists: list[list[int]], seed: int = 0, clinical: tuple[Clinical, ...] = ()) -> Batch:
+    exists_BM = torch.tensor(exists).bool()
+    images = torch.rand(*exists_BM.shape, SIDE, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    images[~exists_BM] = float("nan")
+    return Batch(
+        images_BMHW=images, exists_BM=exists_BM, shown_BM=exists_BM, subject_B=torch.arange(len(exists)),
+        clinical=clinical * len(exists),
+    )  # fmt: skip
+
+
+# --- fusion ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_the_sources_does_not_matter() -> None:
+    g = torch.Generator().manual_seed(1)
+    one = awake(Fusion(("FDG", "AV45"), 4, 16))
+    other = Fusion(("AV45", "FDG"), 4, 16)
+    other.load_state_dict(one.state_dict())
+    z = torch.randn(3, 2, 4, 6, 6, 6, generator=g)
+    for shown in ([[1, 1]] * 3, [[1, 0]] * 3, [[1, 1], [1, 0], [0, 1]]):
+        shown_BS = torch.tensor(shown).bool()
+        assert torch.equal(one(z, shown_BS), other(z.flip(1), shown_BS.flip(1)))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (5, 7, 4), (20, 24, 20)])
+def test_pooling_edge_by_edge_is_adaptive_pooling(shape: tuple[int, ...]) -> None:
+    x = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(pooled(x, (4, 4, 4)), nn.functional.adaptive_avg_pool3d(x, 4))
+
+
+def test_rows_together_or_one_by_one_and_paths_skipped_or_not_are_the_same() -> None:
+    net = awake(Fusion(("FDG", "AV45", "T1"), 4, 16))
+    z = torch.randn(4, 3, 4, 4, 6, 8, generator=torch.Generator().manual_seed(2))
+    shown = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 1]]).bool()
+    together = net(z, shown)
+    torch.testing.assert_close(together, net(z, shown, skip=False))
+    for b in range(4):
+        torch.testing.assert_close(together[b : b + 1], net(z[b : b + 1], shown[b : b + 1]))
+
+
+@pytest.mark.parametrize(("exists", "used", "unused"), [
+    ([1, 1, 0], ("alone.FDG",), ("alone.AV45", "beside.FDG", "beside.AV45", "cross")),
+    ([1, 0, 1], ("alone.AV45",), ("alone.FDG", "beside.FDG", "beside.AV45", "cross")),
+    ([1, 1, 1], ("beside.FDG", "beside.AV45", "cross"), ("alone.FDG", "alone.AV45")),
+])  # fmt: skip
+def test_what_is_shown_chooses_the_path_and_the_others_get_no_gradient(
+    exists: list[int], used: tuple[str, ...], unused: tuple[str, ...]
+) -> None:
+    made = method(drop=0.0)
+    net = net_of(made)
+    made.loss(net, batch([exists] * 2), "generate_T1", torch.Generator().manual_seed(0)).loss_B.sum().backward()
+    grads = {n.removeprefix("generators.T1.fusion."): p.grad for n, p in net.named_parameters()
+             if n.startswith("generators.T1.fusion.")}  # fmt: skip
+    for path in used:
+        assert any(g is not None and g.any() for n, g in grads.items() if n.startswith(path)), path
+    for path in unused:
+        assert all(g is None for n, g in grads.items() if n.startswith(path)), path
+
+
+def test_attention_asks_and_is_asked() -> None:
+    """With one token the softmax is 1, and neither query nor key would get any gradient."""
+    made = method(drop=0.0, drop_chart=0.0, drop_field=0.0)
+    net = net_of(made)
+    losses = made.loss(net, batch([[1, 1, 1]] * 2, clinical=CHARTS), "generate_FDG", torch.Generator().manual_seed(0))
+    losses.loss_B.sum().backward()
+    generator = net.generator("FDG")
+    asking = [m for m in generator.modules() if hasattr(m, "query") and hasattr(m, "key_value")]
+    assert len(asking) >= 4  # of the fusion, of the volume to itself, of the text in the middle and on the way up
+    for layer in asking:
+        query, keys = layer.query, layer.key_value
+        assert isinstance(query, nn.Linear)
+        assert isinstance(keys, nn.Linear)
+        assert query.weight.grad is not None
+        assert query.weight.grad.abs().max() > 1e-12
+        assert keys.weight.grad is not None
+        assert keys.weight.grad[: query.out_features].abs().max() > 1e-12  # the keys' half
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+def generated(net: AcaNet, heard: Heard | None) -> Tensor:
+    g = torch.Generator().manual_seed(3)
+    z, known = torch.randn(1, 4, 4, 4, 4, generator=g), torch.randn(1, 2, 4, 4, 4, 4, generator=g)
+    with torch.no_grad():
+        out: Tensor = net.generator("T1")(z, known, torch.tensor([[True, True]]), torch.tensor([500]), heard)
+    return out
+
+
+def test_a_dropped_prompt_is_no_prompt_bit_by_bit() -> None:
+    net = net_of(method())
+    tokens, held = net.encoder.encode([Chart(diagnosis="AD", mmse=20)], ["T1"], [("FDG", "AV45")])
+    deaf = torch.zeros_like(held)
+    null = generated(net, Heard(torch.zeros_like(tokens), deaf))
+    for garbage in (tokens, torch.full_like(tokens, math.nan), torch.full_like(tokens, 1e30)):
+        assert torch.equal(generated(net, Heard(garbage, deaf)), null)
+    assert not torch.equal(generated(net, Heard(tokens, held)), null)
+
+
+def test_every_field_of_the_chart_changes_what_is_made() -> None:
+    net = net_of(method())
+    usual = Chart(diagnosis="AD", mmse=20, adas13=30, cdrsb=5)
+    changed = [{"mmse": 28}, {"adas13": 8}, {"cdrsb": 0.5}, {"diagnosis": "HC"}, {"mmse": None}]
+    outs = [
+        generated(net, Heard(*net.encoder.encode([chart], ["T1"], [("FDG", "AV45")])))
+        for chart in (usual, *(dataclasses.replace(usual, **change) for change in changed))
+    ]
+    for i, one in enumerate(outs):
+        assert all(not torch.equal(one, other) for other in outs[i + 1 :])
+
+
+@pytest.mark.parametrize(("options", "hears"), [
+    ({}, True), ({"use_diagnosis": False}, False), ({"fields": ["mmse"]}, False), ({"text": "none"}, False),
+])  # fmt: skip
+def test_a_diagnosis_that_may_not_be_used_is_not_heard(options: dict[str, object], hears: bool) -> None:
+    made = method(**options)
+    net = net_of(made)
+    images, shown = torch.rand(1, 3, SIDE, SIDE, SIDE), torch.tensor([[True, False, False]])
+    outs = [
+        made.synthesize(net, images, shown, Sampler(kind="ddim", steps=2), torch.Generator().manual_seed(0),
+                        clinical=[{"mmse": 20.0, "diagnosis": diagnosis}])
+        for diagnosis in ("AD", "HC")
+    ]  # fmt: skip
+    assert torch.equal(*outs) is not hears
+    assert ("diagnosis" in made.reads) is hears
+
+
+def test_guidance_of_one_is_none_and_of_zero_is_deaf() -> None:
+    made = method()
+    net = net_of(made)
+    images, shown = torch.rand(1, 3, SIDE, SIDE, SIDE), torch.tensor([[True, False, False]])
+
+    def out(guidance: float, clinical: tuple[Clinical, ...]) -> Tensor:
+        sampler = Sampler(kind="ddim", steps=2, guidance=guidance)
+        return made.synthesize(net, images, shown, sampler, torch.Generator().manual_seed(0), clinical=clinical)
+
+    assert torch.equal(out(0.0, CHARTS), out(0.0, ({"mmse": 29.0},)))
+    assert not torch.equal(out(1.0, CHARTS), out(1.0, ({"mmse": 29.0},)))
+    assert not torch.equal(out(1.0, CHARTS), out(3.0, CHARTS))
+
+
+def test_only_what_is_wanted_is_made_and_with_the_same_noise() -> None:
+    made = method()
+    net = net_of(made)
+    images, shown = torch.rand(2, 3, SIDE, SIDE, SIDE), torch.tensor([[True, False, False]] * 2)
+    sampler = Sampler(kind="ddim", steps=2)
+    every, one = (
+        made.synthesize(net, images, shown, sampler, torch.Generator().manual_seed(0), wanted=wanted)
+        for wanted in (None, ["AV45"])
+    )
+    assert torch.equal(every[:, 2], one[:, 2])
+    assert bool(every[:, 1].any())
+    assert not one[:, 1].any()
+    assert torch.equal(every[:, 0], images[:, 0])
+
+
+# --- losses ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("t", [0, 100, 500, 900, 998, 999])
+def test_the_clipped_consistency_is_a_multiple_of_the_loss(t: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """w_t L_cons = min(1, (1 - abar) / abar) L_eps, whatever the network says."""
+    monkeypatch.setattr(
+        aca_diff.torch, "randint", lambda *args, device=None, **_: torch.full(args[-1], t, device=device)
+    )
+    net = net_of(method())
+    found = [
+        method(parameterisation="eps", consistency=weight, drop=0.0)
+        .loss(net, batch([[1, 1, 1]]), "generate_AV45", torch.Generator().manual_seed(4)).loss_B.item()
+        for weight in (0.0, 1.0)
+    ]  # fmt: skip
+    abar = SCHEDULES["cosine"](1000).abar_T[t].item()
+    assert found[1] / found[0] - 1 == pytest.approx(min(1.0, (1 - abar) / abar), rel=2e-3, abs=1e-4)
+
+
+def test_the_papers_weight_is_kept_for_comparison_and_only_with_its_parameterisation() -> None:
+    with pytest.raises(ConfigError, match="parameterisation"):
+        method(cons_weighting="paper")
+    assert method(cons_weighting="paper", parameterisation="eps").cons_weighting == "paper"
+
+
+def test_dropping_a_source_leaves_one_and_every_one_in_turn() -> None:
+    made = method(drop=1.0)
+    exists = torch.ones(4000, 2).bool()
+    shown = made._some(exists, torch.Generator().manual_seed(0))
+    assert bool((shown.sum(1) == 1).all())
+    assert 0.45 < shown[:, 0].float().mean() < 0.55
+    assert torch.equal(method(drop=0.0)._some(exists, torch.Generator().manual_seed(0)), exists)
+
+
+# --- latents --------------------------------------------------------------------------------------------------------
+
+
+def test_ten_samples_of_a_gaussian_latent_come_within_a_tenth_of_its_variance() -> None:
+    """An analytic score in the network's place: the mean of 10 is off by sd / sqrt(10), that of 1 by sd."""
+    schedule = SCHEDULES["cosine"](1000)
+    g = torch.Generator().manual_seed(0)
+    mu, sd = torch.randn(1, 8, 10, 10, 10, generator=g), 0.7
+
+    def exact(x: Tensor, t: int) -> Guess:
+        abar = schedule.abar_T[t].item()
+        eps = math.sqrt(1 - abar) * (x - math.sqrt(abar) * mu) / (abar * sd**2 + 1 - abar)
+        x0, _ = schedule.given(x, torch.full((len(x),), t), mu, sd)
+        return Guess(x0, eps)
+
+    sampler = Sampler(kind="ddim", steps=50, clip=False)
+    samples = [draw(exact, schedule, torch.randn(mu.shape, generator=g), sampler, None) for _ in range(10)]
+    one, ten = ((x - mu).square().mean().sqrt().item() for x in (samples[0], torch.stack(samples).mean(0)))
+    assert one == pytest.approx(sd, rel=0.05)
+    assert ten == pytest.approx(sd / math.sqrt(10), rel=0.05)
+
+
+def test_the_papers_volume_comes_back_in_its_shape() -> None:
+    """160 x 180 x 160 is filled up to 160 x 192 x 160, whose latent is 20 x 24 x 20, and cut back."""
+    net = net_of(method())
+    net.coder_multiple, net.multiple = 8, 32  # of the paper's size: three halvings, and two of the U-Net
+    coder = Autoencoder(AutoencoderShape(channels=(4, 4, 4, 4), blocks=1, latent=4))
+    volume = torch.rand(1, 1, 160, 180, 160) * 2 - 1
+    padded = net.padded(volume)
+    assert padded.shape[2:] == (160, 192, 160)
+    assert net.latent_shape(padded) == (4, 20, 24, 20)
+    assert torch.equal(net.cropped(padded, volume.shape[2:]), volume)
+    with torch.no_grad():
+        z = coder.encode(padded)
+        again = net.cropped(coder.decode(z), volume.shape[2:])
+    assert z.shape[1:] == (4, 20, 24, 20)
+    assert again.shape == volume.shape
+    size = aca_diff.SIZES["paper"]
+    assert (size[0].multiple, size[0].multiple * size[1].multiple) == (8, 32)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.tuples(*[st.integers(1, 21)] * 3))
+def test_any_shape_is_filled_up_and_cut_back(shape: tuple[int, int, int]) -> None:
+    net = net_of(method()) if not hasattr(test_any_shape_is_filled_up_and_cut_back, "net") else None
+    net = net or test_any_shape_is_filled_up_and_cut_back.net  # type: ignore[attr-defined]
+    test_any_shape_is_filled_up_and_cut_back.net = net  # type: ignore[attr-defined]
+    x = torch.rand(1, 1, *shape)
+    padded = net.padded(x)
+    assert all(n % net.multiple == 0 and n - m < net.multiple for n, m in zip(padded.shape[2:], shape, strict=True))
+    assert torch.equal(net.cropped(padded, shape), x)
+    assert padded.sum() == pytest.approx(x.sum().item(), rel=1e-4)
+
+
+def test_folding_is_undone() -> None:
+    x = torch.rand(2, 3, 4, 6, 8)
+    assert fold(x, 2).shape == (2, 24, 2, 3, 4)
+    assert torch.equal(unfold(fold(x, 2), 2), x)
+
+
+@pytest.mark.parametrize(("edge", "count"), [(2, 4), (3, 27), (4, 16), (8, 8)])
+def test_before_training_the_coder_is_a_projection_onto_the_lowest_frequencies(edge: int, count: int) -> None:
+    basis = cosines(edge, count).flatten(1)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(count), atol=1e-6, rtol=0)
+    assert torch.allclose(basis[0], basis[0].mean().expand(edge**3))
+    coder = Autoencoder(AutoencoderShape(channels=(4,) * int(math.log2(edge)), blocks=1, latent=count, patch=2)) \
+        if edge in (2, 4, 8) else None  # fmt: skip
+    if coder is not None:
+        x = torch.rand(2, 1, 2 * edge, edge, 3 * edge)
+        with torch.no_grad():
+            once = coder.decode(coder.encode(x))
+            torch.testing.assert_close(coder.decode(coder.encode(once)), once, atol=1e-5, rtol=0)
+        assert (once - x).square().mean() < x.var()
+
+
+@pytest.mark.parametrize("anchor", ["half", "mean", "linear"])
+def test_agreed_latents_have_mean_0_and_spread_1_over_all_subjects(anchor: str) -> None:
+    made = method(anchor=anchor)
+    net = net_of(made)
+    whole = batch([[1, 1, 1], [1, 0, 1], [0, 1, 1], [1, 1, 0]], seed=5)
+    made.settle(net, "standardise", made.sums(net, whole, "standardise"))
+    given = made._given(net, whole.images_BMHW, whole.exists_BM)[0]
+    z = net.latents(given, whole.exists_BM, "fp32")
+    for m in range(3):
+        held = z[whole.exists_BM[:, m], m].double().transpose(0, 1).flatten(1)
+        torch.testing.assert_close(held.mean(1), torch.zeros(4, dtype=torch.float64), atol=1e-4, rtol=0)
+        torch.testing.assert_close(held.std(1, unbiased=False), torch.ones(4, dtype=torch.float64), atol=1e-3, rtol=0)
+    assert not z[~whole.exists_BM].any()
+    torch.testing.assert_close(net.unstandardised(z[:1, 0], 0), net.raw_latents(given, whole.exists_BM, "fp32")[:1, 0])
+
+
+def test_the_template_is_the_mean_over_the_brains_and_an_untrained_generator_gives_it_back() -> None:
+    made = method(anchor="mean")
+    net = made.build(0)
+    whole = batch([[1, 1, 1], [1, 0, 1], [0, 1, 1]], seed=6)
+    whole.images_BMHW[..., :2] = 0  # outside every brain
+    whole.images_BMHW[~whole.exists_BM] = math.nan
+    made.settle(net, "template", made.sums(net, whole, "template"))
+    for m in range(3):
+        held = whole.images_BMHW[whole.exists_BM[:, m], m][..., 2:]
+        usual = held.mean()
+        torch.testing.assert_close(net.anchor.mean_MDHW[m, ..., 2:], (held.sum(0) + usual) / (len(held) + 1))
+    shown = torch.tensor([[True, False, False]])
+    out = made.synthesize(net, whole.images_BMHW[:1], shown, Sampler(kind="mean"), torch.Generator().manual_seed(0))
+    brain = whole.images_BMHW[0, 0] > 0
+    torch.testing.assert_close(out[0, 1][brain], net.anchor.mean_MDHW[1][brain])
+    assert not out[0, 1][~brain].any()
+
+
+def test_an_untrained_generator_gives_the_regression_back_and_what_it_learns_is_the_rest() -> None:
+    made = method(cube=2, drop=0.0)
+    net = made.build(0)
+    whole = batch([[1, 1, 1]] * 12, seed=7)
+    whole.images_BMHW[:, 1] = 0.2 + 0.6 * whole.images_BMHW[:, 0]  # what T1 says of FDG
+    for phase in ("template", "relate"):
+        made.settle(net, phase, made.sums(net, whole, phase))
+    shown = torch.tensor([[True, False, False]])
+    out = made.synthesize(net, whole.images_BMHW[:1], shown, Sampler(kind="mean"), torch.Generator().manual_seed(0))
+    told, _ = net.anchor.differences(whole.images_BMHW[:1], torch.tensor([[True, True, True]]))
+    wanted = net.anchor.mean_MDHW[1] + net.anchor.expected(1, told, shown)[0] / 2
+    torch.testing.assert_close(out[0, 1], wanted.clamp(0, 1))
+    mean, regression = ((x - whole.images_BMHW[0, 1]).square().mean() for x in (net.anchor.mean_MDHW[1], out[0, 1]))
+    assert regression < 0.1 * mean
+    spread = net.latents(told, torch.tensor([[True, True, True]]), "fp32")[0, 1].std()
+    seen: list[Tensor] = []
+    net.generator("FDG").register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    schedule = SCHEDULES["cosine"](1000)
+    assert schedule.abar_T[0] > 0.999
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            aca_diff.torch, "randint", lambda *args, device=None, **_: torch.zeros(args[-1], dtype=torch.long)
+        )
+        made.loss(net, whole, "generate_FDG", torch.Generator().manual_seed(0))
+    assert seen[0].std() < 0.4 * spread  # with hardly any noise: the latent of what T1 does not say
+
+
+def test_latents_are_remembered_by_content_and_forgotten_with_the_weights() -> None:
+    coder = awake(Autoencoder(AutoencoderShape(channels=(4, 4), blocks=1, latent=4)))
+    assert isinstance(coder, Autoencoder)
+    x = torch.rand(2, 1, 4, 4, 4)
+    asked = 0
+
+    def counted(module: nn.Module, args: object, out: object) -> None:
+        nonlocal asked
+        asked += 1
+
+    coder.coder.encoder.register_forward_hook(counted)
+    first = coder.remembered(x)
+    assert torch.equal(coder.remembered(x.clone()), first)
+    assert asked == 2
+    coder.load_state_dict(coder.state_dict())  # the same weights again, as in every round
+    assert torch.equal(coder.remembered(x), first)
+    assert asked == 2
+    with torch.no_grad():
+        next(coder.parameters()).mul_(1.5)
+    assert not torch.equal(coder.remembered(x), first)
+    assert asked == 4
+
+
+# --- federation -----------------------------------------------------------------------------------------------------
+
+
+def test_who_can_train_which_phase() -> None:
+    made = method()
+    assert made.lacks(("T1",), "autoencode") is None
+    assert made.lacks(("T1", "FDG"), "generate_T1") is None
+    assert "AV45" in str(made.lacks(("T1", "FDG"), "generate_AV45"))
+    assert "source" in str(made.lacks(("T1",), "generate_T1"))
+
+
+def test_a_poisoned_path_that_is_not_a_sites_own_changes_nothing() -> None:
+    """A site without AV45 has garbage in every part of the generator of T1 that AV45 owns: the mean keeps its bits."""
+    made = method()
+    options = PhaseTraining(rounds=1, steps=2, batch=2, lr=1e-2)
+    weights = {n: p.detach().clone() for n, p in net_of(made).state_dict().items()}
+
+    def update(poison: bool) -> dict[str, Tensor]:
+        net = made.build(0)
+        net.load_state_dict(weights)
+        owners = made.owners(net, "generate_T1")
+        if poison:
+            with torch.no_grad():
+                for name, p in net.named_parameters():
+                    for owner, dim, index in parts(owners.get(name, "shared")):
+                        if "AV45" in owner or owner == "together":
+                            # a slice of a convolution meets zeros, which NaN would not survive
+                            p.fill_(math.nan) if dim is None else p.index_fill_(dim, index, 1e9)
+        trained = train(
+            made, net, lambda n, g: batch([[1, 1, 0]] * n, int(torch.randint(99, (), generator=g))),
+            phase="generate_T1", options=options, owners=owners, round=0, seed=(0, "a"), device=torch.device("cpu"),
+        )  # fmt: skip
+        assert "from:AV45" not in [o for o, n in trained.counts.items() if n]
+        folded = Fold(owners, weights, bits=scale_bits(max_abs=64.0, max_count=8), estimator="masked")
+        from shared.base.records import Update
+
+        folded.add(Update(site="a", run="r", phase="generate_T1", round=0, schema="", delta=trained.delta,
+                          counts=trained.counts))  # fmt: skip
+        return dict(folded.mean(min_holders=1).delta)
+
+    clean, poisoned = update(poison=False), update(poison=True)
+    assert clean.keys() == poisoned.keys()
+    for name, value in clean.items():
+        assert torch.equal(value, poisoned[name]), name
+    assert any(value.any() for value in clean.values())
+
+
+def test_the_ablation_has_the_same_coders_and_neither_text_nor_fusion() -> None:
+    ldm = build(
+        Ldm, {"modalities": list(MODALITIES), "size": "tiny", "depth": SIDE, "height": SIDE, "width": SIDE}, "method"
+    )
+    one, two = net_of(ldm), net_of(method())
+    assert {n for n, _ in one.autoencoders.named_parameters()} == {n for n, _ in two.autoencoders.named_parameters()}
+    generator = one.generator("T1")
+    assert isinstance(generator, Generator)
+    assert generator.fusion is None
+    assert generator.prompt is None
+    assert ldm.reads == ()
+
+
+def test_a_checkpointed_generator_has_the_same_gradients() -> None:
+    found = []
+    for checkpoint in (False, True):
+        torch.manual_seed(0)
+        shape = VolumeShape(base=8, mult=(1, 2), blocks=1, checkpoint=checkpoint)
+        net = awake(Generator(("FDG", "AV45"), shape, latent=4, fusion="adaptive", text=8))
+        g = torch.Generator().manual_seed(1)
+        heard = Heard(torch.randn(2, 6, 8, generator=g), torch.ones(2, 6).bool())
+        out = net(torch.randn(2, 4, 4, 4, 4, generator=g), torch.randn(2, 2, 4, 4, 4, 4, generator=g),
+                  torch.ones(2, 2).bool(), torch.tensor([1, 900]), heard)  # fmt: skip
+        out.square().sum().backward()
+        found.append({n: p.grad for n, p in net.named_parameters()})
+    for name, grad in found[0].items():
+        other = found[1][name]
+        assert (grad is None) == (other is None), name
+        if grad is not None and other is not None:
+            torch.testing.assert_close(grad, other, rtol=1e-3, atol=1e-4)
