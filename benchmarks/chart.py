@@ -36,13 +36,45 @@ def main() -> None:
     asked = parser.parse_args()
     out: Path = asked.out.resolve()
     world, clinic = out / "world", out / "clinic"
-    lacuna("phantom", str(world), "--family", "dementia", "--size", "48", "--subjects", str(asked.subjects),
-           "--subjects-at", "site-c=10", "--heldout", "8", "--seed", str(asked.seed),
-           "--missing", f"site-a={HIDDEN},AV45", "--missing", f"site-b={HIDDEN},FDG",
-           "--missing", f"site-c={HIDDEN}")  # fmt: skip
-    lacuna("phantom", str(clinic), "--family", "dementia", "--size", "48", "--subjects", str(asked.clinic),
-           "--heldout", "0", "--coordinator", "0", "--seed", str(asked.seed + 72),
-           *(word for site in "abc" for word in ("--missing", f"site-{site}={HIDDEN}")))  # fmt: skip
+    lacuna(
+        "phantom",
+        str(world),
+        "--family",
+        "dementia",
+        "--size",
+        "48",
+        "--subjects",
+        str(asked.subjects),
+        "--subjects-at",
+        "site-c=10",
+        "--heldout",
+        "8",
+        "--seed",
+        str(asked.seed),
+        "--missing",
+        f"site-a={HIDDEN},AV45",
+        "--missing",
+        f"site-b={HIDDEN},FDG",
+        "--missing",
+        f"site-c={HIDDEN}",
+    )
+    lacuna(
+        "phantom",
+        str(clinic),
+        "--family",
+        "dementia",
+        "--size",
+        "48",
+        "--subjects",
+        str(asked.clinic),
+        "--heldout",
+        "0",
+        "--coordinator",
+        "0",
+        "--seed",
+        str(asked.seed + 72),
+        *(word for site in "abc" for word in ("--missing", f"site-{site}={HIDDEN}")),
+    )
     # a path that site-c alone can teach (FDG with AV45) would not be released with two holders
     usual = [f"world={world}", f"runs={out / 'runs'}", "size=small", "federation.min_holders=1", *asked.overrides]
     train(out, "chart", "method=aca_diff", "federation.alone=true", *usual)
@@ -50,8 +82,16 @@ def main() -> None:
     train(out, "ldm", "method=ldm", *CODERS, *usual)
     of = ["--runs", str(out / "runs"), "--sampler"]
     lacuna("evaluate", *TOLD, "task=images", f"out={out / 'images'}", *of, "mean")
-    lacuna("evaluate", *JUDGED, "task=diagnosis", f"study={clinic / 'sites'}", "strangers=true",
-           f"out={out / 'diagnosis'}", *of, asked.sampler)  # fmt: skip
+    lacuna(
+        "evaluate",
+        *JUDGED,
+        "task=diagnosis",
+        f"study={clinic / 'sites'}",
+        "strangers=true",
+        f"out={out / 'diagnosis'}",
+        *of,
+        asked.sampler,
+    )
 
 
 def train(out: Path, name: str, *overrides: str) -> None:

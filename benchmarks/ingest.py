@@ -60,8 +60,19 @@ def measure_ingest(scratch: Path, options: argparse.Namespace) -> None:
     print(f"{options.studies} studies, {size / 1e9:.2f} GB of DICOM, made in {made:.0f} s", flush=True)
     for name in ("cohort", "state"):
         shutil.rmtree(scratch / name, ignore_errors=True)
-    command = [sys.executable, "-m", "client.cli", "ingest", str(source), "--out", str(scratch / "cohort"),
-               "--state", str(scratch / "state"), "--workers", str(options.workers)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "client.cli",
+        "ingest",
+        str(source),
+        "--out",
+        str(scratch / "cohort"),
+        "--state",
+        str(scratch / "state"),
+        "--workers",
+        str(options.workers),
+    ]
     for what in ("first", "again"):
         row = measure(command)
         cohort = scratch / "cohort" / "cohort.json"
@@ -103,9 +114,15 @@ def write_study(source: Path, number: int, options: argparse.Namespace, modaliti
             dataset.ImagePositionPatient = [x + by, y - by, z + by]  # no two series lie alike
 
         dicoms.write_series(
-            partial / f"{place}", modality, patient=f"BENCH-{number:04d}", study=f"study {number}", number=place,
-            data=data, spacing=(spacing[0], spacing[1], spacing[2]), change=move,
-        )  # fmt: skip
+            partial / f"{place}",
+            modality,
+            patient=f"BENCH-{number:04d}",
+            study=f"study {number}",
+            number=place,
+            data=data,
+            spacing=(spacing[0], spacing[1], spacing[2]),
+            change=move,
+        )
     partial.rename(source / f"{number:04d}")
 
 

@@ -44,10 +44,14 @@ def variants(case: "Case") -> tuple[Variant, ...]:
     n = case.images
     each = 2 if case.solid else 4
     few = n // each
-    others = () if case.solid else (
-        Variant(name=f"{few} subjects x {each} images", subjects=few, slices=each, goal=True),
-        Variant(name=f"{n} subjects x 1", subjects=n),
-    )  # fmt: skip
+    others = (
+        ()
+        if case.solid
+        else (
+            Variant(name=f"{few} subjects x {each} images", subjects=few, slices=each, goal=True),
+            Variant(name=f"{n} subjects x 1", subjects=n),
+        )
+    )
     return (
         Variant(name="plain"),
         Variant(name=f"{few} subjects x {each} draws", subjects=few, draws=each, goal=True),
@@ -123,9 +127,15 @@ def unet3d() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net: nn.Module = DiffusionModelUNet(
-            spatial_dims=3, in_channels=4, out_channels=4, channels=(16, 32, 64), num_res_blocks=1,
-            attention_levels=(False, False, True), num_head_channels=32, norm_num_groups=16,
-        )  # fmt: skip
+            spatial_dims=3,
+            in_channels=4,
+            out_channels=4,
+            channels=(16, 32, 64),
+            num_res_blocks=1,
+            attention_levels=(False, False, True),
+            num_head_channels=32,
+            norm_num_groups=16,
+        )
         return net
 
 
@@ -154,9 +164,12 @@ class Made(Pool):
     def _batch(self, units: Tensor, rows: Tensor) -> Batch:
         exists_BM = torch.ones(len(rows), self._images.shape[2], dtype=torch.bool)
         return Batch(
-            images_BMHW=self._images[units, rows], exists_BM=exists_BM, shown_BM=exists_BM.clone(), subject_B=units,
+            images_BMHW=self._images[units, rows],
+            exists_BM=exists_BM,
+            shown_BM=exists_BM.clone(),
+            subject_B=units,
             clinical=({},) * len(rows),
-        )  # fmt: skip
+        )
 
 
 # --- rounds ----------------------------------------------------------------------------------------------------------
@@ -181,26 +194,51 @@ class Bench:
         def run(steps: int) -> None:
             options = options_of(steps, case.images)
             train(
-                case.method, net, pool.draw, phase=case.phase, options=options, owners=owners, round=0, seed=(0,),
+                case.method,
+                net,
+                pool.draw,
+                phase=case.phase,
+                options=options,
+                owners=owners,
+                round=0,
+                seed=(0,),
                 device=self.device,
-            )  # fmt: skip
+            )
 
         return run
 
     def _private(self, variant: Variant, net: nn.Module, owners: Owners) -> Round:
         case, pool = self.case, Made(self.case.shape, variant.subjects)
         plan = PrivacyPlan(
-            epsilon=1e9, delta=1e-5, noise=NOISE, rate=1.0, clip=CLIP, draws=variant.draws, slices=variant.slices,
-            rows=0, sums_noise=4.0, sums_clip=1.0, size=variant.subjects,
-        )  # fmt: skip
+            epsilon=1e9,
+            delta=1e-5,
+            noise=NOISE,
+            rate=1.0,
+            clip=CLIP,
+            draws=variant.draws,
+            slices=variant.slices,
+            rows=0,
+            sums_noise=4.0,
+            sums_clip=1.0,
+            size=variant.subjects,
+        )
         charge = self.ledger() if variant.ledger else in_memory()
 
         def run(steps: int) -> None:
             options = options_of(steps, case.images)
             train_private(
-                case.method, net, pool, phase=case.phase, options=options, owners=owners, round=0, plan=plan,
-                charge=charge, shares=dict.fromkeys(named(owners), 1.0), device=self.device,
-            )  # fmt: skip
+                case.method,
+                net,
+                pool,
+                phase=case.phase,
+                options=options,
+                owners=owners,
+                round=0,
+                plan=plan,
+                charge=charge,
+                shares=dict.fromkeys(named(owners), 1.0),
+                device=self.device,
+            )
 
         return run
 

@@ -109,9 +109,14 @@ def _line(outcome: Outcome, calls: int, yardstick: Outcome | None) -> dict[str, 
     psnr, ssim, sw = (outcome.mean(metric) for metric in ("psnr", "ssim", "wasserstein"))
     text = f"{outcome.way:<20}{calls:>6}{outcome.seconds:>9.3f}{psnr:>8.2f}{ssim:>8.3f}{1000 * sw:>10.1f}"
     found: dict[str, object] = {
-        "task": outcome.task.group, "sampler": outcome.way, "nfe": calls, "seconds_per_slice": outcome.seconds,
-        "psnr": psnr, "ssim": ssim, "wasserstein": sw,
-    }  # fmt: skip
+        "task": outcome.task.group,
+        "sampler": outcome.way,
+        "nfe": calls,
+        "seconds_per_slice": outcome.seconds,
+        "psnr": psnr,
+        "ssim": ssim,
+        "wasserstein": sw,
+    }
     if yardstick is not None:
         over, ratio = lead(outcome, yardstick, "psnr"), sw / yardstick.mean("wasserstein")
         reached = calls <= MOST_STEPS and over.mean >= -MOST_DB and ratio <= 1 + MOST_SW

@@ -37,10 +37,18 @@ def main() -> None:
     print(f"{options.tensors} x 1 MB, {options.rounds} rounds, {os.cpu_count()} cores")
     print(f"{'system':<12}{'sites':>6}{'peak MB':>10}{'CPU s':>8}{'wall s':>8}{'processes':>11}  exit")
     for name, python, sites in jobs:
-        row = measure([python, str(HERE / f"noop_{name.replace('-', '_')}.py"), json.dumps(
-            {"tensors": options.tensors, "rounds": options.rounds, "sites": sites})])  # fmt: skip
-        print(f"{name:<12}{sites:>6}{row['mb']:>10.0f}{row['cpu']:>8.1f}{row['wall']:>8.1f}{row['processes']:>11}"
-              f"  {row['exit']}", flush=True)  # fmt: skip
+        row = measure(
+            [
+                python,
+                str(HERE / f"noop_{name.replace('-', '_')}.py"),
+                json.dumps({"tensors": options.tensors, "rounds": options.rounds, "sites": sites}),
+            ]
+        )
+        print(
+            f"{name:<12}{sites:>6}{row['mb']:>10.0f}{row['cpu']:>8.1f}{row['wall']:>8.1f}{row['processes']:>11}"
+            f"  {row['exit']}",
+            flush=True,
+        )
 
 
 def measure(command: list[str]) -> dict[str, float | int]:

@@ -20,10 +20,19 @@ from shared.plan.config import load
 MODALITIES = ("T1", "T2", "FLAIR")
 TEACH = "{rounds:1,steps:3,batch:2,lr:0.002}"
 BASE = (
-    "method=aca_diff", "size=tiny", "tracking=none", "validation.every=0", "federation.min_cell=1",
-    "grid.height=16", "grid.width=16", "method.depth=16", f"method.modalities=[{','.join(MODALITIES)}]",
-    "training.generate_T1.steps=12", f"+training.generate_T2={TEACH}", f"+training.generate_FLAIR={TEACH}",
-)  # fmt: skip
+    "method=aca_diff",
+    "size=tiny",
+    "tracking=none",
+    "validation.every=0",
+    "federation.min_cell=1",
+    "grid.height=16",
+    "grid.width=16",
+    "method.depth=16",
+    f"method.modalities=[{','.join(MODALITIES)}]",
+    "training.generate_T1.steps=12",
+    f"+training.generate_T2={TEACH}",
+    f"+training.generate_FLAIR={TEACH}",
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +67,14 @@ def test_every_autoencoder_and_every_path_that_a_site_can_take_is_trained(
     before = first(world)
     for part in (
         *(f"autoencoders.{m}." for m in MODALITIES),
-        "generators.T2.fusion.alone.T1", "generators.FLAIR.fusion.alone.T1", "generators.T1.fusion.alone.T2",
-        "generators.T1.unet.", "anchor.mean_MDHW", "anchor.covariance_MMDHW", "spread_MC",
-    ):  # fmt: skip
+        "generators.T2.fusion.alone.T1",
+        "generators.FLAIR.fusion.alone.T1",
+        "generators.T1.fusion.alone.T2",
+        "generators.T1.unet.",
+        "anchor.mean_MDHW",
+        "anchor.covariance_MMDHW",
+        "spread_MC",
+    ):
         names = [n for n in trained if n.startswith(part)]
         assert any(not torch.equal(trained[n], before[n]) for n in names), part
 
@@ -128,8 +142,14 @@ def test_a_stopped_run_goes_on_to_the_same_bits(world: Path, trained: dict[str, 
 
 
 def test_a_site_alone_leaves_the_phases_that_it_has_nothing_for(world: Path) -> None:
-    own = run(world, "alone", "federation.sites=[one]", "federation.targets=[]", "federation.min_sites=1",
-              "federation.min_holders=1")  # fmt: skip
+    own = run(
+        world,
+        "alone",
+        "federation.sites=[one]",
+        "federation.targets=[]",
+        "federation.min_sites=1",
+        "federation.min_holders=1",
+    )
     before = first(world)
     left = [n for n in own if n.startswith("generators.FLAIR.")]
     assert all(torch.equal(own[n], before[n]) for n in left)

@@ -245,9 +245,16 @@ def test_a_damaged_memory_of_ledgers_is_not_an_empty_one(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ['{"ledger": 3}', "[]", "{", json.dumps(plain(spent(head="x" * 64))), json.dumps(plain(spent(epsilon=-1.0))),
-     json.dumps(plain(spent(sequence=-1))), json.dumps({**plain(spent()), "epsilon": math.inf})],
-)  # fmt: skip
+    [
+        '{"ledger": 3}',
+        "[]",
+        "{",
+        json.dumps(plain(spent(head="x" * 64))),
+        json.dumps(plain(spent(epsilon=-1.0))),
+        json.dumps(plain(spent(sequence=-1))),
+        json.dumps({**plain(spent()), "epsilon": math.inf}),
+    ],
+)
 def test_a_malformed_word_on_a_budget_is_not_read(text: str) -> None:
     with pytest.raises((ValueError, ConfigError, TypeError)):
         wire._unpack_spent(text)

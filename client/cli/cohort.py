@@ -92,9 +92,7 @@ def ingest(
 
     def prepare_jobs(jobs, cohort, progress):  # type: ignore[no-untyped-def]
         typer.echo(f"{'disk for the cohort':<28}up to {disk_needed(jobs, options) / 1e9:.2f} GB", err=True)
-        return prepare_all(
-            jobs, cohort, options=options, weights=strip_weights, workers=workers, progress=progress
-        )  # fmt: skip
+        return prepare_all(jobs, cohort, options=options, weights=strip_weights, workers=workers, progress=progress)
 
     done = carry_out(
         find_source(source, auth_file=auth_file, studies=studies, dates=dates, idle=idle, peers=tuple(peer or ())),

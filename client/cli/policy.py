@@ -100,9 +100,13 @@ def list_plans(context: typer.Context, state: State = None) -> None:
 
 
 @plans.command()
-def show(plan: Plan, state: State = None, config: Annotated[
-    bool, typer.Option("--config", help="The plan's settings in full, as JSON, as they came.")
-] = False) -> None:  # fmt: skip
+def show(
+    plan: Plan,
+    state: State = None,
+    config: Annotated[
+        bool, typer.Option("--config", help="The plan's settings in full, as JSON, as they came.")
+    ] = False,
+) -> None:
     """One plan in full: what it asks for, every message about it, and what was answered."""
     from client.site.plans import find, printable, summary
 

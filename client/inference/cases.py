@@ -76,8 +76,10 @@ def load_case(bundle: Bundle, sources: Sources, raw: Raw, inputs: Mapping[Modali
     scans = {m: scans[m] for m in in_order(scans)}
     reached = range(*loaded.placement.z) if loaded is not None else None
     first = next(iter(scans.values()))
-    sense = {m: scan.sense(reached if reached is not None and _check_fits(scan, loaded) else range(scan.slices))
-             for m, scan in scans.items()}  # fmt: skip
+    sense = {
+        m: scan.sense(reached if reached is not None and _check_fits(scan, loaded) else range(scan.slices))
+        for m, scan in scans.items()
+    }
     if loaded is not None:
         geometry, brain = "of the subject's volumes", "what the subject's volumes show"
     else:
@@ -105,14 +107,18 @@ def _check_fits(scan: Scan, loaded: Loaded | None) -> bool:
     shape = (scan.slices, *scan.image_HW)
     if shape != loaded.placement.shape_DHW:
         have, need = (" x ".join(map(str, s)) for s in (shape, loaded.placement.shape_DHW))
-        raise DataError(f"raw data of {scan.modality}: {have} (slices, rows, columns), and the subject's volumes have "
-                        f"{need}: must be registered to the scan's grid")  # fmt: skip
+        raise DataError(
+            f"raw data of {scan.modality}: {have} (slices, rows, columns), and the subject's volumes have "
+            f"{need}: must be registered to the scan's grid"
+        )
     if scan.affine is not None:
         corners = np.array([[*np.multiply(c, shape[::-1]), 1] for c in np.ndindex(2, 2, 2)])
         apart = float(np.linalg.norm((corners @ (scan.affine - loaded.affine).T)[:, :3], axis=1).max())
         if apart > APART * float(np.linalg.norm(loaded.affine[:3, :3], axis=0).min()):
-            raise DataError(f"raw data of {scan.modality}: lie up to {apart:.3g} mm from the subject's volumes: "
-                            "must be registered to the scan's grid")  # fmt: skip
+            raise DataError(
+                f"raw data of {scan.modality}: lie up to {apart:.3g} mm from the subject's volumes: "
+                "must be registered to the scan's grid"
+            )
     return True
 
 
@@ -125,8 +131,10 @@ def _frame(
         affine, geometry = np.diag([*raw.spacing_mm, 1.0]), "spacing as given; place and directions are unknown"
         affine[:3, 3] = [-mm * (n - 1) / 2 for mm, n in zip(raw.spacing_mm, sense_DHW.shape[::-1], strict=True)]
     else:
-        raise DataError(f"raw data of {scan.modality}: neither a volume of the subject nor the file's header says how "
-                        "large a voxel is; give its spacing")  # fmt: skip
+        raise DataError(
+            f"raw data of {scan.modality}: neither a volume of the subject nor the file's header says how "
+            "large a voxel is; give its spacing"
+        )
     loaded = frame_of(sense_DHW, affine, bundle.model.grid)
     if scan.modality in raw.simulate:
         loaded = dataclasses.replace(loaded, reference=sources.files[scan.modality])

@@ -55,8 +55,10 @@ def evaluate_here(
         progress=progress,
     )
     if not scores:
-        raise DataError(f"cohort {cohort.folder.name}: no subject has two of {', '.join(model.modalities)}: "
-                        "there is nothing to hide and compare with")  # fmt: skip
+        raise DataError(
+            f"cohort {cohort.folder.name}: no subject has two of {', '.join(model.modalities)}: "
+            "there is nothing to hide and compare with"
+        )
     how = {"bundle": bundle.digest, "sampler": plain(sampler), "seed": seed, "every": every, "split": split or "all"}
     write_scorecard(scores, out, model.modalities, {}, how=how)
     names = [subject.name for subject in Slices(cohort, model.modalities, split=split).subjects]

@@ -26,8 +26,14 @@ DISK_WARN, DISK_FAIL = 10e9, 1e9  # bytes free on the state's disk
 MEMORY_WARN, MEMORY_FAIL = 8e9, 3e9  # bytes; node, executor and worker idle take 0.6 GB, and the model three times over
 CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 CACHES = "derivatives/lacuna"
-CODES = {"data": DataError, "disk": DataError, "name": RunFailed, "tcp": RunFailed, "tls": RunFailed,
-         "health": RunFailed}  # fmt: skip
+CODES = {
+    "data": DataError,
+    "disk": DataError,
+    "name": RunFailed,
+    "tcp": RunFailed,
+    "tls": RunFailed,
+    "health": RunFailed,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -280,11 +280,23 @@ def network_failure(identity: Identity) -> str | None:
 
 def _node_flags(identity: Identity, port: int, folder: Path) -> list[str]:
     return [
-        "--superlink", str(identity.address), "--root-certificates", str(identity.authorities),
-        "--auth-supernode-private-key", str(identity.key), "--host", "127.0.0.1", "--port", str(port),
-        "--isolation", "process", "--superexec-auth-secret-file", str(folder / "executor.secret"),
-        "--node-config", str(folder / "node.toml"),
-    ]  # fmt: skip
+        "--superlink",
+        str(identity.address),
+        "--root-certificates",
+        str(identity.authorities),
+        "--auth-supernode-private-key",
+        str(identity.key),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--isolation",
+        "process",
+        "--superexec-auth-secret-file",
+        str(folder / "executor.secret"),
+        "--node-config",
+        str(folder / "node.toml"),
+    ]
 
 
 def _write_node_config(path: Path, site: str, settings: Settings, state: Path) -> None:

@@ -97,8 +97,16 @@ def _pull(
 
     def receive() -> Any:
         got = given["receive"]()
-        tell({"doing": "idle"} if got is None else {"doing": "work", "run": str(got[0].metadata.run_id),
-              "round": got[0].metadata.group_id, "what": got[0].metadata.message_type})  # fmt: skip
+        tell(
+            {"doing": "idle"}
+            if got is None
+            else {
+                "doing": "work",
+                "run": str(got[0].metadata.run_id),
+                "round": got[0].metadata.group_id,
+                "what": got[0].metadata.message_type,
+            }
+        )
         if got is not None:
             taken.append(got[0])
         return got

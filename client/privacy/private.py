@@ -210,9 +210,16 @@ def train_private(
 
 
 def sum_private(
-    method: Method, net: nn.Module, pool: Pool, phase: str, *, plan: PrivacyPlan, charge: Charge, rows: int,
+    method: Method,
+    net: nn.Module,
+    pool: Pool,
+    phase: str,
+    *,
+    plan: PrivacyPlan,
+    charge: Charge,
+    rows: int,
     entropy: Entropy | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """A phase of kind "sums": every subject's mean sums, clipped together to one norm, added up, and noised once."""
     entropy = entropy or Secret()
     query = plan.sums

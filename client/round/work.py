@@ -187,8 +187,9 @@ def _sum(
     at_once = max(1, SUM_BATCH // method.slab)
     sums = pool(method, net, _while_allowed(slices.in_order(at_once), work), plan.phase)
     seconds = time.monotonic() - started
-    return _update(site, plan, delta=sums, counts={}, metrics={"samples": len(slices), "seconds": seconds},
-                   frozen=around)  # fmt: skip
+    return _update(
+        site, plan, delta=sums, counts={}, metrics={"samples": len(slices), "seconds": seconds}, frozen=around
+    )
 
 
 def _while_allowed(batches: Iterable[Batch], work: plans.Work) -> Iterator[Batch]:

@@ -77,8 +77,15 @@ def _files(content: bytes) -> dict[str, bytes]:
                     raise _refused(f"{entry.orig_filename} is a link or no plain file")
             return {entry.orig_filename: _read(archive, entry) for entry in entries}
     except (
-        zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError, IndexError
-    ) as error:  # fmt: skip
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        NotImplementedError,
+        IndexError,
+    ) as error:
         raise _refused(f"can't be read as a zip ({type(error).__name__})") from None
 
 

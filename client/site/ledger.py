@@ -20,8 +20,22 @@ from shared.base.files import read_bounded
 Key: TypeAlias = tuple[str, str, int]  # run, phase, round
 MOST_RECEIPTS = 2**28
 _RECEIPT = {"site": str, "run": str, "phase": str, "round": int, "sha256": str}
-COLUMNS = ("time", "what", "run", "phase", "round", "bytes", "tensors", "norm", "counts", "metrics", "epsilon",
-           "refusal", "sha256", "before")  # fmt: skip
+COLUMNS = (
+    "time",
+    "what",
+    "run",
+    "phase",
+    "round",
+    "bytes",
+    "tensors",
+    "norm",
+    "counts",
+    "metrics",
+    "epsilon",
+    "refusal",
+    "sha256",
+    "before",
+)
 
 
 class Ledger:

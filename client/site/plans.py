@@ -116,8 +116,14 @@ class Work:
 
 
 @contextmanager
-def considered(site: Site, run: str, config: str, *, phase: str | None = None, round: int | None = None,
-               ) -> Iterator["Considered"]:  # fmt: skip
+def considered(
+    site: Site,
+    run: str,
+    config: str,
+    *,
+    phase: str | None = None,
+    round: int | None = None,
+) -> Iterator["Considered"]:
     """Keeps the plan, and how the block under it ended."""
     if len(config) > MOST_CONFIG:
         raise PlanRefused(f"{site.name}: plan of {len(config)} characters: the most is {MOST_CONFIG}")

@@ -136,8 +136,10 @@ def find_study(cohorts: Mapping[SiteName, Cohort], modalities: Sequence[Modality
                 ill.append(found == options.ill)
     if not (any(ill) and not all(ill)):
         what = f"{sum(ill)} {options.ill} and {len(ill) - sum(ill)} {options.well} subjects"
-        raise DataError(f"the study has {what} with all of {', '.join(modalities)}: both are needed "
-                        "(column diagnosis of participants.tsv)")  # fmt: skip
+        raise DataError(
+            f"the study has {what} with all of {', '.join(modalities)}: both are needed "
+            "(column diagnosis of participants.tsv)"
+        )
     depth = max(p.slices.subjects[p.number].depth for p in people)
     return Study(modalities=tuple(modalities), people=tuple(people), ill=tuple(ill), depth=depth)
 
@@ -153,8 +155,10 @@ def check_apart(
         copied = sum(digest in files for digest in _files(cohort))
         if again or copied:
             other = "" if copied else "; if they are other people of the same names, say strangers=true"
-            raise DataError(f"study {site}: {again} subjects by name and {copied} image files are among those that "
-                            f"the generators were trained on; must be apart{other}")  # fmt: skip
+            raise DataError(
+                f"study {site}: {again} subjects by name and {copied} image files are among those that "
+                f"the generators were trained on; must be apart{other}"
+            )
 
 
 def _files(cohort: Cohort) -> Iterator[str]:

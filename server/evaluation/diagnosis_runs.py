@@ -161,9 +161,16 @@ def filled_by(
     def fill_all(images_MDHW: Tensor, shown_M: Tensor, keys: Keys, clinical: Clinical) -> Filled:
         hidden = [m for m, shown in zip(model.modalities, shown_M.tolist(), strict=True) if not shown]
         return fill(
-            model, images_MDHW, shown_M, slices=range(images_MDHW.shape[1]), sampler=sampler, keys=(seed, *keys),
-            device=device, clinical={name: value for name, value in clinical.items() if name in told}, wanted=hidden,
-        )  # fmt: skip
+            model,
+            images_MDHW,
+            shown_M,
+            slices=range(images_MDHW.shape[1]),
+            sampler=sampler,
+            keys=(seed, *keys),
+            device=device,
+            clinical={name: value for name, value in clinical.items() if name in told},
+            wanted=hidden,
+        )
 
     return fill_all
 

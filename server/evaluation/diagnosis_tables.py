@@ -71,13 +71,17 @@ def write(findings: Findings, out: Path, how: Mapping[str, Any]) -> list[Line]:
     write_text(out / "leaks.csv", _csv(Leak._fields, findings.leaks))
     summary = {
         "means": [
-            {"rate": _rate(line.rate), "way": line.way, "trained": round(line.trained, 1),
-             **{metric: _three(value) for metric, value in line.values.items()}}
+            {
+                "rate": _rate(line.rate),
+                "way": line.way,
+                "trained": round(line.trained, 1),
+                **{metric: _three(value) for metric, value in line.values.items()},
+            }
             for line in table
         ],
         "notes": notes(findings),
         "how": dict(how),
-    }  # fmt: skip
+    }
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     _draw(table, findings, out / "accuracy.png")
     return table

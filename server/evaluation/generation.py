@@ -52,7 +52,13 @@ def generate(
     rows = [list(stack_MHW) for stack_MHW in made_BMHW[:MOST_DRAWN]]
     sheet = pictures.mosaic(rows, [f"set {k}" for k in range(len(rows))], list(model.modalities), WARNING)
     pictures.save_png(sheet, out / "contact-sheet.png")
-    how = {"run": folder.name, "modalities": list(model.modalities), "sampler": plain(sampler), "seed": seed,
-           "count": count, "description": WARNING}  # fmt: skip
+    how = {
+        "run": folder.name,
+        "modalities": list(model.modalities),
+        "sampler": plain(sampler),
+        "seed": seed,
+        "count": count,
+        "description": WARNING,
+    }
     write_text(out / "generation.json", json.dumps(how, indent=1) + "\n")
     return out

@@ -106,10 +106,15 @@ def write(folder: Path, outcomes: Sequence[Outcome], held: Held, model: Model, h
     columns = ("group", "metric", "what", "against", "mean", "low", "high", "slices")
     write_text(folder / "gains.csv", _csv(columns, [line for m in MEASURED for line in _gains(outcomes, m)]))
     means = [
-        {"group": o.task.group, "task": o.task.name, "way": o.way, "seconds_per_slice": round(o.seconds, 4),
-         **{metric: round(o.mean(metric), 5) for metric in MEASURED}}
+        {
+            "group": o.task.group,
+            "task": o.task.name,
+            "way": o.way,
+            "seconds_per_slice": round(o.seconds, 4),
+            **{metric: round(o.mean(metric), 5) for metric in MEASURED},
+        }
         for o in outcomes
-    ]  # fmt: skip
+    ]
     write_text(folder / "summary.json", json.dumps({"means": means, "how": dict(how)}, indent=1) + "\n")
     for group in dict.fromkeys(o.task.group for o in outcomes):
         _draw(folder, group, [o for o in outcomes if o.task.group == group], held, model)
@@ -124,15 +129,17 @@ def printable(outcomes: Sequence[Outcome]) -> tuple[tuple[str, ...], list[tuple[
     for o in outcomes:
         title = f"{o.task.group}: {o.task.name}"
         gained = over.get((o.way, o.task))
-        rows.append((
-            "" if title == last else title,
-            o.way,
-            f"{o.mean('psnr'):.2f}",
-            f"{o.mean('ssim'):.3f}",
-            f"{1000 * o.mean('wasserstein'):.1f}",
-            f"{o.seconds:.2f}",
-            "" if gained is None else f"{gained.mean:+.2f} [{gained.low:+.2f}, {gained.high:+.2f}]",
-        ))  # fmt: skip
+        rows.append(
+            (
+                "" if title == last else title,
+                o.way,
+                f"{o.mean('psnr'):.2f}",
+                f"{o.mean('ssim'):.3f}",
+                f"{1000 * o.mean('wasserstein'):.1f}",
+                f"{o.seconds:.2f}",
+                "" if gained is None else f"{gained.mean:+.2f} [{gained.low:+.2f}, {gained.high:+.2f}]",
+            )
+        )
         last = title
     return columns, rows
 

@@ -146,9 +146,13 @@ class Outcome:
 
 
 def run(
-    ways: Mapping[str, Way], tasks: Sequence[Task], held: Held, modalities: Sequence[Modality], *,
+    ways: Mapping[str, Way],
+    tasks: Sequence[Task],
+    held: Held,
+    modalities: Sequence[Modality],
+    *,
     progress: Progress | None = None,
-) -> Iterator[Outcome]:  # fmt: skip
+) -> Iterator[Outcome]:
     """Every way at every task, one after the other, as each is done."""
     pairs = [(task, name) for task in tasks for name in ways]
     for done, (task, name) in enumerate(pairs):

@@ -106,8 +106,19 @@ def summarise(scores: Iterable[Score], first: str) -> list[Line]:
 
 def write(out: Path, lines: Sequence[Line], how: Mapping[str, Any]) -> None:
     """summary.csv and summary.json."""
-    columns = ("run", "shown", "metric", "mean", "subjects", "lead", "low", "high", "hiding", "hiding_low",
-               "hiding_high")  # fmt: skip
+    columns = (
+        "run",
+        "shown",
+        "metric",
+        "mean",
+        "subjects",
+        "lead",
+        "low",
+        "high",
+        "hiding",
+        "hiding_low",
+        "hiding_high",
+    )
     table = ((*line[:3], f"{line.mean:.7g}", line.subjects, *_three(line.lead), *_three(line.hiding)) for line in lines)
     write_text(out / "summary.csv", _csv(columns, table))
     means: dict[str, dict[str, dict[str, float]]] = {}
@@ -119,8 +130,12 @@ def write(out: Path, lines: Sequence[Line], how: Mapping[str, Any]) -> None:
 def printable(lines: Sequence[Line]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and rows of words, one subset after the other."""
     found = {(line.shown, line.run, line.metric): line for line in lines}
-    columns = ("shown", "run", *(heading for heading, _ in COLUMNS.values()),
-               *(f"{heading} lead" for heading, _ in LEADS.values()))  # fmt: skip
+    columns = (
+        "shown",
+        "run",
+        *(heading for heading, _ in COLUMNS.values()),
+        *(f"{heading} lead" for heading, _ in LEADS.values()),
+    )
     rows: list[tuple[str, ...]] = []
     for shown in dict.fromkeys(line.shown for line in lines):
         for i, run in enumerate(dict.fromkeys(line.run for line in lines if line.shown == shown)):

@@ -155,11 +155,15 @@ def coverage_section(coverage: Coverage | None, min_holders: int) -> Html | None
             el("h2", "Who can teach what"),
             _note(says),
             el("div", table(["", *coverage.modalities], rows), class_="matrix"),
-            el("details", el("summary", "What each site holds"), _note(patterns),
-               table(["site", "present", "subjects"], held, numbers=[2])),
+            el(
+                "details",
+                el("summary", "What each site holds"),
+                _note(patterns),
+                table(["site", "present", "subjects"], held, numbers=[2]),
+            ),
             table(["site", "phase", "takes no part because"], declined) if declined else None,
         ]
-    )  # fmt: skip
+    )
 
 
 def training_section(rounds: Sequence[RoundFacts]) -> Html | None:

@@ -19,8 +19,19 @@ from shared.plan.training import pool
 MOST_SUM = 1e15  # far above any sum over images in [0, 1], far below where a total overflows
 
 
-def admit(update: Update, *, run: str, phase: str, round: int, schema: str, weights: Weights, owners: Owners,
-          frozen: str, limits: Limits, samples: int) -> Update:  # fmt: skip
+def admit(
+    update: Update,
+    *,
+    run: str,
+    phase: str,
+    round: int,
+    schema: str,
+    weights: Weights,
+    owners: Owners,
+    frozen: str,
+    limits: Limits,
+    samples: int,
+) -> Update:
     """The same update, or UpdateRejected naming the site, the value and the rule."""
     site = update.site
     if (update.run, update.phase, update.round) != (run, phase, round):

@@ -75,9 +75,14 @@ class Validator:
         if not isinstance(self._method, ReadsChart):
             return self._method.synthesize(self._net, images, shown, sampler, generator)
         return self._method.synthesize(
-            self._net, images, shown, sampler, generator,
-            clinical=[self._batch.clinical[row] for row in rows], wanted=[self._method.modalities[target]],
-        )  # fmt: skip
+            self._net,
+            images,
+            shown,
+            sampler,
+            generator,
+            clinical=[self._batch.clinical[row] for row in rows],
+            wanted=[self._method.modalities[target]],
+        )
 
     @property
     def _middle(self) -> torch.Tensor:

@@ -13,9 +13,19 @@ from shared.clinical.labels import LabelEmbedding, NoText
 from shared.clinical.settings import TextSettings
 
 __all__ = [
-    "ENCODERS", "FIELDS", "OWN", "PIECES", "WIDTH", "Chart", "Encoder", "TextSettings", "Unset", "chart_of",
-    "make_encoder", "unfit",
-]  # fmt: skip
+    "ENCODERS",
+    "FIELDS",
+    "OWN",
+    "PIECES",
+    "WIDTH",
+    "Chart",
+    "Encoder",
+    "TextSettings",
+    "Unset",
+    "chart_of",
+    "make_encoder",
+    "unfit",
+]
 
 
 def _hf_dir(width: int, settings: TextSettings) -> Encoder:

@@ -144,8 +144,10 @@ def parse_header(xml: bytes) -> Header:
         raise DataError(f"trajectory {trajectory[:20]!r}: must be cartesian")
     encoded, recon = (_space(_child(encoding, name)) for name in ("encodedSpace", "reconSpace"))
     if encoded.matrix[2] > 1:
-        raise DataError(f"3D-encoded ({encoded.matrix[2]} partitions): must be 2D slices; transform the partitions "
-                        "first and save the slices")  # fmt: skip
+        raise DataError(
+            f"3D-encoded ({encoded.matrix[2]} partitions): must be 2D slices; transform the partitions "
+            "first and save the slices"
+        )
     limits = _find(_find(encoding, "encodingLimits"), "kspace_encoding_step_1")
     centre = None if limits is None else int(_number(_child(limits, "center")))
     return Header(encoded=encoded, recon=recon, centre=centre)
@@ -159,8 +161,10 @@ def reduction_of(header: Header, raw_HW: tuple[int, int]) -> Reduction:
     field = round(e.matrix[0] * r.fov_mm[0] / e.fov_mm[0])
     width = round(e.fov_mm[1] * r.matrix[1] / r.fov_mm[1])
     if field > e.matrix[0] or width < r.matrix[1]:
-        raise DataError(f"its header reconstructs {r.fov_mm[0]:g} x {r.fov_mm[1]:g} mm from a smaller encoded "
-                        f"{e.fov_mm[0]:g} x {e.fov_mm[1]:g} mm")  # fmt: skip
+        raise DataError(
+            f"its header reconstructs {r.fov_mm[0]:g} x {r.fov_mm[1]:g} mm from a smaller encoded "
+            f"{e.fov_mm[0]:g} x {e.fov_mm[1]:g} mm"
+        )
     if not 1 <= width <= MOST_LINES:
         raise DataError(f"its header makes {width} lines: must be 1 to {MOST_LINES}")
     return Reduction(
@@ -219,8 +223,9 @@ def lines_of(header: Header, head_N: NDArray[Any]) -> Lines:
 
 def _check_heads(head_N: NDArray[Any], header: Header) -> None:
     if (head_N["idx"]["kspace_encode_step_2"] > 0).any():
-        raise DataError("3D-encoded (kspace_encode_step_2): must be 2D slices; transform the partitions first and "
-                        "save the slices")  # fmt: skip
+        raise DataError(
+            "3D-encoded (kspace_encode_step_2): must be 2D slices; transform the partitions first and save the slices"
+        )
     for name in ("contrast", "phase", "set"):
         several = np.unique(head_N["idx"][name])
         if len(several) > 1:

@@ -237,8 +237,9 @@ def _ismrmrd(file: h5py.File) -> _Source:
     reduction = reduction_of(header, (height, width))
     geometry = geometry_of(header, reduction.image_HW, data["head"][lines.first])
     reference = bool((lines.used_N & ~lines.imaging_N).any())
-    return _Source(layout="ISMRMRD", coils=lines.coils, reduction=reduction, geometry=geometry, load=load,
-                   reference=reference)  # fmt: skip
+    return _Source(
+        layout="ISMRMRD", coils=lines.coils, reduction=reduction, geometry=geometry, load=load, reference=reference
+    )
 
 
 # --- what both share ------------------------------------------------------------------------------------------------
@@ -303,8 +304,10 @@ class _Maps:
             probe = np.broadcast_to(np.complex64(0), shape[-2:]) if fits else None
             if probe is None or source.reduction.maps(probe[None]) is None:
                 h, w = source.reduction.matrix_HW
-                raise DataError(f"coil maps of shape {shape}: the k-space needs ({slices}, {source.coils}, {h}, {w}) "
-                                f"or ({source.coils}, {h}, {w})")  # fmt: skip
+                raise DataError(
+                    f"coil maps of shape {shape}: the k-space needs ({slices}, {source.coils}, {h}, {w}) "
+                    f"or ({source.coils}, {h}, {w})"
+                )
             for z in range(slices if len(shape) == 4 else 1):
                 values = array[z] if len(shape) == 4 else array[()]
                 if not np.isfinite(values).all():
@@ -342,8 +345,10 @@ def _maps_name(file: h5py.File) -> str | None:
 def _check_size(slices: int, coils: int, height: int, width: int) -> None:
     limits = ((slices, MOST_SLICES), (coils, MOST_COILS), (height, MOST_LINES), (width, MOST_LINES))
     if not all(1 <= n <= most for n, most in limits) or coils * height * width > MOST_SAMPLES:
-        raise DataError(f"{slices} slices of {coils} coils x {height} x {width} samples: must be at least 1 each, and "
-                        f"at most {MOST_SAMPLES} samples a slice")  # fmt: skip
+        raise DataError(
+            f"{slices} slices of {coils} coils x {height} x {width} samples: must be at least 1 each, and "
+            f"at most {MOST_SAMPLES} samples a slice"
+        )
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:

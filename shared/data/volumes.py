@@ -111,8 +111,12 @@ class Grid:
         require(self.height >= 1, "height", self.height, "1 or more")
         require(self.width >= 1, "width", self.width, "1 or more")
         if self.spacing_mm is not None:
-            require(SPACING_LIMITS[0] <= self.spacing_mm <= SPACING_LIMITS[1], "spacing_mm", self.spacing_mm,
-                    f"null or {SPACING_LIMITS[0]} to {SPACING_LIMITS[1]} mm")  # fmt: skip
+            require(
+                SPACING_LIMITS[0] <= self.spacing_mm <= SPACING_LIMITS[1],
+                "spacing_mm",
+                self.spacing_mm,
+                f"null or {SPACING_LIMITS[0]} to {SPACING_LIMITS[1]} mm",
+            )
 
     @property
     def name(self) -> str:

@@ -30,8 +30,10 @@ def espirit(y_CHW: Tensor, lines: int) -> Tensor:
     """CHW maps, root sum of squares 1 or 0, from k-space whose `lines` central columns are fully measured."""
     coils, height, width = y_CHW.shape
     if lines < LEAST_LINES:
-        raise DataError(f"{lines} fully measured lines round the centre of k-space: too few to estimate coil maps "
-                        f"({LEAST_LINES} or more); give the maps as a file")  # fmt: skip
+        raise DataError(
+            f"{lines} fully measured lines round the centre of k-space: too few to estimate coil maps "
+            f"({LEAST_LINES} or more); give the maps as a file"
+        )
     rows = min(REGION, height)
     columns = min(REGION, lines)
     block_CHW = _middle(_middle(y_CHW, rows, -2), columns, -1)

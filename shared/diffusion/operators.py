@@ -84,19 +84,28 @@ class CartesianMRI:
 
     def __post_init__(self) -> None:
         maps, mask = tuple(self.maps_BCHW.shape), tuple(self.mask.shape)
-        _rule(self.maps_BCHW.is_complex() and len(maps) == 4, f"coil maps of {self.maps_BCHW.dtype} and shape {maps}",
-              "must be complex, with axes sample, coil, row, column")  # fmt: skip
+        _rule(
+            self.maps_BCHW.is_complex() and len(maps) == 4,
+            f"coil maps of {self.maps_BCHW.dtype} and shape {maps}",
+            "must be complex, with axes sample, coil, row, column",
+        )
         finite(self.maps_BCHW, "coil maps")
         _rule(self.mask.dtype == torch.bool, f"mask of {self.mask.dtype}", "must be of bool")
         fits = mask == maps[3:] if len(mask) == 1 else len(mask) == 3 and mask[1] in (1, maps[2]) and mask[2] == maps[3]
-        _rule(fits, f"mask of shape {mask}", f"must be ({maps[3]},) or (samples, {maps[2]}, {maps[3]}), "
-              f"as the coil maps of shape {maps} ask")  # fmt: skip
+        _rule(
+            fits,
+            f"mask of shape {mask}",
+            f"must be ({maps[3]},) or (samples, {maps[2]}, {maps[3]}), as the coil maps of shape {maps} ask",
+        )
         _rule(bool(self.mask.reshape(len(self._mask_B1HW), -1).any(1).all()), "mask", "leaves no sample of k-space")
         if self.placement is not None:
             fov = (self.placement.rows.shape[-2], self.placement.columns.shape[-2])
             _rule(fov == maps[2:], f"placement in a field of view of {fov}", f"must be {maps[2:]}, as the coil maps")
-        _rule(len(self._batches()) <= 1, f"coil maps of shape {maps}, mask of shape {mask}, noise and placement",
-              f"must be of as many samples, or of one; here they are of {sorted(self._batches())}")  # fmt: skip
+        _rule(
+            len(self._batches()) <= 1,
+            f"coil maps of shape {maps}, mask of shape {mask}, noise and placement",
+            f"must be of as many samples, or of one; here they are of {sorted(self._batches())}",
+        )
 
     def forward(self, x_BHW: Tensor) -> Tensor:
         with _exact(x_BHW) as x_BHW:
@@ -142,10 +151,12 @@ class CartesianMRI:
     def _check(self, y: Tensor) -> None:
         maps = tuple(self.maps_BCHW.shape)
         _rule(y.is_complex(), f"k-space of {y.dtype}", "must be complex")
-        _rule(y.ndim == 4 and y.shape[1:] == maps[1:] and self._batches() <= {len(y)},
-              f"k-space of shape {tuple(y.shape)}",
-              f"must be ({', '.join(map(str, self._batches() or ('samples',)))}, {maps[1]}, {maps[2]}, {maps[3]}), "
-              "as the coil maps and the mask")  # fmt: skip
+        _rule(
+            y.ndim == 4 and y.shape[1:] == maps[1:] and self._batches() <= {len(y)},
+            f"k-space of shape {tuple(y.shape)}",
+            f"must be ({', '.join(map(str, self._batches() or ('samples',)))}, {maps[1]}, {maps[2]}, {maps[3]}), "
+            "as the coil maps and the mask",
+        )
 
     def _batches(self) -> set[int]:
         """How many samples it is for: none if it serves any number."""
@@ -166,8 +177,11 @@ class SuperResolution:
         require(self.factor >= 1, "factor", self.factor, "1 or more")
 
     def forward(self, x_BHW: Tensor) -> Tensor:
-        _rule(all(n % self.factor == 0 for n in x_BHW.shape[-2:]), f"image of shape {tuple(x_BHW.shape[-2:])}",
-              f"must divide by the factor {self.factor}")  # fmt: skip
+        _rule(
+            all(n % self.factor == 0 for n in x_BHW.shape[-2:]),
+            f"image of shape {tuple(x_BHW.shape[-2:])}",
+            f"must divide by the factor {self.factor}",
+        )
         with _exact(x_BHW) as x_BHW:
             return F.avg_pool2d(x_BHW[:, None], self.factor)[:, 0]
 
@@ -263,8 +277,11 @@ def measured(y: Tensor, operator: Operator, scale: Sd) -> Measured:
     """y of an image in physical units, phys = (x + 1) / 2 * scale, told in terms of x: A x = 2 / scale y - A 1."""
     scale_B = torch.as_tensor(scale, dtype=torch.float64, device=y.device)
     _rule(bool(((scale_B > 0) & scale_B.isfinite()).all()), f"scale {scale}", "must be above 0 and finite")
-    _rule(scale_B.ndim == 0 or scale_B.shape == y.shape[:1], f"scale of shape {tuple(scale_B.shape)}",
-          f"must be one number, or one for each of the {len(y)} samples")  # fmt: skip
+    _rule(
+        scale_B.ndim == 0 or scale_B.shape == y.shape[:1],
+        f"scale of shape {tuple(scale_B.shape)}",
+        f"must be one number, or one for each of the {len(y)} samples",
+    )
     ones = torch.ones_like(operator.adjoint(finite(y, "measurement")))
     gain = (2 / scale_B).to(ones.dtype)
     y = gain.reshape(-1, *[1] * (y.ndim - 1)) * y - operator.forward(ones)

@@ -47,8 +47,12 @@ class Sampler:
         require(self.samples >= 1, "samples", self.samples, "1 or more")
         require(0 <= self.eta <= 1, "eta", self.eta, "in [0, 1]")
         require(self.eta == 0 or self.kind in ("ddim", "mds", "bridge"), "eta", self.eta, f"0 for kind={self.kind}")
-        require(self.eta_convention == "ddim" or self.kind == "mds", "eta_convention", self.eta_convention,
-                f"ddim for kind={self.kind}")  # fmt: skip
+        require(
+            self.eta_convention == "ddim" or self.kind == "mds",
+            "eta_convention",
+            self.eta_convention,
+            f"ddim for kind={self.kind}",
+        )
         require(0 < self.zeta < math.inf, "zeta", self.zeta, "above 0 and finite")
         require(not self.anneal or self.kind == "mps", "anneal", self.anneal, f"false for kind={self.kind}")
         require(self.gamma is None or 0 <= self.gamma < math.inf, "gamma", self.gamma, "0 or more and finite, or null")

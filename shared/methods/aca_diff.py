@@ -95,8 +95,12 @@ class AcaDiff:
         for key in ("drop", "drop_chart", "drop_field"):
             require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
         wanted = "eps with cons_weighting=paper"
-        require(self.cons_weighting != "paper" or self.parameterisation == "eps", "parameterisation",
-                self.parameterisation, wanted)  # fmt: skip
+        require(
+            self.cons_weighting != "paper" or self.parameterisation == "eps",
+            "parameterisation",
+            self.parameterisation,
+            wanted,
+        )
 
     @property
     def targets(self) -> tuple[Modality, ...]:
@@ -142,11 +146,15 @@ class AcaDiff:
             torch.manual_seed(seed)
             coder, unet = SIZES[self.size]
             return AcaNet(
-                self.modalities, (self.depth, self.height, self.width),
+                self.modalities,
+                (self.depth, self.height, self.width),
                 dataclasses.replace(coder, checkpoint=self.checkpoint),
                 dataclasses.replace(unet, checkpoint=self.checkpoint),
-                cube=self.cube, fusion=self.fusion, text=self.text, text_width=self.text_width,
-            )  # fmt: skip
+                cube=self.cube,
+                fusion=self.fusion,
+                text=self.text,
+                text_width=self.text_width,
+            )
 
     def owners(self, net: nn.Module, phase: str) -> Owners:
         """An autoencoder is its modality's. Of a generator the paths are those of the sources that take them."""
@@ -341,9 +349,13 @@ class AcaDiff:
                 continue
             at = [self.modalities.index(m) for m in self.sources(made)]
             denoise = self.denoiser(
-                net, made, z_BMCDHW[rows][:, at], shown_BM[rows][:, at], [charts[i] for i in rows.tolist()],
+                net,
+                made,
+                z_BMCDHW[rows][:, at],
+                shown_BM[rows][:, at],
+                [charts[i] for i in rows.tolist()],
                 guidance=sampler.guidance,
-            )  # fmt: skip
+            )
             own = generator if isinstance(generator, torch.Generator) else [generator[i] for i in rows.tolist()]
             unclipped = dataclasses.replace(sampler, clip=False)  # latents have limits of their own
             z0 = draw(denoise, self._schedule, noise[made][rows], unclipped, own)
@@ -357,9 +369,15 @@ class AcaDiff:
         return images
 
     def denoiser(
-        self, net: nn.Module, made: Modality, z_BSCDHW: Tensor, shown_BS: Tensor, charts: Sequence[Chart],
-        *, guidance: float = 1.0,
-    ) -> Denoiser:  # fmt: skip
+        self,
+        net: nn.Module,
+        made: Modality,
+        z_BSCDHW: Tensor,
+        shown_BS: Tensor,
+        charts: Sequence[Chart],
+        *,
+        guidance: float = 1.0,
+    ) -> Denoiser:
         """The generator that knows its sources and the chart; guided away from what it would say without the chart."""
         assert isinstance(net, AcaNet)
         generator = net.generator(made)

@@ -173,8 +173,10 @@ def load(folder: Path, *, trusted: Ed25519PublicKey | None) -> Bundle:
         if name == WEIGHTS:
             weights = content  # what was hashed is what is parsed
     if record["intensities"]["version"] != RULES_VERSION:
-        raise DataError(f"{where}: made with other intensity rules ({record['intensities']['version']}, here "
-                        f"{RULES_VERSION}); use the Lacuna version {record['lacuna']}")  # fmt: skip
+        raise DataError(
+            f"{where}: made with other intensity rules ({record['intensities']['version']}, here "
+            f"{RULES_VERSION}); use the Lacuna version {record['lacuna']}"
+        )
     try:
         tensors = parse_safetensors(weights)
     except SafetensorError as error:

@@ -71,8 +71,10 @@ def _check(net: torch.nn.Module, program: torch.nn.Module, onnx: Path, example: 
         for name, value in found.items():
             difference = ((value - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)).item()
             if not difference <= AGREES[name]:  # also catches nan
-                raise RunFailed(f"{name}: differs from the network by {difference:.2g} of its largest output; "
-                                f"the limit is {AGREES[name]:g}")  # fmt: skip
+                raise RunFailed(
+                    f"{name}: differs from the network by {difference:.2g} of its largest output; "
+                    f"the limit is {AGREES[name]:g}"
+                )
 
 
 def _random(like: Tensor, batch: int) -> Tensor:

@@ -116,8 +116,10 @@ def _split(
         tested = round(options.test * len(members))
         held = round(options.val * (len(members) - tested))
         if min(tested, held, len(members) - tested - held) < 2:
-            raise DataError(f"the study has {len(members)} complete {word} subjects: at least 2 must be trained, "
-                            "validated and tested on each")  # fmt: skip
+            raise DataError(
+                f"the study has {len(members)} complete {word} subjects: at least 2 must be trained, "
+                "validated and tested on each"
+            )
         order = torch.randperm(len(members), generator=generator("cpu", seed, "split", g, word)).tolist()
         named = [members[place] for place in order]
         for part, some in zip(
@@ -156,15 +158,22 @@ def build(modalities: int, shape: Shape, seed: int) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net: nn.Module = DenseNet(3, modalities, 1, init_features=shape.features, growth_rate=shape.growth,
-                                  block_config=shape.blocks)  # fmt: skip
+        net: nn.Module = DenseNet(
+            3, modalities, 1, init_features=shape.features, growth_rate=shape.growth, block_config=shape.blocks
+        )
     return net
 
 
 def fit(
-    read: Read, train: Sequence[int], ill: Sequence[bool], shape: Shape, *,
-    steps: int, seed: int, device: torch.device,
-) -> nn.Module:  # fmt: skip
+    read: Read,
+    train: Sequence[int],
+    ill: Sequence[bool],
+    shape: Shape,
+    *,
+    steps: int,
+    seed: int,
+    device: torch.device,
+) -> nn.Module:
     """As many of either class in every batch, some of them mirrored; equal seeds and equal subjects, equal batches."""
     classes = [[i for i in train if ill[i] == of] for of in (True, False)]
     if not all(classes):

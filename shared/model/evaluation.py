@@ -85,9 +85,15 @@ def filler(model: Model, *, sampler: Sampler, seed: int, device: torch.device) -
     def fill_all(images_MDHW: Tensor, shown_M: Tensor, keys: Keys, clinical: Clinical) -> Tensor:
         every = range(images_MDHW.shape[1])
         return fill(
-            model, images_MDHW, shown_M, slices=every, sampler=sampler, keys=(seed, *keys), device=device,
+            model,
+            images_MDHW,
+            shown_M,
+            slices=every,
+            sampler=sampler,
+            keys=(seed, *keys),
+            device=device,
             clinical=clinical,
-        ).mean_MDHW  # fmt: skip
+        ).mean_MDHW
 
     return fill_all
 
@@ -203,8 +209,18 @@ def _subject(
                         continue
                     for metric in MEASURED[region]:
                         volume, mean, n = METRICS[metric](made_MDHW[row], images_MDHW[row], mask_DHW)
-                        yield Score(model=model, site=site, subject=number, shown=shown, target=target, region=region,
-                                    metric=metric, volume=volume, slice=mean, slices=n)  # fmt: skip
+                        yield Score(
+                            model=model,
+                            site=site,
+                            subject=number,
+                            shown=shown,
+                            target=target,
+                            region=region,
+                            metric=metric,
+                            volume=volume,
+                            slice=mean,
+                            slices=n,
+                        )
 
 
 # --- what the scores say --------------------------------------------------------------------------------------------

@@ -219,8 +219,9 @@ def fill(
         chosen = todo[done : done + size]
         try:
             raw = {m: known.at(chosen).to(device) for m, known in (measured or {}).items()}
-            mean_BMHW, sd_BMHW = _sampled(model, net, shown_MDHW[:, chosen].transpose(0, 1), shown_M, raw, told,
-                                          chosen, sampler, keys, device)  # fmt: skip
+            mean_BMHW, sd_BMHW = _sampled(
+                model, net, shown_MDHW[:, chosen].transpose(0, 1), shown_M, raw, told, chosen, sampler, keys, device
+            )
         except torch.OutOfMemoryError:
             if size == 1:
                 raise DataError(f"grid {model.grid.name}: one slice does not fit into the memory of {device}") from None
@@ -366,9 +367,14 @@ def _samples(
         noise = [generator(device, *keys, z, k) for k in few for z in slices]
         with torch.no_grad():
             made = model.method.synthesize(
-                net, images_BMHW.repeat(len(few), 1, 1, 1, 1), shown_BM.repeat(len(few), 1), sampler, noise,
-                clinical=[told.clinical] * (B * len(few)), wanted=told.wanted,
-            )  # fmt: skip
+                net,
+                images_BMHW.repeat(len(few), 1, 1, 1, 1),
+                shown_BM.repeat(len(few), 1),
+                sampler,
+                noise,
+                clinical=[told.clinical] * (B * len(few)),
+                wanted=told.wanted,
+            )
         yield from torch.split(made.double(), B)
 
 

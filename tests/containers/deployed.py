@@ -51,9 +51,20 @@ class Deployed:
         write_world(self.world, SITES, edge=32)
         modalities = [word for name in (*MODALITIES, "TOF") for word in ("--modality", name)]
         self.verb(
-            "server.cli", "federation", "init", "federation", "--name", "strokes", "--address", f"{PROXY}:{PORT}",
-            *modalities, "--method", "amm_diff", "--method", "ddpm",
-        )  # fmt: skip
+            "server.cli",
+            "federation",
+            "init",
+            "federation",
+            "--name",
+            "strokes",
+            "--address",
+            f"{PROXY}:{PORT}",
+            *modalities,
+            "--method",
+            "amm_diff",
+            "--method",
+            "ddpm",
+        )
         for site in SITES:
             self.verb("client.cli", "init", site, "--site", site)
             request = self.folder / site / "enrolment" / f"{site}.request.json"
@@ -152,13 +163,19 @@ class Deployed:
         alone = self.folder / f"{site}.yaml"
         alone.write_text(ISOLATED.format(network=self.network(site)))
         return self.engine.docker(
-            "compose", "-f", str(kit), "-f", str(alone), *words, check=check,
+            "compose",
+            "-f",
+            str(kit),
+            "-f",
+            str(alone),
+            *words,
+            check=check,
             LACUNA_PROJECT=f"{PROJECT}-{site}",
             LACUNA_IMAGE=self.engine.image("client"),
             LACUNA_STATE=str(self.folder / site),
             LACUNA_COHORT=str(self.world / "sites" / site),
             LACUNA_USER=USER,
-        )  # fmt: skip
+        )
 
     def coordinator_command(self, *words: str) -> list[str]:
         files = ["-f", str(ROOT / "deploy" / "server.compose.yaml"), "-f", str(self.folder / "runs.yaml")]
@@ -221,8 +238,11 @@ class Deployed:
     def logs(self, container: str, lines: int = 40) -> str:
         done = subprocess.run(
             ["docker", "logs", "--tail", str(lines), container],
-            env=self.engine.environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            env=self.engine.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         return done.stdout + done.stderr
 
     def everything(self) -> str:

@@ -45,8 +45,9 @@ def recorded(engine: Engine, folder: Path) -> Iterator[Lookups]:
     lookups = Lookups(folder=folder)
     events = subprocess.Popen(
         ["docker", "events", "--filter", "event=start", "--format", "{{.Actor.Attributes.name}}"],
-        env=engine.environment, stdout=subprocess.PIPE,
-    )  # fmt: skip
+        env=engine.environment,
+        stdout=subprocess.PIPE,
+    )
 
     def follow() -> None:
         assert events.stdout is not None

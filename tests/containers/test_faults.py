@@ -88,11 +88,20 @@ def campaign(scene: Scene) -> Iterator[Campaign]:
     slowest = max((float(str(r["seconds"])) for r in deployed.rounds("first")), default=SLOW)
     deadline = max(60.0, 3.5 * slowest)
     command = deployed.coordinator_command(
-        "lacuna", "train", *PLAN, "method.pretext=false", "method.anchor=none",
-        f"training.translate.rounds={ROUNDS}", "training.translate.steps=1", "training.translate.batch=1",
-        f"run={RUN}", "--wait", "180",
-        f"federation.deadline={deadline:.0f}", "tracking.uri=http://mlflow:5000",
-    )  # fmt: skip
+        "lacuna",
+        "train",
+        *PLAN,
+        "method.pretext=false",
+        "method.anchor=none",
+        f"training.translate.rounds={ROUNDS}",
+        "training.translate.steps=1",
+        "training.translate.batch=1",
+        f"run={RUN}",
+        "--wait",
+        "180",
+        f"federation.deadline={deadline:.0f}",
+        "tracking.uri=http://mlflow:5000",
+    )
     with (deployed.folder / "follower.log").open("wb") as log:
         follower = subprocess.Popen(
             command, env=deployed.engine.environment | dict(deployed.settings()), stdout=log, stderr=subprocess.STDOUT
@@ -223,10 +232,17 @@ def test_postgresql_is_down_for_a_minute(campaign: Campaign) -> None:
 
     def logged() -> bool:
         printed = d.engine.docker(
-            "exec", d.container("postgres"),
-            "psql", "--host=/tmp", "--username=mlflow", "--dbname=mlflow", "--tuples-only", "--command", LOGGED,
+            "exec",
+            d.container("postgres"),
+            "psql",
+            "--host=/tmp",
+            "--username=mlflow",
+            "--dbname=mlflow",
+            "--tuples-only",
+            "--command",
+            LOGGED,
             check=False,
-        )  # fmt: skip
+        )
         return printed.strip().isdigit() and int(printed) >= before + 2
 
     wait(logged, campaign.patience, "MLflow has caught up")

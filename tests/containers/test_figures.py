@@ -13,9 +13,17 @@ from containers.deployed import Deployed
 from containers.engine import IMAGES
 
 BIG = (  # a network of the paper's width on small pictures: its weights are what is measured
-    "method=ddpm", "size=paper", "training=ddpm_tiny", "seed=3", "grid.height=32", "grid.width=32",
-    "training.diffusion.rounds=2", "training.diffusion.steps=1", "training.diffusion.batch=1", "run=big",
-)  # fmt: skip
+    "method=ddpm",
+    "size=paper",
+    "training=ddpm_tiny",
+    "seed=3",
+    "grid.height=32",
+    "grid.width=32",
+    "training.diffusion.rounds=2",
+    "training.diffusion.steps=1",
+    "training.diffusion.batch=1",
+    "run=big",
+)
 PARTS = {  # words of a command line, and which process that is
     "superlink_process": "SuperLink",
     "flower-superexec": "executor",

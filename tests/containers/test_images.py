@@ -88,8 +88,18 @@ left = [str(p) for p in map(pathlib.Path, ["/src", "/wheel", "/run/secrets", "/r
         if p.exists() and (p.is_file() and p.stat().st_size or p.is_dir() and any(p.iterdir()))]
 print(json.dumps([top, left, sys.flags.safe_path]))
 """
-    ran = docker.docker("run", "--rm", "--user=0", "--network=none", "--read-only", "--entrypoint", "python",
-                        docker.image(name), "-c", look)  # fmt: skip
+    ran = docker.docker(
+        "run",
+        "--rm",
+        "--user=0",
+        "--network=none",
+        "--read-only",
+        "--entrypoint",
+        "python",
+        docker.image(name),
+        "-c",
+        look,
+    )
     top, left, safe = json.loads(ran)
     assert [t for t in top if "dist-info" not in t and t != ".."] == ["client", "configs", "deploy", "server", "shared"]
     assert left == []
@@ -108,8 +118,13 @@ def test_the_tag_follows_the_content(docker: Engine) -> None:
     marker = DEPLOY / "test-marker.txt"
     marker.write_text("x")
     try:
-        said = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, text=True,
-                              capture_output=True, check=True).stdout  # fmt: skip
+        said = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": paths},
+            text=True,
+            capture_output=True,
+            check=True,
+        ).stdout
     finally:
         marker.unlink()
     assert said.strip() != docker.tag

@@ -54,11 +54,23 @@ def host(docker: Engine) -> Iterator[Host]:
         enter(federation, folder / name, name)
     found = Host(engine=docker, folder=folder)
     flags = (
-        "--host", "0.0.0.0", "--port", str(port), "--enable-supernode-auth", "--isolation", "process",
-        "--ssl-certfile", str(federation / SERVER), "--ssl-keyfile", str(federation / SERVER_KEY),
-        "--ssl-ca-certfile", str(federation / CA), "--disable-runtime-dependency-installation",
-        "--database", str(folder / "state.db"),
-    )  # fmt: skip
+        "--host",
+        "0.0.0.0",
+        "--port",
+        str(port),
+        "--enable-supernode-auth",
+        "--isolation",
+        "process",
+        "--ssl-certfile",
+        str(federation / SERVER),
+        "--ssl-keyfile",
+        str(federation / SERVER_KEY),
+        "--ssl-ca-certfile",
+        str(federation / CA),
+        "--disable-runtime-dependency-installation",
+        "--database",
+        str(folder / "state.db"),
+    )
     try:
         with program("flower-superlink", *flags, home=folder / "home", log=folder / "superlink.log") as superlink:
             wait(lambda: answers(port), superlink)
@@ -80,10 +92,12 @@ def test_up_starts_the_container_of_the_compose_file_waits_for_it_and_down_ends_
     assert "lacuna-site-near: connected" in done.stdout
     assert "no GPU runtime on this engine" in done.stdout
     facts = host.engine.docker(
-        "inspect", "lacuna-site-near", "--format",
+        "inspect",
+        "lacuna-site-near",
+        "--format",
         "{{.Config.User}} {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.HostConfig.RestartPolicy.Name}} "
         "{{.HostConfig.PortBindings}} {{.HostConfig.Init}}",
-    )  # fmt: skip
+    )
     assert facts == f"{USER}:{USER} true [ALL] unless-stopped map[] true"
     assert host.site("status", "near").returncode == 0
     assert "SuperNode ID" in host.site("logs", "near", "--lines", "200").stdout

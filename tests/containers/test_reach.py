@@ -66,20 +66,33 @@ def test_a_site_reaches_the_fleet_api_and_nothing_else(deployed: Deployed, site:
     engine = deployed.engine
     inner = [
         (engine.address(deployed.container(service), f"lacuna-test_{network}"), PORTS[service])
-        for service, network in (("superlink", "inside"), ("executor", "inside"), ("executor", "records"),
-                                 ("mlflow", "records"), ("postgres", "records"))
-    ]  # fmt: skip
+        for service, network in (
+            ("superlink", "inside"),
+            ("executor", "inside"),
+            ("executor", "records"),
+            ("mlflow", "records"),
+            ("postgres", "records"),
+        )
+    ]
     inner += [(engine.address(deployed.container("proxy"), "lacuna-test_inside"), PORT)]
     inner += [(engine.address(deployed.site(other), deployed.network(other)), 9094) for other in SITES if other != site]
     named = [(service, PORTS[service]) for service in PORTS]
     at_proxy = [(PROXY, port) for port in (80, 443, 5000, 5432, 8000, 9094, 9099)]
     outside = [("192.0.2.1", 443), ("1.1.1.1", 53)]
     said, reached = ask(
-        deployed, deployed.site(site), ca="/state/federation/ca.crt", host=PROXY, port=PORT,
-        requests=[*CLOSED, ("POST", "/v1/fleet/pull-messages"), ("POST", "/v1/fleet/send-node-heartbeat"),
-                  ("GET", "/health")],
+        deployed,
+        deployed.site(site),
+        ca="/state/federation/ca.crt",
+        host=PROXY,
+        port=PORT,
+        requests=[
+            *CLOSED,
+            ("POST", "/v1/fleet/pull-messages"),
+            ("POST", "/v1/fleet/send-node-heartbeat"),
+            ("GET", "/health"),
+        ],
         connect=[*inner, *named, *at_proxy, *outside],
-    )  # fmt: skip
+    )
     answers = dict(zip([path for _, path in CLOSED], said, strict=False))
     assert {path: status for path, status in answers.items() if status not in (400, 404)} == {}
     assert set(said[-3:-1]) <= {401, 415}  # the SuperLink itself, which has got no message that it knows

@@ -59,9 +59,16 @@ def test_mlflow_has_the_run_in_postgresql_and_the_model_among_its_artifacts(
 ) -> None:
     query = "select count(*) from metrics where key = 'loss'"
     printed = deployed.engine.docker(
-        "exec", deployed.container("postgres"),
-        "psql", "--host=/tmp", "--username=mlflow", "--dbname=mlflow", "--tuples-only", "--command", query,
-    )  # fmt: skip
+        "exec",
+        deployed.container("postgres"),
+        "psql",
+        "--host=/tmp",
+        "--username=mlflow",
+        "--dbname=mlflow",
+        "--tuples-only",
+        "--command",
+        query,
+    )
     assert int(printed) >= ROUNDS
     found = deployed.engine.docker(
         "exec", deployed.container("mlflow"), "find", "/srv/artifacts", "-name", "model.json"

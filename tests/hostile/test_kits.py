@@ -227,9 +227,13 @@ def signed(record: dict[str, object], key: ec.EllipticCurvePrivateKey) -> bytes:
 def own(key: ec.EllipticCurvePrivateKey, **changes: object) -> dict[str, object]:
     public = key.public_key()
     return {
-        "schema": 1, "site": "west", "public_key": site_line(public), "fingerprint": fingerprint(public),
-        "versions": {"lacuna": "0.1.0", "flwr": "1.41.0"}, **changes,
-    }  # fmt: skip
+        "schema": 1,
+        "site": "west",
+        "public_key": site_line(public),
+        "fingerprint": fingerprint(public),
+        "versions": {"lacuna": "0.1.0", "flwr": "1.41.0"},
+        **changes,
+    }
 
 
 def line_of(key: object) -> str:

@@ -24,11 +24,20 @@ from server.superlink.superlink import SuperLink, sync
 
 SITES = {"north": [("T1", "T2")], "east": [("T1", "T2")]}
 PLAN = (
-    "size=tiny", "tracking=none", "device=cpu", "method.modalities=[T1,T2]", "strategy=fedadam",
+    "size=tiny",
+    "tracking=none",
+    "device=cpu",
+    "method.modalities=[T1,T2]",
+    "strategy=fedadam",
     "federation.deadline=90",  # a message that a busy machine loses is sent again
-    "grid.height=16", "grid.width=16", "training.pretext.steps=1", "training.pretext.batch=1",
-    "training.translate.rounds=3", "training.translate.steps=1", "training.translate.batch=1",
-)  # fmt: skip
+    "grid.height=16",
+    "grid.width=16",
+    "training.pretext.steps=1",
+    "training.pretext.batch=1",
+    "training.translate.rounds=3",
+    "training.translate.steps=1",
+    "training.translate.batch=1",
+)
 
 
 def _fast_disk() -> Path:
@@ -83,11 +92,23 @@ class Deployed:
 
     def start_superlink(self) -> None:
         flags = (
-            "--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth", "--isolation", "process",
-            "--ssl-certfile", str(self.federation / SERVER), "--ssl-keyfile", str(self.federation / SERVER_KEY),
-            "--ssl-ca-certfile", str(self.federation / CA),
-            "--disable-runtime-dependency-installation", "--database", str(self.disk / "state.db"),
-        )  # fmt: skip
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--enable-supernode-auth",
+            "--isolation",
+            "process",
+            "--ssl-certfile",
+            str(self.federation / SERVER),
+            "--ssl-keyfile",
+            str(self.federation / SERVER_KEY),
+            "--ssl-ca-certfile",
+            str(self.federation / CA),
+            "--disable-runtime-dependency-installation",
+            "--database",
+            str(self.disk / "state.db"),
+        )
         self.superlink = self._start("flower-superlink", *flags, name="superlink")
         wait(lambda: answers(self.port))
 
@@ -99,11 +120,19 @@ class Deployed:
         state, own = self.folder / site, free_port()
         cohort = self.world / "sites" / site
         flags = (
-            "--superlink", self.address, "--root-certificates", str(state / "federation" / "ca.crt"),
-            "--auth-supernode-private-key", str(state / "enrolment" / "site.key"),
-            "--port", str(own), "--isolation", "process",
-            "--node-config", f'site="{site}" cohort="{cohort}" state="{state / "work"}" device="cpu"',
-        )  # fmt: skip
+            "--superlink",
+            self.address,
+            "--root-certificates",
+            str(state / "federation" / "ca.crt"),
+            "--auth-supernode-private-key",
+            str(state / "enrolment" / "site.key"),
+            "--port",
+            str(own),
+            "--isolation",
+            "process",
+            "--node-config",
+            f'site="{site}" cohort="{cohort}" state="{state / "work"}" device="cpu"',
+        )
         node = self._start("flower-supernode", *flags, name=site)
         wait(lambda: answers(own))
         executor = self._start(

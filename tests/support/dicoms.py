@@ -19,24 +19,79 @@ MR, CT, PET = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.2", "1.2.840
 Change = Callable[[int, Dataset], None]
 
 MADE: Mapping[str, Mapping[str, Any]] = {  # what a scanner writes about each modality
-    "T1": {"ScanningSequence": ["GR", "IR"], "SequenceVariant": "MP", "MRAcquisitionType": "3D", "RepetitionTime": 2300,
-           "EchoTime": 2.98, "InversionTime": 900, "FlipAngle": 9, "SeriesDescription": "t1_mprage_sag"},
-    "T1CE": {"ScanningSequence": "SE", "SequenceVariant": "SK", "MRAcquisitionType": "2D", "RepetitionTime": 600,
-             "EchoTime": 9, "FlipAngle": 90, "ContrastBolusAgent": "Gadovist", "SeriesDescription": "t1 se tra +gd"},
-    "T2": {"ScanningSequence": "SE", "SequenceVariant": "SK", "MRAcquisitionType": "2D", "RepetitionTime": 5200,
-           "EchoTime": 98, "FlipAngle": 150, "SeriesDescription": "t2_tse_tra"},
-    "FLAIR": {"ScanningSequence": ["SE", "IR"], "SequenceVariant": "SK", "MRAcquisitionType": "2D",
-              "RepetitionTime": 9000, "EchoTime": 120, "InversionTime": 2500, "SeriesDescription": "t2_flair"},
-    "T2S": {"ScanningSequence": "GR", "SequenceVariant": "SP", "MRAcquisitionType": "2D", "RepetitionTime": 620,
-            "EchoTime": 20, "FlipAngle": 20, "SeriesDescription": "t2*_fl2d"},
-    "TOF": {"ScanningSequence": "GR", "SequenceVariant": "SP", "MRAcquisitionType": "3D", "RepetitionTime": 22,
-            "EchoTime": 3.6, "FlipAngle": 18, "AngioFlag": "Y", "SeriesDescription": "tof_3d"},
+    "T1": {
+        "ScanningSequence": ["GR", "IR"],
+        "SequenceVariant": "MP",
+        "MRAcquisitionType": "3D",
+        "RepetitionTime": 2300,
+        "EchoTime": 2.98,
+        "InversionTime": 900,
+        "FlipAngle": 9,
+        "SeriesDescription": "t1_mprage_sag",
+    },
+    "T1CE": {
+        "ScanningSequence": "SE",
+        "SequenceVariant": "SK",
+        "MRAcquisitionType": "2D",
+        "RepetitionTime": 600,
+        "EchoTime": 9,
+        "FlipAngle": 90,
+        "ContrastBolusAgent": "Gadovist",
+        "SeriesDescription": "t1 se tra +gd",
+    },
+    "T2": {
+        "ScanningSequence": "SE",
+        "SequenceVariant": "SK",
+        "MRAcquisitionType": "2D",
+        "RepetitionTime": 5200,
+        "EchoTime": 98,
+        "FlipAngle": 150,
+        "SeriesDescription": "t2_tse_tra",
+    },
+    "FLAIR": {
+        "ScanningSequence": ["SE", "IR"],
+        "SequenceVariant": "SK",
+        "MRAcquisitionType": "2D",
+        "RepetitionTime": 9000,
+        "EchoTime": 120,
+        "InversionTime": 2500,
+        "SeriesDescription": "t2_flair",
+    },
+    "T2S": {
+        "ScanningSequence": "GR",
+        "SequenceVariant": "SP",
+        "MRAcquisitionType": "2D",
+        "RepetitionTime": 620,
+        "EchoTime": 20,
+        "FlipAngle": 20,
+        "SeriesDescription": "t2*_fl2d",
+    },
+    "TOF": {
+        "ScanningSequence": "GR",
+        "SequenceVariant": "SP",
+        "MRAcquisitionType": "3D",
+        "RepetitionTime": 22,
+        "EchoTime": 3.6,
+        "FlipAngle": 18,
+        "AngioFlag": "Y",
+        "SeriesDescription": "tof_3d",
+    },
     "CT": {"ConvolutionKernel": "H31s", "KVP": 120, "RescaleType": "HU", "SeriesDescription": "Schaedel 3.0 H31s"},
-    "FDG": {"Units": "BQML", "DecayCorrection": "START", "CorrectedImage": ["DECY", "ATTN", "SCAT", "RAN"],
-            "SeriesDescription": "PET brain", "PatientWeight": 70},
-    "AV45": {"Units": "BQML", "DecayCorrection": "START", "CorrectedImage": ["DECY", "ATTN", "SCAT"],
-             "SeriesDescription": "PET amyloid", "PatientWeight": 62},
-}  # fmt: skip
+    "FDG": {
+        "Units": "BQML",
+        "DecayCorrection": "START",
+        "CorrectedImage": ["DECY", "ATTN", "SCAT", "RAN"],
+        "SeriesDescription": "PET brain",
+        "PatientWeight": 70,
+    },
+    "AV45": {
+        "Units": "BQML",
+        "DecayCorrection": "START",
+        "CorrectedImage": ["DECY", "ATTN", "SCAT"],
+        "SeriesDescription": "PET amyloid",
+        "PatientWeight": 62,
+    },
+}
 _CLASS = {"CT": CT, "FDG": PET, "AV45": PET}
 _NAME = {MR: "MR", CT: "CT", PET: "PT"}
 _TRACER = {"FDG": "Fluorodeoxyglucose F^18^", "AV45": "Florbetapir F^18^"}
@@ -94,9 +149,17 @@ def write_series(
 
 
 def image(
-    modality: str, pixels: np.ndarray, i: int, count: int, patient: str, study: str, number: int, day: str,
-    spacing: tuple[float, float, float], tilt: float = 0.0,
-) -> FileDataset:  # fmt: skip
+    modality: str,
+    pixels: np.ndarray,
+    i: int,
+    count: int,
+    patient: str,
+    study: str,
+    number: int,
+    day: str,
+    spacing: tuple[float, float, float],
+    tilt: float = 0.0,
+) -> FileDataset:
     """One slice with the tags that a scanner gives it."""
     sop_class = _CLASS.get(modality, MR)
     meta = FileMetaDataset()
@@ -127,8 +190,10 @@ def image(
     rows, columns = pixels.shape
     ds.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     ds.ImagePositionPatient = [
-        -columns * spacing[2] / 2, -rows * spacing[1] / 2 + tilt * i, (i - count / 2) * spacing[0],
-    ]  # fmt: skip
+        -columns * spacing[2] / 2,
+        -rows * spacing[1] / 2 + tilt * i,
+        (i - count / 2) * spacing[0],
+    ]
     ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = rows, columns, 1, "MONOCHROME2"
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
     ds.RescaleSlope, ds.RescaleIntercept = 1, -1024 if modality == "CT" else 0

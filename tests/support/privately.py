@@ -69,19 +69,37 @@ def pool_of(method: Any, cohort: Cohort, subjects: int | None = None) -> Pool:
 
 
 def a_round(
-    method: Any, net: nn.Module, pool: Pool, script: Any, plan: PrivacyPlan, *, phase: str = "fit", steps: int = 1,
-    lr: float = LR, prox: float = 0.0, shares: dict[str, float] | None = None, **more: Any,
-) -> Trained:  # fmt: skip
+    method: Any,
+    net: nn.Module,
+    pool: Pool,
+    script: Any,
+    plan: PrivacyPlan,
+    *,
+    phase: str = "fit",
+    steps: int = 1,
+    lr: float = LR,
+    prox: float = 0.0,
+    shares: dict[str, float] | None = None,
+    **more: Any,
+) -> Trained:
     """From the same weights every time; `net` is left as it was."""
     before = {name: value.clone() for name, value in net.state_dict().items()}
     owners = method.owners(net, phase)
     try:
         return train_private(
-            method, net, pool, phase=phase, owners=owners, round=0, plan=plan, charge=script.charge,
+            method,
+            net,
+            pool,
+            phase=phase,
+            owners=owners,
+            round=0,
+            plan=plan,
+            charge=script.charge,
             options=PhaseTraining(rounds=1, steps=steps, batch=4, lr=lr, optimizer="sgd", prox=prox),
             shares=dict.fromkeys(named(owners), 1.0) if shares is None else shares,
-            device=torch.device("cpu"), **{"entropy": script, **more},
-        )  # fmt: skip
+            device=torch.device("cpu"),
+            **{"entropy": script, **more},
+        )
     finally:
         net.load_state_dict(before)
 

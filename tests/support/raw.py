@@ -42,8 +42,12 @@ def header(
 ) -> str:
     line = f"<minimum>0</minimum><maximum>{encoded[1] - 1}</maximum><center>{centre}</center>"
     limits = "" if centre is None else f"<kspace_encoding_step_1>{line}</kspace_encoding_step_1>"
-    return XML.format(encoded=SPACE.format(*encoded, *encoded_mm), recon=SPACE.format(*recon, *recon_mm),
-                      limits=limits, trajectory=trajectory)  # fmt: skip
+    return XML.format(
+        encoded=SPACE.format(*encoded, *encoded_mm),
+        recon=SPACE.format(*recon, *recon_mm),
+        limits=limits,
+        trajectory=trajectory,
+    )
 
 
 def write_fastmri(path: Path, kspace: NDArray[Any], **others: Any) -> Path:

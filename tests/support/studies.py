@@ -19,12 +19,18 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 NOW = datetime(2026, 3, 4, 5, 6, 7)
 SIDECAR = {
-    "Synthetic": True, "Description": "Synthetic image.", "Units": "arbitrary", "IntensityRange": [0, 1000],
-    "Uncertainty": "standard deviation over samples, in the same units", "Model": "amm_diff", "Samples": 4, "Seed": 0,
+    "Synthetic": True,
+    "Description": "Synthetic image.",
+    "Units": "arbitrary",
+    "IntensityRange": [0, 1000],
+    "Uncertainty": "standard deviation over samples, in the same units",
+    "Model": "amm_diff",
+    "Samples": 4,
+    "Seed": 0,
     "Inputs": {"T1": {"File": "t1.nii.gz", "SHA256": "a" * 64}, "T2": {"File": "t2.nii.gz", "SHA256": "b" * 64}},
     "Bundle": {"SHA256": "d" * 64, "Run": "demo", "SignedBy": "s" * 16, "SignerTrusted": True},
     "LacunaVersion": "0.1.0",
-}  # fmt: skip
+}
 SHAPE = (20, 24, 9)  # x y z
 UNITS = {"mr": (0.0, 1000.0), "ct": (-20.0, 100.0), "pet": (0.0, 3.0)}
 

@@ -41,12 +41,23 @@ def superlink(federation: Path, folder: Path) -> Iterator[int]:
     """With the federation's own certificate and a database in `folder`, which outlives it; gives the port."""
     port = free_port()
     flags = (
-        "--host", "127.0.0.1", "--port", str(port), "--enable-supernode-auth", "--isolation", "process",
-        "--ssl-certfile", str(federation / "server" / "server.crt"),
-        "--ssl-keyfile", str(federation / "server" / "server.key"),
-        "--ssl-ca-certfile", str(federation / "ca" / "ca.crt"),
-        "--disable-runtime-dependency-installation", "--database", str(folder / "state.db"),
-    )  # fmt: skip
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--enable-supernode-auth",
+        "--isolation",
+        "process",
+        "--ssl-certfile",
+        str(federation / "server" / "server.crt"),
+        "--ssl-keyfile",
+        str(federation / "server" / "server.key"),
+        "--ssl-ca-certfile",
+        str(federation / "ca" / "ca.crt"),
+        "--disable-runtime-dependency-installation",
+        "--database",
+        str(folder / "state.db"),
+    )
     with program("flower-superlink", *flags, home=folder / "home", log=folder / "superlink.log") as process:
         wait(lambda: answers(port), process)
         yield port
@@ -55,10 +66,17 @@ def superlink(federation: Path, folder: Path) -> Iterator[int]:
 def supernode(state: Path, port: int, folder: Path) -> "contextlib.AbstractContextManager[subprocess.Popen[bytes]]":
     """With the key and the CA of a site's state."""
     flags = (
-        "--superlink", f"127.0.0.1:{port}", "--root-certificates", str(state / "federation" / "ca.crt"),
-        "--auth-supernode-private-key", str(state / "enrolment" / "site.key"),
-        "--port", str(free_port()), "--isolation", "process",
-    )  # fmt: skip
+        "--superlink",
+        f"127.0.0.1:{port}",
+        "--root-certificates",
+        str(state / "federation" / "ca.crt"),
+        "--auth-supernode-private-key",
+        str(state / "enrolment" / "site.key"),
+        "--port",
+        str(free_port()),
+        "--isolation",
+        "process",
+    )
     return program("flower-supernode", *flags, home=folder / f"home-{state.name}", log=folder / f"{state.name}.log")
 
 

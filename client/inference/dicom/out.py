@@ -44,9 +44,19 @@ COPIED = """
     PatientWeight StudyInstanceUID StudyDate StudyTime StudyID AccessionNumber ReferringPhysicianName StudyDescription
     PatientPosition PatientIdentityRemoved DeidentificationMethod DeidentificationMethodCodeSequence
     LongitudinalTemporalInformationModified
-""".split()  # noqa: SIM905
-NEEDED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-          "AccessionNumber", "ReferringPhysicianName", "PatientPosition")  # fmt: skip
+""".split()
+NEEDED = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "PatientPosition",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +91,21 @@ def write_series(
                 folder = out / (f"{modality}-uncertainty" if uncertainty else modality)
                 key = {"volume": sha256(path), "study": study[0].header.StudyInstanceUID, "burn_in": burn_in}
                 found = _whole(folder, key, modality, uncertainty)
-                made.append(found or _write(path, folder, key, sidecar, study, modality, uncertainty,
-                                            FIRST_NUMBER + 2 * number + uncertainty, now, burn_in))  # fmt: skip
+                made.append(
+                    found
+                    or _write(
+                        path,
+                        folder,
+                        key,
+                        sidecar,
+                        study,
+                        modality,
+                        uncertainty,
+                        FIRST_NUMBER + 2 * number + uncertainty,
+                        now,
+                        burn_in,
+                    )
+                )
     return tuple(made)
 
 
@@ -93,8 +116,9 @@ def _whole(folder: Path, key: Mapping[str, Any], modality: Modality, uncertainty
         files = {folder / name: digest for name, digest in record["files"].items()}
         if record["key"] != key or any(sha256(path) != digest for path, digest in files.items()):
             return None
-        return Series(modality=modality, uncertainty=uncertainty, uid=record["series"], folder=folder,
-                      files=tuple(files))  # fmt: skip
+        return Series(
+            modality=modality, uncertainty=uncertainty, uid=record["series"], folder=folder, files=tuple(files)
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -142,8 +166,13 @@ def _write(
         beside.replace(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return Series(modality=modality, uncertainty=uncertainty, uid=uid, folder=folder,
-                  files=tuple(folder / name for name in digests))  # fmt: skip
+    return Series(
+        modality=modality,
+        uncertainty=uncertainty,
+        uid=uid,
+        folder=folder,
+        files=tuple(folder / name for name in digests),
+    )
 
 
 # --- what all images of a series say ---------------------------------------------------------------------------------

@@ -99,8 +99,10 @@ def _stow(
 
 def _post(url: str, batch: Iterable[Path], authorization: str | None) -> Any:
     boundary = uuid.uuid4().hex
-    parts = [b"--%s\r\nContent-Type: application/dicom\r\n\r\n%s\r\n" % (boundary.encode(), path.read_bytes())
-             for path in batch]  # fmt: skip
+    parts = [
+        b"--%s\r\nContent-Type: application/dicom\r\n\r\n%s\r\n" % (boundary.encode(), path.read_bytes())
+        for path in batch
+    ]
     request = urllib.request.Request(url, data=b"".join([*parts, b"--%s--\r\n" % boundary.encode()]), method="POST")
     request.add_header("Content-Type", f'multipart/related; type="application/dicom"; boundary={boundary}')
     request.add_header("Accept", "application/dicom+json")

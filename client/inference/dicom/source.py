@@ -79,8 +79,10 @@ def read_study(source: Path, files: Sequence[Path] | None = None) -> tuple[Sourc
             raise DataError(f"--dicom {source}: its images have no StudyInstanceUID")
     series = [made for headers in found.values() if (made := _series(headers)) is not None]
     if not series:
-        raise DataError(f"--dicom {source}: no series says where its slices lie (position, orientation, spacing, frame "
-                        "of reference)")  # fmt: skip
+        raise DataError(
+            f"--dicom {source}: no series says where its slices lie (position, orientation, spacing, frame "
+            "of reference)"
+        )
     return tuple(sorted(series, key=lambda one: (-len(one.frames), one.uid)))
 
 
@@ -138,8 +140,12 @@ def _places(header: Dataset) -> list[tuple[Frame, Vector]]:
     """Each frame of an instance, with its orientation."""
     groups: Sequence[Any] = header.get("PerFrameFunctionalGroupsSequence") or []
     if not groups:
-        return [(_frame(header, header.ImagePositionPatient, header.PixelSpacing, None),
-                 np.array(header.ImageOrientationPatient, float))]  # fmt: skip
+        return [
+            (
+                _frame(header, header.ImagePositionPatient, header.PixelSpacing, None),
+                np.array(header.ImageOrientationPatient, float),
+            )
+        ]
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     places = []
     for number, own in enumerate(groups, start=1):

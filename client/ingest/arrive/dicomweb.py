@@ -131,9 +131,13 @@ class Web:
         def ask() -> Sequence[Mapping[str, Any]]:
             headers = {"Accept": "application/dicom+json"}
             with session.get(
-                f"{self.name}/{path}", params=query, headers=headers, timeout=TIMEOUT, stream=True,
+                f"{self.name}/{path}",
+                params=query,
+                headers=headers,
+                timeout=TIMEOUT,
+                stream=True,
                 allow_redirects=False,
-            ) as answer:  # fmt: skip
+            ) as answer:
                 if answer.status_code == 204:
                     return []
                 _check(answer)

@@ -43,37 +43,30 @@ _ARCHIVES = {
     b"\x28\xb5\x2f\xfd": "zstd",
 }
 
-# fmt: off
-_TAGS = (
-    # whose and what
-    "PatientID", "PatientAge", "PatientBirthDate", "PatientSex", "PatientWeight", "StudyInstanceUID", "StudyDate",
-    "SeriesInstanceUID", "SeriesNumber", "SeriesDate", "SeriesTime", "SeriesDescription", "ProtocolName", "Modality",
-    "Manufacturer", "ImageType", "BodyPartExamined", "BurnedInAnnotation", "DerivationDescription", "SyntheticData",
-    # of an MR sequence
-    "ScanningSequence", "SequenceVariant", "ScanOptions", "SequenceName", "PulseSequenceName", "MRAcquisitionType",
-    "RepetitionTime", "EchoTime", "InversionTime", "FlipAngle", "EchoTrainLength", "AngioFlag", "ContrastBolusAgent",
-    "DiffusionBValue", "EchoPulseSequence", "InversionRecovery", "EchoPlanarPulseSequence", "TimeOfFlightContrast",
-    "PhaseContrast", "ComplexImageComponent", "AcquisitionContrast",
-    # of CT and PET
-    "ConvolutionKernel", "GantryDetectorTilt", "RescaleType", "Units", "CorrectedImage", "DecayCorrection",
-    # of the image
-    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "NumberOfFrames",
-    "PixelSpacing", "ImageOrientationPatient", "SliceThickness", "SpacingBetweenSlices",
-)
-_ENHANCED = ("EffectiveEchoTime", "InversionTimes", "FrameType", "RFEchoTrainLength", "RescaleSlope")
-_PET = (
-    "Radiopharmaceutical", "RadiopharmaceuticalStartTime", "RadiopharmaceuticalStartDateTime", "RadionuclideTotalDose",
-    "RadionuclideHalfLife",
-)
-_ONE_FILE = (  # what differs from file to file of a series
-    "SOPClassUID", "SOPInstanceUID", "InstanceNumber", "ImagePositionPatient", "RescaleSlope", "AcquisitionDate",
-    "AcquisitionTime",
-)
-_SEQUENCES = (
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "RadiopharmaceuticalInformationSequence",
-    "ContrastBolusAgentSequence",
-)
-# fmt: on
+# whose and what; of an MR sequence; of CT and PET; of the image
+_TAGS = """
+PatientID PatientAge PatientBirthDate PatientSex PatientWeight StudyInstanceUID StudyDate SeriesInstanceUID
+SeriesNumber SeriesDate SeriesTime SeriesDescription ProtocolName Modality Manufacturer ImageType BodyPartExamined
+BurnedInAnnotation DerivationDescription SyntheticData ScanningSequence SequenceVariant ScanOptions SequenceName
+PulseSequenceName MRAcquisitionType RepetitionTime EchoTime InversionTime FlipAngle EchoTrainLength AngioFlag
+ContrastBolusAgent DiffusionBValue EchoPulseSequence InversionRecovery EchoPlanarPulseSequence TimeOfFlightContrast
+PhaseContrast ComplexImageComponent AcquisitionContrast ConvolutionKernel GantryDetectorTilt RescaleType Units
+CorrectedImage DecayCorrection Rows Columns SamplesPerPixel PhotometricInterpretation BitsAllocated NumberOfFrames
+PixelSpacing ImageOrientationPatient SliceThickness SpacingBetweenSlices
+""".split()
+_ENHANCED = "EffectiveEchoTime InversionTimes FrameType RFEchoTrainLength RescaleSlope".split()
+_PET = """
+Radiopharmaceutical RadiopharmaceuticalStartTime RadiopharmaceuticalStartDateTime RadionuclideTotalDose
+RadionuclideHalfLife
+""".split()
+# what differs from file to file of a series
+_ONE_FILE = """
+SOPClassUID SOPInstanceUID InstanceNumber ImagePositionPatient RescaleSlope AcquisitionDate AcquisitionTime
+""".split()
+_SEQUENCES = """
+SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence RadiopharmaceuticalInformationSequence
+ContrastBolusAgentSequence
+""".split()
 _TAG = {word: tag_for_keyword(word) or 0 for word in (*_TAGS, *_ENHANCED, *_PET)}
 _WANTED = [tag_for_keyword(word) or 0 for word in (*_TAGS, *_ONE_FILE, *_SEQUENCES)]
 

@@ -24,9 +24,12 @@ from shared.base.errors import ConfigError
 SPARE = 1e9  # bytes of the disk that are never filled
 OUT_OF_RESOURCES, WRONG_IDENTITY, CANNOT_UNDERSTAND, SUCCESS = 0xA700, 0xA900, 0xC000, 0x0000
 SYNTAXES = [
-    "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.5",
+    "1.2.840.10008.1.2",
+    "1.2.840.10008.1.2.1",
+    "1.2.840.10008.1.2.2",
+    "1.2.840.10008.1.2.5",
     *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91)),
-]  # fmt: skip
+]
 VERIFICATION = "1.2.840.10008.1.1"
 _UID = re.compile(r"[0-9.]{1,64}")
 

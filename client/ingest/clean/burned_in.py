@@ -98,9 +98,11 @@ def _letters(ink_HW: NDArray[np.bool_]) -> int:
     fit = (heights >= LETTER[0]) & (heights <= LETTER[1]) & (widths <= 1.5 * heights) & (ink < 0.95)
     most = 0
     for i in np.flatnonzero(fit):
-        line = fit & (np.abs(heights - heights[i]) <= max(1, 0.15 * heights[i])) & (
-            np.abs(tops + heights - tops[i] - heights[i]) <= max(1, 0.1 * heights[i])
-        )  # fmt: skip
+        line = (
+            fit
+            & (np.abs(heights - heights[i]) <= max(1, 0.15 * heights[i]))
+            & (np.abs(tops + heights - tops[i] - heights[i]) <= max(1, 0.1 * heights[i]))
+        )
         most = max(most, _longest_run(np.sort(lefts[line]), 3 * heights[i]))
     return most if most >= LEAST_LETTERS else 0
 

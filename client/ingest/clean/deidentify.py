@@ -277,8 +277,14 @@ def _strings(dataset: Dataset, keyword: str) -> list[str]:
 
 def _old_codes(dataset: Dataset) -> list[dict[str, str]]:
     items = dataset.get("DeidentificationMethodCodeSequence") or []
-    return [{key: str(item[key].value) for key in ("CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion",
-                                                   "CodeMeaning") if key in item} for item in items]  # fmt: skip
+    return [
+        {
+            key: str(item[key].value)
+            for key in ("CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion", "CodeMeaning")
+            if key in item
+        }
+        for item in items
+    ]
 
 
 def _methods(old: Sequence[Any]) -> list[str]:

@@ -26,8 +26,20 @@ if TYPE_CHECKING:
 
 PICTURE_MM = 1.5
 EDGE_SHARE = 0.07  # of the brain's voxels: the strongest edges of the reference
-COLUMNS = ("subject", "state", "why, and what to look at", "modalities", "brain ml", "fits", "tissue",
-           "least registration", "least coverage", "least SNR", "ghost", "voxel mm")  # fmt: skip
+COLUMNS = (
+    "subject",
+    "state",
+    "why, and what to look at",
+    "modalities",
+    "brain ml",
+    "fits",
+    "tissue",
+    "least registration",
+    "least coverage",
+    "least SNR",
+    "ghost",
+    "voxel mm",
+)
 SCRIPT = """
 for (const [column, head] of document.querySelectorAll('thead th').entries()) head.onclick = () => {
   const down = head.dataset.down !== '1', body = document.querySelector('tbody')
@@ -83,9 +95,17 @@ def draw(ready: "Ready", path: Path) -> None:
     edges = _edges(images[reference], brain[box]) if reference in images else None
     middle = [n // 2 for n in next(iter(images.values())).shape]
     names = in_order(images)
-    rows = [[_with(p, e) for p, e in zip(pictures.three_planes(images[m], middle),
-             pictures.three_planes(edges, middle) if edges is not None and m != reference else [None] * 3,
-             strict=True)] for m in names]  # fmt: skip
+    rows = [
+        [
+            _with(p, e)
+            for p, e in zip(
+                pictures.three_planes(images[m], middle),
+                pictures.three_planes(edges, middle) if edges is not None and m != reference else [None] * 3,
+                strict=True,
+            )
+        ]
+        for m in names
+    ]
     pictures.save_png(pictures.mosaic(rows, names, ("axial", "coronal", "sagittal"), cell=120), path)
 
 
@@ -125,15 +145,20 @@ def _row(cohort: Path, outcome: "Outcome") -> str:
     ghosts = [figures.ghost for figures in used if figures.ghost is not None]
     state = "kept" if outcome.excluded is None else "excluded"
     cells = [
-        _cell(outcome.name), _cell(state, state), _cell(" · ".join(note for note in notes if note), "text"),
+        _cell(outcome.name),
+        _cell(state, state),
+        _cell(" · ".join(note for note in notes if note), "text"),
         _cell(", ".join(outcome.files)),
-        _number(brain.ml if brain else None, "{:.0f}"), _number(brain.overlap if brain else None),
-        _number(brain.tissue if brain else None), _number(min(scores, default=None)),
+        _number(brain.ml if brain else None, "{:.0f}"),
+        _number(brain.overlap if brain else None),
+        _number(brain.tissue if brain else None),
+        _number(min(scores, default=None)),
         _number(min((f.coverage for f in used), default=None)),
         _number(min((f.snr for f in used), default=None), "{:.1f}"),
-        _number(max(ghosts, default=None)), _number(max((v for f in used for v in f.voxel_mm), default=None)),
+        _number(max(ghosts, default=None)),
+        _number(max((v for f in used for v in f.voxel_mm), default=None)),
         f'<td data-v="">{_picture(cohort / "quality" / f"{outcome.name}.png", outcome.name)}</td>',
-    ]  # fmt: skip
+    ]
     return f"<tr>{''.join(cells)}</tr>"
 
 

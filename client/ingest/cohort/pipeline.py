@@ -122,9 +122,7 @@ def ingest(
         tables.write_participants(cohort, jobs)
         tables.write_exclusions(cohort, tables.read_asides(folder), outcomes, identity)
         tables.write_cohort(cohort, outcomes, preparation)
-        return replace(
-            done, asides=len(found.asides) + len(more), visits=len(jobs) - len(excluded), excluded=excluded
-        )  # fmt: skip
+        return replace(done, asides=len(found.asides) + len(more), visits=len(jobs) - len(excluded), excluded=excluded)
 
 
 # Collect, group, classify ---------------------------------------------------------------------------------------------

@@ -111,9 +111,15 @@ def _carry_out(task: _Task) -> Outcome:
     job = task.job
     name = job.subject if job.session is None else f"{job.subject}_{job.session}"
     outcome = Outcome(
-        subject=job.subject, session=job.session, files={}, quality=None, left={}, excluded=None,
-        key=task.key, decided=task.options.digest,
-    )  # fmt: skip
+        subject=job.subject,
+        session=job.session,
+        files={},
+        quality=None,
+        left={},
+        excluded=None,
+        key=task.key,
+        decided=task.options.digest,
+    )
     target = task.cohort / job.subject / (job.session or "")
     try:
         ready = prepare(job.inputs, task.options, weights=task.weights, accepted=task.accepted)

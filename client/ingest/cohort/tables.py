@@ -24,9 +24,18 @@ from shared.data.modalities import in_order
 ASIDES = "left_aside"
 BIDS_VERSION = "1.10.0"
 NOT_BIDS = (  # our own files; CT; and PET, which as a ratio is no longer the raw PET that BIDS describes
-    "exclusions.csv", "cohort.json", "preparation.json", "quality.html", "decisions.json", "quality", "quality/**",
-    "**/ct", "**/ct/**", "**/pet", "**/pet/**",
-)  # fmt: skip
+    "exclusions.csv",
+    "cohort.json",
+    "preparation.json",
+    "quality.html",
+    "decisions.json",
+    "quality",
+    "quality/**",
+    "**/ct",
+    "**/ct/**",
+    "**/pet",
+    "**/pet/**",
+)
 README = """A cohort made by `lacuna-site ingest`: de-identified, registered within each subject, brains only.
 
 It is patient data all the same. exclusions.csv says what was left out and why, preparation.json how the images were

@@ -39,8 +39,11 @@ def load() -> Atlas:
     t1, grey, white, mask = (_array(image) for image in images)
     brain = ndimage.binary_fill_holes(mask > 0.5)
     z, y, x = (np.arange(n, dtype=float) for n in t1.shape)
-    at = (z[:, None, None] * affine[2, 2] + affine[2, 3], y[:, None] * affine[1, 1] + affine[1, 3],
-          x * affine[0, 0] + affine[0, 3])  # fmt: skip
+    at = (
+        z[:, None, None] * affine[2, 2] + affine[2, 3],
+        y[:, None] * affine[1, 1] + affine[1, 3],
+        x * affine[0, 0] + affine[0, 3],
+    )
     cerebellum = brain & is_cerebellum(*at) & (grey + white > 0.5)
     return Atlas(
         t1=Volume(data_DHW=t1 * brain, affine=affine),

@@ -131,8 +131,11 @@ def _has_skull(volume: Volume, part: Mask, modality: Modality) -> bool:
     if MODALITIES[modality].kind == "ct":
         rim = inside & upper & (depth < 15)
         return bool(rim.any() and (values[rim] > BONE_HU).mean() > 0.1)
-    profile = [np.median(values[(depth > d) & (depth <= d + 2) & upper]) for d in range(0, 24, 2)
-               if ((depth > d) & (depth <= d + 2) & upper).any()]  # fmt: skip
+    profile = [
+        np.median(values[(depth > d) & (depth <= d + 2) & upper])
+        for d in range(0, 24, 2)
+        if ((depth > d) & (depth <= d + 2) & upper).any()
+    ]
     if len(profile) < 9:
         return False
     bone = 1 + int(np.argmin(profile[1:8]))

@@ -122,9 +122,13 @@ def _run(folder: Path) -> str:
     command = [dcm2niix.bin, "-g", "i", "-b", "y", "-ba", "y", "-z", "n", "-w", "1", "-f", "image"]
     command += ["-l", "n", "-o"]  # unsigned voxels as signed ones: it pushes back the tilt of no others
     process = subprocess.Popen(
-        [*command, str(out), str(folder / "in")], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, cwd=folder, env={"PATH": "", "HOME": str(folder), "LC_ALL": "C"},
-    )  # fmt: skip
+        [*command, str(out), str(folder / "in")],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+        env={"PATH": "", "HOME": str(folder), "LC_ALL": "C"},
+    )
     try:
         resource.prlimit(process.pid, resource.RLIMIT_AS, (MEMORY, MEMORY))
         said = process.communicate(timeout=PATIENCE)[0].decode("utf-8", "replace")

@@ -274,9 +274,14 @@ def _grid(anchor: Volume, fit: template.Fit, options: Preparation) -> tuple[tupl
 
 
 def _finished(
-    modality: Modality, data: Array, mask: Mask, shape: tuple[int, int, int], affine: Affine, fit: template.Fit,
+    modality: Modality,
+    data: Array,
+    mask: Mask,
+    shape: tuple[int, int, int],
+    affine: Affine,
+    fit: template.Fit,
     onto: Pose | None,
-) -> Array:  # fmt: skip
+) -> Array:
     """Brain only, in the unit that the intensity rules expect; the background alone is 0."""
     kind = _kind(modality)
     if kind == "ct":

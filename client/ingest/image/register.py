@@ -202,9 +202,12 @@ class _Task:
             method.SetMetricSamplingStrategy(method.RANDOM)
             method.SetMetricSamplingPercentage(share, SEED)
         method.SetOptimizerAsRegularStepGradientDescent(
-            learningRate=step_mm, minStep=step_mm / 400, numberOfIterations=iterations, relaxationFactor=0.6,
+            learningRate=step_mm,
+            minStep=step_mm / 400,
+            numberOfIterations=iterations,
+            relaxationFactor=0.6,
             gradientMagnitudeTolerance=1e-8,
-        )  # fmt: skip
+        )
         start = _to_euler(pose, self.middle)
         method.SetInitialTransform(start, inPlace=True)
         try:

@@ -108,8 +108,10 @@ def _starts(reference: atlas.Atlas, affine: Affine, brain_DHW: Mask) -> Iterator
     """Middle on middle, as large as its volume says, level or nodding."""
     here = _middle(reference.brain_DHW, reference.t1.affine)
     there = _middle(brain_DHW, affine)
-    volumes = [mask.sum() * abs(np.linalg.det(a[:3, :3])) for mask, a in
-               ((brain_DHW, affine), (reference.brain_DHW, reference.t1.affine))]  # fmt: skip
+    volumes = [
+        mask.sum() * abs(np.linalg.det(a[:3, :3]))
+        for mask, a in ((brain_DHW, affine), (reference.brain_DHW, reference.t1.affine))
+    ]
     scale = float(np.clip((volumes[0] / volumes[1]) ** (1 / 3), *MAX_SCALE))
     for pitch in PITCHES:
         c, s = np.cos(np.deg2rad(pitch)), np.sin(np.deg2rad(pitch))
@@ -129,9 +131,12 @@ def _climb(fixed: Any, moving: Any, look: Any, pose: Pose, iterations: int) -> t
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(0.5, SEED)
     method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=4.0, minStep=0.02, numberOfIterations=iterations, relaxationFactor=0.6,
+        learningRate=4.0,
+        minStep=0.02,
+        numberOfIterations=iterations,
+        relaxationFactor=0.6,
         gradientMagnitudeTolerance=1e-8,
-    )  # fmt: skip
+    )
     start = to_transform(pose)
     method.SetInitialTransform(start, inPlace=True)
     try:

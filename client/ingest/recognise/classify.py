@@ -42,24 +42,57 @@ def classify(series: Series) -> Verdict:
 
 _DERIVED_WORDS: Mapping[str, str] = {
     **dict.fromkeys(("LOCALIZER", "SCOUT", "SURVEY"), "a localiser"),
-    **dict.fromkeys(("MIP", "MAX_IP", "MNIP", "MIN_IP", "MINIP", "PROJECTION IMAGE", "PROJECTION", "CSA MIP"),
-                    "a projection of another series"),
-    **dict.fromkeys(("MPR", "REFORMATTED", "RESAMPLED", "CSA MPR", "CSAPARALLEL", "CPR", "RANGE"),
-                    "a reformat of another series"),
-    **dict.fromkeys(("ADC", "FA", "TRACEW", "TRACE", "DIFFUSION", "TENSOR", "EXP", "EADC", "COLFA"),
-                    "a diffusion image or map"),
-    **dict.fromkeys(("CBF", "CBV", "MTT", "TTP", "RCBV", "RCBF", "TMAX", "PERFUSION", "PBP", "GBP", "ASL", "TIME"),
-                    "a perfusion image or map"),
-    **dict.fromkeys(("T1 MAP", "T2 MAP", "T2_STAR MAP", "T2* MAP", "R2_STAR MAP", "R2* MAP", "R1", "R2", "B1",
-                     "B0 MAP", "FIELD MAP", "FIELD_MAP", "PROTON_DENSITY MAP", "QUANTITATIVE", "QSM", "SUBTRACTION",
-                     "SUBTRACT", "RATIO", "WATER", "FAT", "IN_PHASE", "OUT_OF_PHASE", "UNI"), "a derived map"),
+    **dict.fromkeys(
+        ("MIP", "MAX_IP", "MNIP", "MIN_IP", "MINIP", "PROJECTION IMAGE", "PROJECTION", "CSA MIP"),
+        "a projection of another series",
+    ),
+    **dict.fromkeys(
+        ("MPR", "REFORMATTED", "RESAMPLED", "CSA MPR", "CSAPARALLEL", "CPR", "RANGE"), "a reformat of another series"
+    ),
+    **dict.fromkeys(
+        ("ADC", "FA", "TRACEW", "TRACE", "DIFFUSION", "TENSOR", "EXP", "EADC", "COLFA"), "a diffusion image or map"
+    ),
+    **dict.fromkeys(
+        ("CBF", "CBV", "MTT", "TTP", "RCBV", "RCBF", "TMAX", "PERFUSION", "PBP", "GBP", "ASL", "TIME"),
+        "a perfusion image or map",
+    ),
+    **dict.fromkeys(
+        (
+            "T1 MAP",
+            "T2 MAP",
+            "T2_STAR MAP",
+            "T2* MAP",
+            "R2_STAR MAP",
+            "R2* MAP",
+            "R1",
+            "R2",
+            "B1",
+            "B0 MAP",
+            "FIELD MAP",
+            "FIELD_MAP",
+            "PROTON_DENSITY MAP",
+            "QUANTITATIVE",
+            "QSM",
+            "SUBTRACTION",
+            "SUBTRACT",
+            "RATIO",
+            "WATER",
+            "FAT",
+            "IN_PHASE",
+            "OUT_OF_PHASE",
+            "UNI",
+        ),
+        "a derived map",
+    ),
     **dict.fromkeys(("SWI", "VENOGRAM"), "susceptibility-weighted: its magnitude is multiplied by a phase mask"),
-    **dict.fromkeys(("P", "PHASE", "PHASE MAP", "REAL", "R", "I", "IMAGINARY", "PHASE CONTRAST M", "VELOCITY MAP"),
-                    "a phase, real or imaginary image"),
+    **dict.fromkeys(
+        ("P", "PHASE", "PHASE MAP", "REAL", "R", "I", "IMAGINARY", "PHASE CONTRAST M", "VELOCITY MAP"),
+        "a phase, real or imaginary image",
+    ),
     **dict.fromkeys(("SCREEN SAVE", "SCREENSAVE", "SCREEN_CAPTURE", "REPORT", "VRT", "3D RENDERING"), "a picture"),
     **dict.fromkeys(("IODINE", "MONO_E", "VNC", "MONOENERGETIC", "EFF_Z", "ELECTRON_DENSITY"), "a spectral CT map"),
     **dict.fromkeys(("EPI", "FMRI", "MOSAIC", "T_MAP"), "echo-planar, as in functional imaging"),
-}  # fmt: skip
+}
 _OTHER_PARTS = re.compile(
     r"ABDOMEN|ANKLE|ARM|BREAST|CHEST|ELBOW|EXTREMITY|FEMUR|FINGER|FOOT|HAND|HEART|HIP|KNEE|LEG|LIVER|NECK|PELVIS|"
     r"PROSTATE|SHOULDER|WRIST|(C|T|L|CERVICAL|THORACIC|LUMBAR|WHOLE)?SPINE"
@@ -125,8 +158,14 @@ def _small(series: Series) -> str:
 
 
 _ASIDE: tuple[Callable[[Series], str], ...] = (
-    _synthetic, _derived, _burned_in, _diffusion, _echo_planar, _elsewhere, _small,
-)  # fmt: skip
+    _synthetic,
+    _derived,
+    _burned_in,
+    _diffusion,
+    _echo_planar,
+    _elsewhere,
+    _small,
+)
 
 
 # MR -------------------------------------------------------------------------------------------------------------------

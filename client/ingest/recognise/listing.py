@@ -24,9 +24,19 @@ from shared.data.modalities import parse
 SERIES_FILE = "series.csv"
 ALIAS_FILE = "aliases.csv"
 COLUMNS = (
-    "modality", "found", "why", "suggestion", "patient", "date", "number", "description", "kind", "slices", "step_mm",
+    "modality",
+    "found",
+    "why",
+    "suggestion",
+    "patient",
+    "date",
+    "number",
+    "description",
+    "kind",
+    "slices",
+    "step_mm",
     "series",
-)  # fmt: skip
+)
 _NO = ("", "-", "no", "none")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a description that begins so
 By = Literal["rules", "alias", "person"]

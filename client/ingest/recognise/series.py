@@ -174,9 +174,18 @@ def _kind_of_image(header: Header) -> tuple[object, ...]:
 def _build(whose: tuple[str, str, str], part: int, headers: Sequence[Header], echoes: int) -> Series:
     kind = IMAGES[headers[0].sop_class]
     plain = Series(
-        patient=whose[0], study=whose[1], uid=whose[2], part=part, kind=kind, headers=tuple(headers), slices=0,
-        extent=0.0, step=0.0, echoes=echoes, fault="",
-    )  # fmt: skip
+        patient=whose[0],
+        study=whose[1],
+        uid=whose[2],
+        part=part,
+        kind=kind,
+        headers=tuple(headers),
+        slices=0,
+        extent=0.0,
+        step=0.0,
+        echoes=echoes,
+        fault="",
+    )
     for says in _FAULTS:
         fault = says(plain)
         if fault:
@@ -248,8 +257,12 @@ def _along(series: Series) -> Series:
     steps = [b - a for a, b in pairwise(distinct)]
     step = median(steps) if steps else 0.0
     series = replace(
-        series, headers=tuple(ordered), slices=len(distinct), extent=distinct[-1] - distinct[0], step=step,
-    )  # fmt: skip
+        series,
+        headers=tuple(ordered),
+        slices=len(distinct),
+        extent=distinct[-1] - distinct[0],
+        step=step,
+    )
     return replace(series, fault=_places_fault(series, len(places), steps))
 
 

@@ -84,18 +84,27 @@ def sensitivity(make: Make) -> list[Finding]:
                     reach.append(abs(moved[0] - 1))
     return [
         Finding(
-            test="sensitivity", name="one subject", figure=_worst(now), limit=1 + MOVES,
+            test="sensitivity",
+            name="one subject",
+            figure=_worst(now),
+            limit=1 + MOVES,
             line="how far one subject moves the sum of a step that draws it, in units of clip",
         ),
         Finding(
-            test="sensitivity", name="later", figure=_worst(later), limit=MOVES,
+            test="sensitivity",
+            name="later",
+            figure=_worst(later),
+            limit=MOVES,
             line="how far it moves the next step, which does not draw it",
         ),
         Finding(
-            test="sensitivity", name="reach", figure=_worst(reach), limit=MOVES,
+            test="sensitivity",
+            name="reach",
+            figure=_worst(reach),
+            limit=MOVES,
             line="how much a huge gradient misses its clip by: the other tests would be blind to such an engine",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def newcomers() -> dict[str, Unit]:
@@ -153,12 +162,20 @@ def noise(make: Make) -> list[Finding]:
     halves = [(part[:, : part.shape[1] // 2], part[:, -(part.shape[1] // 2) :]) for part in (steps, layers[0])]
     pairs = [(steps[:-1], steps[1:]), (layers[0], layers[1]), *halves, *((a**2, b**2) for a, b in halves)]
     return [
-        _chance("noise", "size", max(sigmas(normal_size(part)) for part in (steps, *layers)),
-                "spread of an empty draw's release against noise x clip, in all and in each layer"),
+        _chance(
+            "noise",
+            "size",
+            max(sigmas(normal_size(part)) for part in (steps, *layers)),
+            "spread of an empty draw's release against noise x clip, in all and in each layer",
+        ),
         _chance("noise", "shape", normal_shape(steps), "its mean, shape (KS) and tails against a normal's"),
-        _chance("noise", "repeats", max(likeness(a, b) for a, b in pairs),
-                "likeness of one step's noise to the next one's, of layer to layer, and within a layer"),
-    ]  # fmt: skip
+        _chance(
+            "noise",
+            "repeats",
+            max(likeness(a, b) for a, b in pairs),
+            "likeness of one step's noise to the next one's, of layer to layer, and within a layer",
+        ),
+    ]
 
 
 # --- 3. sites -------------------------------------------------------------------------------------------------------
@@ -175,11 +192,16 @@ def sites(make: Make) -> list[Finding]:
     pairs = ((0, 1), (0, 2), (1, 2))
     agree = [int((drawn[i] == drawn[j]).sum()) for i, j in pairs]
     return [
-        _chance("sites", "noise", max(likeness(a, b) for i, j in pairs for a in runs[i] for b in runs[j]),
-                "likeness of two sites' noise, or of a site's before and after a restart"),
-        _chance("sites", "coins", max(sigmas(binomial(n, drawn[0].size, 0.5)) for n in agree),
-                "likeness of whom they draw"),
-    ]  # fmt: skip
+        _chance(
+            "sites",
+            "noise",
+            max(likeness(a, b) for i, j in pairs for a in runs[i] for b in runs[j]),
+            "likeness of two sites' noise, or of a site's before and after a restart",
+        ),
+        _chance(
+            "sites", "coins", max(sigmas(binomial(n, drawn[0].size, 0.5)) for n in agree), "likeness of whom they draw"
+        ),
+    ]
 
 
 # --- 4. ledger ------------------------------------------------------------------------------------------------------
@@ -223,14 +245,26 @@ def sampling(make: Make) -> list[Finding]:
     together = [int((drawn[::2] & drawn[1::2]).sum()), int((drawn[:, ::2] & drawn[:, 1::2]).sum())]
     return [
         _chance("sampling", "rate", sigmas(binomial(int(drawn.sum()), drawn.size, rate)), "how many are drawn in all"),
-        _chance("sampling", "steps", sigmas(dispersion(drawn.sum(axis=1), units, rate)),
-                "how much the number drawn differs from step to step"),
-        _chance("sampling", "subjects", sigmas(dispersion(drawn.sum(axis=0), steps, rate)),
-                "how much subjects differ in how often they are drawn"),
-        _chance("sampling", "memory", max(sigmas(binomial(n, drawn.size // 2, rate**2)) for n in together),
-                "how often a subject is drawn in two steps running, or with its neighbour"),
+        _chance(
+            "sampling",
+            "steps",
+            sigmas(dispersion(drawn.sum(axis=1), units, rate)),
+            "how much the number drawn differs from step to step",
+        ),
+        _chance(
+            "sampling",
+            "subjects",
+            sigmas(dispersion(drawn.sum(axis=0), steps, rate)),
+            "how much subjects differ in how often they are drawn",
+        ),
+        _chance(
+            "sampling",
+            "memory",
+            max(sigmas(binomial(n, drawn.size // 2, rate**2)) for n in together),
+            "how often a subject is drawn in two steps running, or with its neighbour",
+        ),
         _count("sampling", "twice", twice, "times that a subject was looked at again in the same step"),
-    ]  # fmt: skip
+    ]
 
 
 def _draws(scene: Scene, *, units: int, steps: int) -> tuple[NDArray[np.bool_], int]:
@@ -276,9 +310,14 @@ def one_run(make: Make) -> list[Finding]:
     line = f"epsilon that {CANARIES} canaries prove; limit: what was charged;"
     return [
         Finding(test="one_run", name="alone", figure=least(steps), limit=charged, line=f"{line} from one site"),
-        Finding(test="one_run", name="two sites", figure=least(steps - others), limit=charged,
-                line=f"{line} from its difference to another site"),
-    ]  # fmt: skip
+        Finding(
+            test="one_run",
+            name="two sites",
+            figure=least(steps - others),
+            limit=charged,
+            line=f"{line} from its difference to another site",
+        ),
+    ]
 
 
 def _chance(test: str, name: str, figure: float, line: str) -> Finding:

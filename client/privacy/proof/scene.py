@@ -32,9 +32,18 @@ def engine_of(plan: PrivacyPlan, charge: Charge, entropy: Entropy) -> Engine:
 
 def plan_of(*, noise: float, rate: float, size: int) -> PrivacyPlan:
     return PrivacyPlan(
-        epsilon=1e6, delta=DELTA, noise=noise, rate=rate, clip=0.5, draws=1, slices=1, rows=0,
-        sums_noise=4.0, sums_clip=1.0, size=size,
-    )  # fmt: skip
+        epsilon=1e6,
+        delta=DELTA,
+        noise=noise,
+        rate=rate,
+        clip=0.5,
+        draws=1,
+        slices=1,
+        rows=0,
+        sums_noise=4.0,
+        sums_clip=1.0,
+        size=size,
+    )
 
 
 class Replay:

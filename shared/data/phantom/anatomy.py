@@ -26,8 +26,16 @@ Point = tuple[float, float, float]  # x, y, z in mm, as anatomists write it
 EDGE = 200  # voxels of 1 mm along each edge, centred on the brain's box
 PULL_STEP = 4  # mm between the points of the ventricle pull field
 REGIONS = (
-    "outside", "cerebrum", "cerebellum", "brainstem", "striatum", "pallidum", "thalamus", "hippocampus", "ventricle",
-)  # fmt: skip
+    "outside",
+    "cerebrum",
+    "cerebellum",
+    "brainstem",
+    "striatum",
+    "pallidum",
+    "thalamus",
+    "hippocampus",
+    "ventricle",
+)
 VERSION = 5  # of what is kept on disk
 
 # FreeSurfer's LookUpTable, both sides. The cortex and its white matter are both "cerebrum": the levels part them.
@@ -46,12 +54,15 @@ _FLUID_LABELS = (4, 5, 14, 15, 24, 30, 31, 43, 44, 62, 63, 72)
 
 # Deep grey nuclei in MNI space: centre (right side), half axes, and pitch (degrees, the front end goes down).
 _NUCLEI: Mapping[str, tuple[tuple[Point, Point, float], ...]] = {
-    "striatum": (((11.0, 14.0, 4.0), (6.5, 11.0, 9.5), 0.0), ((15.5, -2.0, 18.0), (5.0, 15.0, 6.0), 20.0),
-                 ((26.5, 3.0, 0.0), (6.5, 16.5, 10.5), 0.0)),
+    "striatum": (
+        ((11.0, 14.0, 4.0), (6.5, 11.0, 9.5), 0.0),
+        ((15.5, -2.0, 18.0), (5.0, 15.0, 6.0), 20.0),
+        ((26.5, 3.0, 0.0), (6.5, 16.5, 10.5), 0.0),
+    ),
     "pallidum": (((19.0, -4.0, -1.0), (5.0, 9.0, 6.0), 0.0),),
     "thalamus": (((11.5, -18.0, 7.5), (10.0, 14.5, 8.5), 0.0),),
     "hippocampus": (((27.0, -21.0, -14.0), (7.0, 17.0, 6.0), 22.0), ((23.0, -5.0, -19.0), (7.5, 8.0, 7.5), 0.0)),
-}  # fmt: skip
+}
 _WHITEST = {"striatum": 0.68, "pallidum": 0.97, "thalamus": 0.85, "hippocampus": 0.45}  # beyond it: a white tract
 _MNI_SCALE = 0.93  # MNI152 is larger than the average brain
 

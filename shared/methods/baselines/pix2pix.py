@@ -155,10 +155,13 @@ class Generator(nn.Module):
             nn.ConvTranspose2d(
                 widths[level] * (1 if level == last else 2),
                 widths[level - 1] if level else c_out,
-                4, 2, 1, bias=level == 0,
+                4,
+                2,
+                1,
+                bias=level == 0,
             )
             for level in reversed(range(shape.downs))
-        )  # fmt: skip
+        )
         self.dropped = min(3, shape.downs - 2)  # decoders with dropout, counted from the bottom
 
     def forward(self, h: Tensor, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:

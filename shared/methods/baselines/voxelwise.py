@@ -112,10 +112,14 @@ class VoxelRegression:
         places = [s for s, m in enumerate(shown) if bool((n[m, target] > 0).any())]
         known = [shown[s] for s in places]
         beside_SDHW = n[known, target]
-        means_SDHW = torch.where(beside_SDHW > 0, _ratio(total[known, target], beside_SDHW),
-                                 whole_M[known][:, None, None, None])  # fmt: skip
-        mean_DHW = _ratio(total[target, known].sum(0), beside_SDHW.sum(0)) if known else _ratio(
-            total[target, target], n[target, target])  # fmt: skip
+        means_SDHW = torch.where(
+            beside_SDHW > 0, _ratio(total[known, target], beside_SDHW), whole_M[known][:, None, None, None]
+        )
+        mean_DHW = (
+            _ratio(total[target, known].sum(0), beside_SDHW.sum(0))
+            if known
+            else _ratio(total[target, target], n[target, target])
+        )
         held_DHW = beside_SDHW.sum(0) > 0 if known else n[target, target] > 0
         mean_DHW = torch.where(held_DHW, mean_DHW, whole_M[target])
         if known:
@@ -132,8 +136,10 @@ def floors_3d(cohorts: Sequence[Cohort], modalities: Sequence[Modality], depth: 
     mean, regression = MeanVolume(), VoxelRegression()
     totals: dict[str, dict[str, Tensor]] = {MEAN_VOLUME: {}, VOXELWISE: {}}
     for images_MDHW, exists_M in _volumes(cohorts, modalities, depth):
-        for name, one in ((MEAN_VOLUME, mean.sums(images_MDHW, exists_M)),
-                          (VOXELWISE, regression.sums(images_MDHW, exists_M))):  # fmt: skip
+        for name, one in (
+            (MEAN_VOLUME, mean.sums(images_MDHW, exists_M)),
+            (VOXELWISE, regression.sums(images_MDHW, exists_M)),
+        ):
             for key, value in one.items():
                 totals[name][key] = totals[name][key].add_(value) if key in totals[name] else value
     if not totals[MEAN_VOLUME]:

@@ -101,9 +101,14 @@ class AcaNet(nn.Module):
         return z_BCDHW * spread + mean
 
     def forward(
-        self, z_BMCDHW: Tensor, known_BMCDHW: Tensor, shown_BM: Tensor, t_B: Tensor, tokens_BMLD: Tensor,
+        self,
+        z_BMCDHW: Tensor,
+        known_BMCDHW: Tensor,
+        shown_BM: Tensor,
+        t_B: Tensor,
+        tokens_BMLD: Tensor,
         held_BML: Tensor,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """All generators at once, each on its modality's noisy latent: what is exported. `known`: standardised latents
         of what is shown, 0 for the rest; tokens of each target's prompt."""
         made = []
@@ -112,9 +117,15 @@ class AcaNet(nn.Module):
             heard = Heard(tokens_BLD=tokens_BMLD[:, m], held_BL=held_BML[:, m])
             generator = self.generator(modality)
             made.append(
-                generator(z_BMCDHW[:, m], known_BMCDHW[:, at], shown_BM[:, at], t_B, heard if generator.hears else None,
-                          skip=False)
-            )  # fmt: skip
+                generator(
+                    z_BMCDHW[:, m],
+                    known_BMCDHW[:, at],
+                    shown_BM[:, at],
+                    t_B,
+                    heard if generator.hears else None,
+                    skip=False,
+                )
+            )
         return torch.stack(made, dim=1)
 
     def example(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
@@ -123,6 +134,10 @@ class AcaNet(nn.Module):
         shape = self.latent_shape(self.padded(torch.empty(1, 1, *self.shape_DHW, device="meta")))
         z = torch.zeros(batch, M, *shape)
         return (
-            z, z.clone(), torch.ones(batch, M, dtype=torch.bool), torch.zeros(batch, dtype=torch.long),
-            torch.zeros(batch, M, L, self.encoder.width), torch.ones(batch, M, L, dtype=torch.bool),
-        )  # fmt: skip
+            z,
+            z.clone(),
+            torch.ones(batch, M, dtype=torch.bool),
+            torch.zeros(batch, dtype=torch.long),
+            torch.zeros(batch, M, L, self.encoder.width),
+            torch.ones(batch, M, L, dtype=torch.bool),
+        )

@@ -81,10 +81,14 @@ class Anchor(nn.Module):
         one, other = torch.triu_indices(len(self.mean_MDHW), len(self.mean_MDHW))
         both_BP = (exists_BM[:, one] & exists_BM[:, other]).double()
         return {
-            "products": torch.stack([self._cubes((differences[:, i] * differences[:, j]).sum(0))
-                                     for i, j in zip(one.tolist(), other.tolist(), strict=True)]),
+            "products": torch.stack(
+                [
+                    self._cubes((differences[:, i] * differences[:, j]).sum(0))
+                    for i, j in zip(one.tolist(), other.tolist(), strict=True)
+                ]
+            ),
             "voxels": self._cubes(torch.einsum("bp,bdhw->pdhw", both_BP, brain_BDHW.double())),
-        }  # fmt: skip
+        }
 
     def settle_relation(self, sums: Mapping[str, Tensor]) -> None:
         """One full cube's worth of the pair's usual covariance stands beside each cube's own.

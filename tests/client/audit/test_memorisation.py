@@ -169,9 +169,7 @@ def bundle_of(method: Any, net: nn.Module | None = None) -> Bundle:
 
 
 def audited(bundle: Bundle, one: Path, other: Path, out: Path, effort: Effort = EFFORT) -> tuple[Audit, dict[str, Any]]:
-    done = audit_memorisation(
-        bundle, opened(one), opened(other), out, limits=Limits(), effort=effort, device="cpu"
-    )  # fmt: skip
+    done = audit_memorisation(bundle, opened(one), opened(other), out, limits=Limits(), effort=effort, device="cpu")
     return done, json.loads((out / "memorisation.json").read_text())
 
 
@@ -344,9 +342,18 @@ def test_a_subject_in_both_cohorts_is_an_error_that_names_nobody(trained: Path, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("training", "heldout", "enough"), [
-    (4, 4, True), (3, 3, False), (3, 5, True), (2, 7, False), (2, 8, True), (1, 90, False), (0, 9, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("training", "heldout", "enough"),
+    [
+        (4, 4, True),
+        (3, 3, False),
+        (3, 5, True),
+        (2, 7, False),
+        (2, 8, True),
+        (1, 90, False),
+        (0, 9, False),
+    ],
+)
 def test_too_few_subjects_are_told_how_many_are_needed(training: int, heldout: int, enough: bool) -> None:
     """Enough is where a perfect separation, either way, happens by chance to at most one in twenty."""
     by_chance = 2 / math.comb(training + heldout, training)
@@ -369,8 +376,24 @@ def test_the_verb_says_its_verdict_and_is_strict_when_asked(
     trained: Path, heldout: Path, tmp_path: Path, probe: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, key = signed(tmp_path, release(tmp_path / "final", "probe", {"modalities": list(ALL)}))
-    asked = ["audit", "memorisation", "--bundle", str(folder), "--trust", str(key), "--train", str(trained),
-             "--heldout", str(heldout), "--out", str(tmp_path / "out"), "--slices", "4", "--draws", "1"]  # fmt: skip
+    asked = [
+        "audit",
+        "memorisation",
+        "--bundle",
+        str(folder),
+        "--trust",
+        str(key),
+        "--train",
+        str(trained),
+        "--heldout",
+        str(heldout),
+        "--out",
+        str(tmp_path / "out"),
+        "--slices",
+        "4",
+        "--draws",
+        "1",
+    ]
     done = CliRunner().invoke(app, [*asked, "--strict"])
     assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith("no memorisation found by these two tests")

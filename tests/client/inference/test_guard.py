@@ -84,7 +84,10 @@ def test_what_is_far_outside_is_refused_unless_forced(options: dict[str, Any], l
     assert any(line in remark for remark in done.unusual), done.unusual
     sidecar = json.loads(done.made["FLAIR"].with_name("sub-07_desc-synthetic_FLAIR.json").read_text())
     assert sidecar["Guard"] == {
-        "ComparedWith": "the coordinator's 3 subjects", "Unusual": list(done.unusual), "Forced": True}  # fmt: skip
+        "ComparedWith": "the coordinator's 3 subjects",
+        "Unusual": list(done.unusual),
+        "Forced": True,
+    }
 
 
 def test_a_usual_input_passes_in_silence(tmp_path: Path) -> None:

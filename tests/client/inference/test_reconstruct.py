@@ -133,10 +133,17 @@ def test_a_scanner_s_file_comes_back_where_it_was(bundle: Bundle, tmp_path: Path
         directions = {"read_dir": (1, 0, 0), "phase_dir": (0, 1, 0)}
     centre = AFFINE @ [columns - 1 - columns // 2, rows - 1 - rows // 2, 0, 1]
     made = [
-        acquisition(y[z][..., line], line, z, position=(-centre[0], -centre[1], centre[2] + 4 * z), slice_dir=(0, 0, 1),
-                    **directions)
-        for z in range(SHAPE[0]) for line in range(ny)
-    ]  # fmt: skip
+        acquisition(
+            y[z][..., line],
+            line,
+            z,
+            position=(-centre[0], -centre[1], centre[2] + 4 * z),
+            slice_dir=(0, 0, 1),
+            **directions,
+        )
+        for z in range(SHAPE[0])
+        for line in range(ny)
+    ]
     step = (2.0, 1.5) if swap else (1.5, 2.0)
     sizes = ([nx, ny, 1], [n, m, 1], [nx * step[0], ny * step[1], 4], [n * step[0], m * step[1], 4])
     path = write_ismrmrd(tmp_path / "raw.h5", header(*sizes), made)
@@ -296,7 +303,10 @@ def test_clean_volumes_unlike_the_bundles_are_refused_unless_forced(bundle: Bund
     assert ["slice distance" in line for line in done.unusual] == [True]
     for ending in ("desc-reconstructed_FLAIR", "desc-synthetic_T2w"):
         assert sidecar(out, ending)["Guard"] == {
-            "ComparedWith": "the coordinator's 2 subjects", "Unusual": list(done.unusual), "Forced": True}  # fmt: skip
+            "ComparedWith": "the coordinator's 2 subjects",
+            "Unusual": list(done.unusual),
+            "Forced": True,
+        }
 
 
 def test_usual_volumes_pass_in_silence_and_a_scan_alone_is_not_compared(bundle: Bundle, tmp_path: Path) -> None:
@@ -305,8 +315,14 @@ def test_usual_volumes_pass_in_silence_and_a_scan_alone_is_not_compared(bundle: 
     done = reconstruct(usual, folder, Raw(measured={"FLAIR": raw}), tmp_path / "both", sampler=FAST)
     assert (done.unusual, sidecar(tmp_path / "both")["Guard"]["Forced"]) == ((), False)
     alone = Raw(measured={"FLAIR": raw}, spacing_mm=(2.0, 1.5, 4.0))
-    reconstruct(trained_on(bundle, folder, slice_mm=1.0), subject(tmp_path / "bare", ()), alone, tmp_path / "scan",
-                sampler=FAST, targets=["FLAIR"])  # fmt: skip
+    reconstruct(
+        trained_on(bundle, folder, slice_mm=1.0),
+        subject(tmp_path / "bare", ()),
+        alone,
+        tmp_path / "scan",
+        sampler=FAST,
+        targets=["FLAIR"],
+    )
     assert sidecar(tmp_path / "scan")["Guard"] is None
 
 
@@ -330,9 +346,32 @@ def test_the_command_tries_a_subject_s_own_volume(
     shipped: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = subject(tmp_path, ("T1", "FLAIR"))
-    code = call(monkeypatch, "reconstruct", *shipped, "--subject", folder, "--simulate", "flair", "--acceleration", 2,
-                "--coils", 6, "--acs", 4, "--noise", 0.02, "--mask", "random", "--target", "FLAIR", "--samples", 2,
-                "--out", tmp_path / "out", "--force")  # fmt: skip
+    code = call(
+        monkeypatch,
+        "reconstruct",
+        *shipped,
+        "--subject",
+        folder,
+        "--simulate",
+        "flair",
+        "--acceleration",
+        2,
+        "--coils",
+        6,
+        "--acs",
+        4,
+        "--noise",
+        0.02,
+        "--mask",
+        "random",
+        "--target",
+        "FLAIR",
+        "--samples",
+        2,
+        "--out",
+        tmp_path / "out",
+        "--force",
+    )
     printed = capsys.readouterr()
     assert code == 0, printed.err
     assert "unusual input: width in mm is" in printed.err  # of no human's, with nothing said by the bundle
@@ -346,8 +385,19 @@ def test_the_command_tries_a_subject_s_own_volume(
 def test_the_command_takes_files(shipped: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "maps.npy", maps_of())
     raw = raw_file(tmp_path / "raw.h5", step=2, maps=False)
-    code = call(monkeypatch, "reconstruct", *shipped, "--subject", subject(tmp_path, ("T1",)), "--measured",
-                f"FLAIR={raw}", "--maps", f"FLAIR={tmp_path / 'maps.npy'}", "--out", tmp_path / "out")  # fmt: skip
+    code = call(
+        monkeypatch,
+        "reconstruct",
+        *shipped,
+        "--subject",
+        subject(tmp_path, ("T1",)),
+        "--measured",
+        f"FLAIR={raw}",
+        "--maps",
+        f"FLAIR={tmp_path / 'maps.npy'}",
+        "--out",
+        tmp_path / "out",
+    )
     assert code == 0
     assert sidecar(tmp_path / "out")["Measurement"]["CoilMaps"] == "maps.npy"
 
@@ -384,8 +434,19 @@ def spoil_cut(folder: Path) -> None:
 
 
 def spoil_place(folder: Path) -> None:
-    made = [acquisition(np.ones((1, 19), np.complex64), n, z, position=(0, 0, 4 * z), read_dir=(0, -1, 0),
-                        phase_dir=(-1, 0, 0), slice_dir=(0, 0, 1)) for z in range(5) for n in range(22)]  # fmt: skip
+    made = [
+        acquisition(
+            np.ones((1, 19), np.complex64),
+            n,
+            z,
+            position=(0, 0, 4 * z),
+            read_dir=(0, -1, 0),
+            phase_dir=(-1, 0, 0),
+            slice_dir=(0, 0, 1),
+        )
+        for z in range(5)
+        for n in range(22)
+    ]
     write_ismrmrd(folder / "raw.h5", header([19, 22, 1], [19, 22, 1], [28.5, 44, 4], [28.5, 44, 4]), made)
 
 
@@ -396,10 +457,20 @@ MEASURED = ("--measured", "FLAIR={}/raw.h5")
 WRONG: list[tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...], int, str]] = [
     (spoil_nan, ("T1",), MEASURED, 3, "raw.h5: 1 of 1672 samples of slice 2 are NaN or infinite"),
     (spoil_mask, ("T1",), MEASURED, 3, "raw.h5: `mask` of shape (21,): must be (22,) or (19, 22), as `kspace` has"),
-    (spoil_maps, ("T1",), (*MEASURED, "--maps", "FLAIR={}/maps.npy"), 3,
-     "maps.npy: coil maps of shape (4, 18, 22): the k-space needs (5, 4, 19, 22) or (4, 19, 22)"),
-    (spoil_matrix, ("T1",), MEASURED, 3, "raw data of FLAIR: 5 x 19 x 20 (slices, rows, columns), and the subject's "
-     "volumes have 5 x 19 x 22"),
+    (
+        spoil_maps,
+        ("T1",),
+        (*MEASURED, "--maps", "FLAIR={}/maps.npy"),
+        3,
+        "maps.npy: coil maps of shape (4, 18, 22): the k-space needs (5, 4, 19, 22) or (4, 19, 22)",
+    ),
+    (
+        spoil_matrix,
+        ("T1",),
+        MEASURED,
+        3,
+        "raw data of FLAIR: 5 x 19 x 20 (slices, rows, columns), and the subject's volumes have 5 x 19 x 22",
+    ),
     (spoil_slices, ("T1",), MEASURED, 3, "raw data of FLAIR: 4 x 19 x 22 (slices, rows, columns), and"),
     (spoil_lines, ("T1",), MEASURED, 3, "raw.h5: 4 coils without coil maps, and 1 fully measured lines round the"),
     (spoil_cut, ("T1",), MEASURED, 3, "raw.h5: truncated: the file ends early"),
@@ -408,22 +479,44 @@ WRONG: list[tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...], int,
     (spoil_nothing, ("T1",), ("--measured", "FLAIR={}/absent.h5"), 3, "absent.h5: no such file"),
     (spoil_nothing, ("T1",), ("--simulate", "T2"), 3, "simulate T2: sub-07 has no volume of it to measure"),
     (spoil_nothing, ("T1",), ("--simulate", "CT"), 3, "raw data of CT: the bundle knows T1, T2, FLAIR"),
-    (spoil_nothing, ("T1",), (), 3, "sub-07: nothing measured: name raw data, or a volume to simulate from; "
-     "`lacuna-site synthesize` fills in from volumes alone"),
-    (spoil_nothing, (), (), 3, "sub-07: nothing measured: name raw data, or a volume to simulate from; the bundle "
-     "works from any of T1, T2, FLAIR"),
+    (
+        spoil_nothing,
+        ("T1",),
+        (),
+        3,
+        "sub-07: nothing measured: name raw data, or a volume to simulate from; "
+        "`lacuna-site synthesize` fills in from volumes alone",
+    ),
+    (
+        spoil_nothing,
+        (),
+        (),
+        3,
+        "sub-07: nothing measured: name raw data, or a volume to simulate from; the bundle "
+        "works from any of T1, T2, FLAIR",
+    ),
     (spoil_nothing, ("T1",), (*MEASURED, "--target", "CT"), 3, "target CT: the bundle makes T1, T2, FLAIR"),
-    (spoil_nothing, ("T1",), (*MEASURED, "--sampler", "ddim"), 2, "sampler=ddim: takes clean images only; for raw data "
-     "take mps, mds, mds_fast"),
+    (
+        spoil_nothing,
+        ("T1",),
+        (*MEASURED, "--sampler", "ddim"),
+        2,
+        "sampler=ddim: takes clean images only; for raw data take mps, mds, mds_fast",
+    ),
     (spoil_nothing, ("T1",), ("--measured", "FLAIR"), 2, "measured='FLAIR': must be MODALITY=FILE"),
     (spoil_nothing, ("T1",), (*MEASURED, *MEASURED), 2, "FLAIR is named twice"),
     (spoil_nothing, ("T1",), (*MEASURED, "--maps", "T2={}/maps.npy"), 2, "maps='T2': must be of a modality that is"),
-    (spoil_nothing, ("T1", "FLAIR"), (*MEASURED, "--simulate", "FLAIR"), 2, "simulate='FLAIR': must be of a modality "
-     "that is not measured already"),
+    (
+        spoil_nothing,
+        ("T1", "FLAIR"),
+        (*MEASURED, "--simulate", "FLAIR"),
+        2,
+        "simulate='FLAIR': must be of a modality that is not measured already",
+    ),
     (spoil_nothing, ("T1",), ("--simulate", "T1", "--mask", "spiral"), 2, "simulate.mask='spiral': must be one of"),
     (spoil_nothing, (), (*MEASURED, "--spacing", "1,2"), 2, "spacing='1,2': must be X,Y,Z in mm"),
     (spoil_nothing, ("T1",), ("--measured", "X-ray={}/raw.h5"), 2, "modality='X-ray': must be one of"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("spoil", "held", "arguments", "code", "line"), WRONG)

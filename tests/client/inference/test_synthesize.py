@@ -112,15 +112,31 @@ def test_how_many_slices_fit_at_once_changes_nothing(bundle: Bundle, sampler: Sa
     images = torch.rand(3, 7, 16, 16, generator=torch.Generator().manual_seed(0))
     shown = torch.tensor([True, False, True])
     one, three, all_ = (
-        fill(bundle.model, images, shown, slices=range(7), sampler=sampler, keys=(3, "test"),
-             device=torch.device("cpu"), at_once=n)
+        fill(
+            bundle.model,
+            images,
+            shown,
+            slices=range(7),
+            sampler=sampler,
+            keys=(3, "test"),
+            device=torch.device("cpu"),
+            at_once=n,
+        )
         for n in (1, 3, 7)
-    )  # fmt: skip
+    )
     for other in (three, all_):
         assert torch.allclose(one.mean_MDHW, other.mean_MDHW, atol=1e-6)
     garbage = torch.where(shown[:, None, None, None], images, torch.nan)
-    hidden = fill(bundle.model, garbage, shown, slices=range(7), sampler=sampler, keys=(3, "test"),
-                  device=torch.device("cpu"), at_once=7)  # fmt: skip
+    hidden = fill(
+        bundle.model,
+        garbage,
+        shown,
+        slices=range(7),
+        sampler=sampler,
+        keys=(3, "test"),
+        device=torch.device("cpu"),
+        at_once=7,
+    )
     assert torch.equal(hidden.mean_MDHW, all_.mean_MDHW)
 
 

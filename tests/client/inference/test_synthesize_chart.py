@@ -182,8 +182,19 @@ def test_fields_that_the_model_does_not_hear_are_told_and_can_not_be_said(bundle
 def test_the_command_says_what_was_used(tmp_path: Path) -> None:
     final = release(tmp_path / "run" / "final", "aca_diff", ACA, sampler={"kind": "ddim", "steps": 2, "samples": 1})
     folder, key = signed(tmp_path, final)
-    asked = ["synthesize", "--bundle", str(folder), "--trust", str(key), "--subject", str(subject(tmp_path / "bids")),
-             "--out", str(tmp_path / "out"), "--target", "AV45"]  # fmt: skip
+    asked = [
+        "synthesize",
+        "--bundle",
+        str(folder),
+        "--trust",
+        str(key),
+        "--subject",
+        str(subject(tmp_path / "bids")),
+        "--out",
+        str(tmp_path / "out"),
+        "--target",
+        "AV45",
+    ]
     done = CliRunner().invoke(app, [*asked, "--no-diagnosis", "--adas13", "28", "--mmse", "21"], catch_exceptions=False)
     assert done.exit_code == 0
     assert "from the chart: mmse (said), adas13 (said), cdrsb (participants.tsv)" in done.stderr

@@ -101,10 +101,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         patch.setattr(superlinks, "PATIENCE", 300.0)
         warm = Warm(folder / "path")  # its server.app is ours
         try:
-            flags = ("--host", "127.0.0.1", "--port", str(port), "--enable-supernode-auth", "--isolation", "process",
-                     "--ssl-certfile", str(federation / CERTIFICATE), "--ssl-keyfile", str(federation / SERVER_KEY),
-                     "--ssl-ca-certfile", str(federation / CA), "--disable-runtime-dependency-installation",
-                     "--database", str(folder / "state.db"))  # fmt: skip
+            flags = (
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--enable-supernode-auth",
+                "--isolation",
+                "process",
+                "--ssl-certfile",
+                str(federation / CERTIFICATE),
+                "--ssl-keyfile",
+                str(federation / SERVER_KEY),
+                "--ssl-ca-certfile",
+                str(federation / CA),
+                "--disable-runtime-dependency-installation",
+                "--database",
+                str(folder / "state.db"),
+            )
             warm.start("flower-superlink", *flags, home=folder / "home", log=folder / "superlink.log")
             wait(lambda: answers(port))
             sync(federation, f"127.0.0.1:{port}")
@@ -118,8 +132,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @contextlib.contextmanager
 def site(world: World, name: str, *flags: str) -> Iterator["subprocess.Popen[bytes]"]:
     """`lacuna-site run`, ended if it is still there."""
-    command = [sys.executable, "-P", "-m", "client.cli", "run", "--state", str(world.folder / name),
-               "--cohort", str(world.folder / "cohort"), *flags]  # fmt: skip
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "client.cli",
+        "run",
+        "--state",
+        str(world.folder / name),
+        "--cohort",
+        str(world.folder / "cohort"),
+        *flags,
+    ]
     with (world.folder / f"{name}.out").open("ab") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
     try:
@@ -183,9 +207,15 @@ def test_code_in_a_bundle_runs_on_a_plain_supernode_and_is_refused_at_a_site(wor
         plain = listener.getsockname()[1]
     state = world.folder / "south"
     flags = (
-        "--superlink", f"localhost:{world.port}", "--root-certificates", str(state / "federation" / "ca.crt"),
-        "--auth-supernode-private-key", str(state / "enrolment" / "site.key"), "--port", str(plain),
-    )  # fmt: skip
+        "--superlink",
+        f"localhost:{world.port}",
+        "--root-certificates",
+        str(state / "federation" / "ca.crt"),
+        "--auth-supernode-private-key",
+        str(state / "enrolment" / "site.key"),
+        "--port",
+        str(plain),
+    )
     with (
         program("flower-supernode", *flags, home=world.folder / "south-home", log=world.folder / "south.log"),
         site(world, "north") as north,

@@ -97,8 +97,12 @@ def test_an_orphan_that_is_deaf_and_in_a_session_of_its_own_is_ended_all_the_sam
     assert parent.stdout is not None
     assert parent.stdin is not None
     assert {parent.stdout.readline(), parent.stdout.readline()} == {"started\n", "deaf\n"}
-    (deaf,) = (pid for pid in family.below(parent.pid) if b"signal.signal" in Path(f"/proc/{pid}/cmdline").read_bytes()
-               and b"setsid" not in Path(f"/proc/{pid}/cmdline").read_bytes())  # fmt: skip
+    (deaf,) = (
+        pid
+        for pid in family.below(parent.pid)
+        if b"signal.signal" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        and b"setsid" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
     parent.stdin.write("\n")
     parent.stdin.flush()
     soon(lambda: family.below(parent.pid) == {deaf})  # its own parent is killed, and it comes to ours
@@ -210,8 +214,19 @@ def test_the_first_thing_that_does_not_work_on_the_way_is_the_reason(state: Path
 
 def test_a_node_that_finds_nobody_says_why_and_gives_up_when_told_to(state: Path, tmp_path: Path) -> None:
     """For real: `lacuna-site run`, Flower's node and all."""
-    command = [sys.executable, "-P", "-m", "client.cli", "run", "--state", str(state), "--cohort", str(tmp_path),
-               "--give-up", "8"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "client.cli",
+        "run",
+        "--state",
+        str(state),
+        "--cohort",
+        str(tmp_path),
+        "--give-up",
+        "8",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == RunFailed.exit_code
     assert "RunFailed: site north: no contact in" in done.stderr
@@ -267,7 +282,7 @@ WORK = {"doing": "work", "run": "7", "round": "3", "what": "train"}
         ({"doing": "connected", "time": 900.0}, {"doing": "idle"}, False, "ended", "the last one vanished 105 s ago"),
         ({"doing": "ended", "why": "was asked to stop"}, None, False, "ended", "ended 5 s ago: was asked to stop"),
     ],
-)  # fmt: skip
+)
 def test_the_status_is_told_from_the_records(
     tmp_path: Path, health: dict[str, object], contact: dict[str, object] | None, healthy: bool, doing: str, says: str
 ) -> None:

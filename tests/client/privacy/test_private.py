@@ -51,8 +51,12 @@ def test_one_subject_more_moves_the_sum_by_its_clip(cohort: Cohort, net: nn.Modu
     without = release(cohort, net, Script([i for i in heads if i < 6]), subjects=6)
     moved = float((release(cohort, net, Script(heads), subjects=7) - without).norm())
     assert 0.999 < moved <= 1.001  # its gradient is longer than the clip
-    wide = float((release(cohort, net, Script(heads), subjects=7, clip=1e3) - release(
-        cohort, net, Script([i for i in heads if i < 6]), subjects=6, clip=1e3)).norm())  # fmt: skip
+    wide = float(
+        (
+            release(cohort, net, Script(heads), subjects=7, clip=1e3)
+            - release(cohort, net, Script([i for i in heads if i < 6]), subjects=6, clip=1e3)
+        ).norm()
+    )
     assert 0 < wide * 1e3 < 100  # and is not lengthened to a clip that it does not reach
 
 

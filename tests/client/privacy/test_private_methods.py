@@ -72,14 +72,17 @@ def one_by_one(method: Method, net: nn.Module, pool: Pool, phase: str, plan: Pri
         batch = pool.unit(unit, plan.slices, torch.Generator().manual_seed(seed))
         twice = [i for i in range(len(batch)) for _ in range(plan.draws)]
         rows = Batch(
-            images_BMHW=batch.images_BMHW[twice], exists_BM=batch.exists_BM[twice], shown_BM=batch.shown_BM[twice],
-            subject_B=batch.subject_B[twice], clinical=tuple(batch.clinical[i] for i in twice),
-        )  # fmt: skip
+            images_BMHW=batch.images_BMHW[twice],
+            exists_BM=batch.exists_BM[twice],
+            shown_BM=batch.shown_BM[twice],
+            subject_B=batch.subject_B[twice],
+            clinical=tuple(batch.clinical[i] for i in twice),
+        )
         loss = method.loss(net, rows, phase, torch.Generator().manual_seed(seed ^ 1)).loss_B.mean()
         grads = torch.autograd.grad(loss, wanted, allow_unused=True)
-        flat = torch.cat([
-            torch.zeros(p.numel()) if g is None else g.flatten() for g, p in zip(grads, wanted, strict=True)
-        ]).double()  # fmt: skip
+        flat = torch.cat(
+            [torch.zeros(p.numel()) if g is None else g.flatten() for g, p in zip(grads, wanted, strict=True)]
+        ).double()
         norms.append(float(flat.norm()))
         total += flat * min(1.0, plan.clip / max(norms[-1], 1e-12))
     return total / plan.clip, norms

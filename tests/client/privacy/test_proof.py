@@ -110,8 +110,12 @@ def gaussian_epsilon(sigma: float, delta: float) -> float:
 
     def excess(epsilon: float) -> float:
         middle = 1 / (2 * sigma)
-        return float(stats.norm.cdf(middle - epsilon * sigma) - np.exp(epsilon) * stats.norm.cdf(
-            -middle - epsilon * sigma)) - delta  # fmt: skip
+        return (
+            float(
+                stats.norm.cdf(middle - epsilon * sigma) - np.exp(epsilon) * stats.norm.cdf(-middle - epsilon * sigma)
+            )
+            - delta
+        )
 
     return float(optimize.brentq(excess, 0.0, 30.0))
 

@@ -198,9 +198,15 @@ def forge(federation: Path, **changes: bytes) -> bytes:
     loaded = load(federation)
     replaced = {key.replace("_", "."): value for key, value in changes.items()}
     return kit.write_kit(
-        {**made.files, **replaced}, loaded.signing_key(), loaded.follows, federation="strokes", site="north",
-        public_key=made.head.public_key, revision=9, versions=made.head.versions,
-    )  # fmt: skip
+        {**made.files, **replaced},
+        loaded.signing_key(),
+        loaded.follows,
+        federation="strokes",
+        site="north",
+        public_key=made.head.public_key,
+        revision=9,
+        versions=made.head.versions,
+    )
 
 
 def test_a_coordinator_can_not_say_what_runs_at_a_site(federation: Path, north: Path, tmp_path: Path) -> None:

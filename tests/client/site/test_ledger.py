@@ -124,10 +124,15 @@ def test_entries_of_two_processes_at_once_stay_one_chain(tmp_path: Path) -> None
 
 def update(**changes: Any) -> Update:
     facts: dict[str, Any] = {
-        "site": "north", "run": "r", "phase": "p", "round": 3, "schema": "s",
+        "site": "north",
+        "run": "r",
+        "phase": "p",
+        "round": 3,
+        "schema": "s",
         "delta": {"w": torch.randn(3, 2), "none": torch.zeros(0, 4), "sums": torch.ones(2, dtype=torch.float64)},
-        "counts": {"shared": 8}, "metrics": {"loss": 0.5},
-    }  # fmt: skip
+        "counts": {"shared": 8},
+        "metrics": {"loss": 0.5},
+    }
     return Update(**{**facts, **changes})
 
 
@@ -141,8 +146,10 @@ def test_an_entry_has_every_tensors_form_and_norm_and_what_the_update_says(tmp_p
     ledger.release(lambda before: wire.seal(content, before), {"run": "r", "phase": "p", "round": 3})
     (entry,) = ledger.entries()
     assert {name: (dtype, shape) for name, dtype, shape, _ in entry["tensors"]} == {
-        "w": ("float32", [3, 2]), "none": ("float32", [0, 4]), "sums": ("float64", [2])
-    }  # fmt: skip
+        "w": ("float32", [3, 2]),
+        "none": ("float32", [0, 4]),
+        "sums": ("float64", [2]),
+    }
     norms = {name: norm for name, *_, norm in entry["tensors"]}
     for name, value in honest.delta.items():
         assert norms[name] == pytest.approx(np.linalg.norm(value.double().numpy()), rel=1e-12)
@@ -167,9 +174,13 @@ def test_the_hash_changes_with_every_word_and_every_bit() -> None:
     flipped["w"][0, 0] = -flipped["w"][0, 0]
     reshaped = {**one.delta, "w": one.delta["w"].reshape(2, 3)}
     others = [
-        update(delta=flipped), update(delta=reshaped), update(delta=one.delta, counts={"shared": 9}),
-        update(delta=one.delta, round=4), update(delta=one.delta, metrics={}), update(delta=one.delta, spent=SPENT),
-    ]  # fmt: skip
+        update(delta=flipped),
+        update(delta=reshaped),
+        update(delta=one.delta, counts={"shared": 9}),
+        update(delta=one.delta, round=4),
+        update(delta=one.delta, metrics={}),
+        update(delta=one.delta, spent=SPENT),
+    ]
     hashes = [wire.digest(wire.pack_update(each)) for each in (one, *others)]
     assert len(set(hashes)) == len(hashes)
     assert wire.digest(wire.pack_update(update(delta=one.delta))) == hashes[0]

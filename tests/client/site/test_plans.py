@@ -79,8 +79,11 @@ def test_every_message_is_kept_with_its_answer(tmp_path: Path) -> None:
     (plan,) = listing(tmp_path)
     assert [(one.phase, one.round) for one in plan.asked] == [(None, None), ("fit", 3), ("fit", 4), ("fit", 5)]
     assert [one.verdict for one in plan.asked] == [
-        plans.TAKEN, plans.TAKEN, "PlanRefused: north: plan.size=big: ...", "KeyError"
-    ]  # fmt: skip
+        plans.TAKEN,
+        plans.TAKEN,
+        "PlanRefused: north: plan.size=big: ...",
+        "KeyError",
+    ]
     assert plan.asked[1].worked == pytest.approx(2.0, abs=1.0)
     assert plan.asked[2].worked is None
 

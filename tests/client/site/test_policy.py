@@ -21,10 +21,18 @@ from shared.trust.manifest import Intensities, Manifest, Plane
 
 pytestmark = pytest.mark.usefixtures("probe")
 AGREED = Manifest(
-    federation="strokes", version=1, before="", made="2026-11-21T00:00:00Z", lacuna="0.1.0",
-    modalities=("T1", "T2", "FLAIR"), intensities=Intensities(version="1", rules=dict.fromkeys(("T1", "T2", "FLAIR"))),
-    methods=("probe", "amm_diff"), min_holders=2, quorum=2, grid=Plane(height=16, width=16),
-)  # fmt: skip
+    federation="strokes",
+    version=1,
+    before="",
+    made="2026-11-21T00:00:00Z",
+    lacuna="0.1.0",
+    modalities=("T1", "T2", "FLAIR"),
+    intensities=Intensities(version="1", rules=dict.fromkeys(("T1", "T2", "FLAIR"))),
+    methods=("probe", "amm_diff"),
+    min_holders=2,
+    quorum=2,
+    grid=Plane(height=16, width=16),
+)
 KIT = AGREED.digest
 
 
@@ -48,9 +56,15 @@ def test_a_policy_is_read_from_both_places_and_typed(tmp_path: Path) -> None:
     state = toml(tmp_path, 'methods = ["amm_diff"]\nmax_hours_per_day = 8\napprove = "ask"')
     node = {"min-subjects": "20", "metrics": "loss, samples", "epsilon": 3.0, "max-hours-per-day": "8.0"}
     assert read(state, node) == (
-        Policy(methods=("amm_diff",), max_hours_per_day=8.0, approve="ask", min_subjects=20,
-               metrics=("loss", "samples"), epsilon=3.0)
-    )  # fmt: skip
+        Policy(
+            methods=("amm_diff",),
+            max_hours_per_day=8.0,
+            approve="ask",
+            min_subjects=20,
+            metrics=("loss", "samples"),
+            epsilon=3.0,
+        )
+    )
     assert read(tmp_path / "nothing") == Policy()
 
 

@@ -48,8 +48,15 @@ def store_patients(pacs: Pacs, folder: Path) -> None:
             if number > 1:
                 image = moved(image, random_pose(rng, mm=4, degrees=4))
             data = np.clip(image.data_DHW[::2, ::-1, ::-1], 0, 4095).astype(np.uint16)
-            write_series(folder / name / modality, modality, patient=name, study=name, number=number, data=data,
-                         spacing=(4.0, 2.0, 2.0))  # fmt: skip
+            write_series(
+                folder / name / modality,
+                modality,
+                patient=name,
+                study=name,
+                number=number,
+                data=data,
+                spacing=(4.0, 2.0, 2.0),
+            )
     pacs.store(folder)
 
 
@@ -92,8 +99,9 @@ def test_the_guide_leads_from_an_empty_folder_to_a_flair_in_the_pacs(
     known = json.loads((site / "state" / "provenance.json").read_text())
     subject = next(one["subject"] for one in known if one["patient"] == "P-1")
     assert sorted(path.name for path in (site / "cohort" / subject / "anat").glob("*.nii.gz")) == [
-        f"{subject}_T1w.nii.gz", f"{subject}_T2w.nii.gz"
-    ]  # fmt: skip
+        f"{subject}_T1w.nii.gz",
+        f"{subject}_T2w.nii.gz",
+    ]
 
     assert type_in(listing).count("in the cohort") == 3
     assert "rejected        moved during the scan" in type_in(reject, subject=subject)

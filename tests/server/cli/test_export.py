@@ -19,12 +19,25 @@ pytestmark = pytest.mark.usefixtures("probe")
 RECORD = PrivacyRecord(
     private=(
         Certificate(
-            site="north", epsilon=3.371, budget=7.5, delta=2e-5, noise=2.19, rate=0.125, clip=0.3, draws=4, slices=3,
-            steps=207, size=240, ledger="ab12", sequence=214, head="f00d", others=0,
+            site="north",
+            epsilon=3.371,
+            budget=7.5,
+            delta=2e-5,
+            noise=2.19,
+            rate=0.125,
+            clip=0.3,
+            draws=4,
+            slices=3,
+            steps=207,
+            size=240,
+            ledger="ab12",
+            sequence=214,
+            head="f00d",
+            others=0,
         ),
     ),
     not_private=("south",),
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -48,10 +61,17 @@ def summary_of(run: Path, **changed: Any) -> Path:
     """What a site hands over of its audit of the run's bundle."""
     record = json.loads((run / "bundle" / "bundle.json").read_text())
     values: dict[str, Any] = {
-        "weights": record["files"]["model.safetensors"]["sha256"], "duplicates": 0.01, "control": 0.01, "auc": 0.52,
-        "auc_low": 0.4, "auc_high": 0.64, "hits": 0.05, "limits": {"duplicates": 0.05, "auc": 0.6}, "lacuna": "0",
+        "weights": record["files"]["model.safetensors"]["sha256"],
+        "duplicates": 0.01,
+        "control": 0.01,
+        "auc": 0.52,
+        "auc_low": 0.4,
+        "auc_high": 0.64,
+        "hits": 0.05,
+        "limits": {"duplicates": 0.05, "auc": 0.6},
+        "lacuna": "0",
         "kind": "memorisation",
-    }  # fmt: skip
+    }
     (run / "summary.json").write_text(json.dumps(values | changed))
     return run / "summary.json"
 
@@ -62,14 +82,17 @@ def test_the_statement_is_printed(run: Path) -> None:
     assert done.stdout.splitlines() == [*statement(RECORD), str(run / "bundle")]
 
 
-@pytest.mark.parametrize(("found", "line"), [
-    ({"duplicates": 0.4}, "40% of synthetic slices are near-duplicates of a training slice and 1% of one"),
-    ({"auc": 0.8, "auc_low": 0.7, "auc_high": 0.9}, "AUC 0.80 [0.70, 0.90], its lower end above"),
-    ({"duplicates": 0.4, "control": 0.36}, None),
-    ({"auc": 0.8, "auc_low": 0.58, "auc_high": 0.95}, None),  # too few subjects to be sure
-    ({"duplicates": 0.06, "limits": {"duplicates": 0.1, "auc": 0.6}}, None),
-    ({}, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        ({"duplicates": 0.4}, "40% of synthetic slices are near-duplicates of a training slice and 1% of one"),
+        ({"auc": 0.8, "auc_low": 0.7, "auc_high": 0.9}, "AUC 0.80 [0.70, 0.90], its lower end above"),
+        ({"duplicates": 0.4, "control": 0.36}, None),
+        ({"auc": 0.8, "auc_low": 0.58, "auc_high": 0.95}, None),  # too few subjects to be sure
+        ({"duplicates": 0.06, "limits": {"duplicates": 0.1, "auc": 0.6}}, None),
+        ({}, None),
+    ],
+)
 def test_what_is_above_a_sites_limits_is_a_warning_and_no_refusal(run: Path, found: Any, line: str | None) -> None:
     export(run)
     done = export(run, "--audit", str(summary_of(run, **found)))

@@ -203,8 +203,12 @@ def test_the_files_hold_what_the_table_shows(table: Findings, tmp_path: Path) ->
     assert lead.mean == pytest.approx(means["truth"] - means[DROP])
     assert lead.low < lead.mean < lead.high or lead.low == lead.high
     assert {p.name for p in tmp_path.iterdir()} == {
-        "diagnosis.csv", "leads.csv", "leaks.csv", "summary.json", "accuracy.png",
-    }  # fmt: skip
+        "diagnosis.csv",
+        "leads.csv",
+        "leaks.csv",
+        "summary.json",
+        "accuracy.png",
+    }
     assert json.loads((tmp_path / "summary.json").read_text())["how"] == {"seed": 1}
     columns, rows = diagnosis_tables.printable(lines)
     assert all(len(row) == len(columns) for row in rows)
@@ -253,8 +257,21 @@ def runs(root: Path) -> Path:
 
 
 def test_the_command_compares_runs_and_floors(runs: Path) -> None:
-    words = ["evaluate", "aca", "aca:scores", "deaf", "task=diagnosis", "size=tiny", "rates=[0.5]", "generations=1",
-             "steps=2", "--runs", str(runs), "--device", "cpu"]  # fmt: skip
+    words = [
+        "evaluate",
+        "aca",
+        "aca:scores",
+        "deaf",
+        "task=diagnosis",
+        "size=tiny",
+        "rates=[0.5]",
+        "generations=1",
+        "steps=2",
+        "--runs",
+        str(runs),
+        "--device",
+        "cpu",
+    ]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0
     for name in ("aca", "aca:scores", "deaf", "voxelwise", "mean volume", "drop", "oracle"):
@@ -324,10 +341,13 @@ def test_the_image_table_has_every_direction_of_every_model(runs: Path) -> None:
     models = ["aca", "aca:images", "deaf", "mean volume", "voxelwise regression", "patch ridge", "alone"]
     directions = list(dict.fromkeys((line["target"], line["shown"]) for line in lines))
     assert directions == [
-        *[(t, s) for t, (a, b) in (("T1", ("T2", "FLAIR")), ("T2", ("T1", "FLAIR")), ("FLAIR", ("T1", "T2")))
-          for s in (a, b, f"{a}+{b}", "mean")],
+        *[
+            (t, s)
+            for t, (a, b) in (("T1", ("T2", "FLAIR")), ("T2", ("T1", "FLAIR")), ("FLAIR", ("T1", "T2")))
+            for s in (a, b, f"{a}+{b}", "mean")
+        ],
         ("mean", "mean"),
-    ]  # fmt: skip
+    ]
     for target, shown in directions:
         assert [line["model"] for line in lines if (line["target"], line["shown"]) == (target, shown)] == models
     for model in models:

@@ -93,8 +93,11 @@ def test_the_files_hold_what_the_table_shows(run: Path) -> None:
     with (folder / "scores.csv").open() as file:
         lines = list(csv.DictReader(file))
     for o in outcomes:
-        own = [float(line["value"]) for line in lines if (line["task"], line["way"], line["metric"], line["group"])
-               == (o.task.name, o.way, "psnr", o.task.group)]  # fmt: skip
+        own = [
+            float(line["value"])
+            for line in lines
+            if (line["task"], line["way"], line["metric"], line["group"]) == (o.task.name, o.way, "psnr", o.task.group)
+        ]
         assert len(own) == 4
         assert np.mean(own) == pytest.approx(o.mean("psnr"), abs=1e-3)
     raw = {o.way for o in outcomes if o.task.name == "y(FLAIR)"}

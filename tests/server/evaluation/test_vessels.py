@@ -83,8 +83,11 @@ def test_the_files_hold_what_the_table_shows(folder: Path, scored: Path) -> None
     scores = table(scored / "scores.csv")
     assert {row["run"] for row in scores} == {"both", "again", "patch ridge", "mean image", "truth"}
     for line in lines:
-        own = [float(row["value"]) for row in scores
-               if (row["run"], row["shown"], row["metric"]) == (line.run, line.shown, line.metric)]  # fmt: skip
+        own = [
+            float(row["value"])
+            for row in scores
+            if (row["run"], row["shown"], row["metric"]) == (line.run, line.shown, line.metric)
+        ]
         assert line.mean == pytest.approx(np.mean(own))
         assert line.subjects == len(own) == 3
     first, other = (

@@ -34,8 +34,10 @@ from shared.trust.manifest import Plane
 def test_a_new_federation_has_its_keys_for_its_owner_alone(federation: Path) -> None:
     modes = {path: mode for path, (mode, _) in tree(federation).items()}
     assert {path for path, mode in modes.items() if mode == 0o600} == {
-        "ca/ca.key", "server/server.key", "signing/signing.key",
-    }  # fmt: skip
+        "ca/ca.key",
+        "server/server.key",
+        "signing/signing.key",
+    }
     assert {path for path in modes if path.endswith(".key")} == {path for path, mode in modes.items() if mode == 0o600}
     for folder in (federation, *(path for path in federation.rglob("*") if path.is_dir())):
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -293,9 +295,16 @@ def test_every_verb_warns_of_an_end(tmp_path: Path, run: Callable[..., Ended]) -
     request = site(tmp_path / "north", "north")
     again = tmp_path / "again.json"
     for words in (
-        ("admit", request), ("list",), ("list", "--json"), ("amend", "--quorum", 3), ("rotate", "signing"),
-        ("rotate", "server"), ("rotate", "north", "--request", again), ("rotate", "ca"), ("revoke", "north"),
-    ):  # fmt: skip
+        ("admit", request),
+        ("list",),
+        ("list", "--json"),
+        ("amend", "--quorum", 3),
+        ("rotate", "signing"),
+        ("rotate", "server"),
+        ("rotate", "north", "--request", again),
+        ("rotate", "ca"),
+        ("revoke", "north"),
+    ):
         if again in words:
             shutil.copy(enrol.init_site(tmp_path / "north", "north", again=True).request, again)
         done = run(*words, "--federation", folder)
@@ -309,8 +318,10 @@ def test_the_list_is_there_for_a_program(three: Path, run: Callable[..., Ended])
     provision.revoke(three, "east", why="left", now=NOW)
     said = json.loads(run("list", "--json", "--federation", three).out)
     assert {entry["site"]: entry["status"] for entry in said["sites"]} == {
-        "east": "revoked", "north": "admitted", "south": "admitted",
-    }  # fmt: skip
+        "east": "revoked",
+        "north": "admitted",
+        "south": "admitted",
+    }
     assert said["signing_key"] == signer(three)
     assert said["manifest"]["hash"] == load(three).manifest.digest
     assert [entry["warning"] for entry in said["certificates"]] == [None, None]
@@ -337,10 +348,18 @@ def test_a_refusal_is_one_line_and_its_code(federation: Path, tmp_path: Path, ru
 
 def test_a_manifest_reads_back_as_it_was() -> None:
     agreed = manifest.Manifest(
-        federation="strokes", version=1, before="", made="2026-11-21 12:00 UTC", lacuna="0.1.0", modalities=("T1",),
-        intensities=provision.intensities(["T1"]), methods=("amm_diff",), min_holders=2, quorum=3,
+        federation="strokes",
+        version=1,
+        before="",
+        made="2026-11-21 12:00 UTC",
+        lacuna="0.1.0",
+        modalities=("T1",),
+        intensities=provision.intensities(["T1"]),
+        methods=("amm_diff",),
+        min_holders=2,
+        quorum=3,
         grid=Plane.parse("96x128@1.5"),
-    )  # fmt: skip
+    )
     assert manifest.parse(agreed.content(), "here") == agreed
     for text in ("96", "96x", "96x96@", "0x1", "96x96@1e9"):
         with pytest.raises(ConfigError, match="must be"):

@@ -42,8 +42,26 @@ class Desk:
 def test_the_runbook_leads_from_two_empty_folders_to_a_federation_and_out_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (init, ask, admit, sync, listing, join, up, again, rotate, sync2, rejoin, server, ca, server2, signing, amend,
-     revoke, sync3) = commands()  # fmt: skip
+    (
+        init,
+        ask,
+        admit,
+        sync,
+        listing,
+        join,
+        up,
+        again,
+        rotate,
+        sync2,
+        rejoin,
+        server,
+        ca,
+        server2,
+        signing,
+        amend,
+        revoke,
+        sync3,
+    ) = commands()
     coordinator, site = Desk(tmp_path / "coordinator", monkeypatch), Desk(tmp_path / "site", monkeypatch)
     request, kit = site.folder / "state/enrolment/north.request.json", coordinator.folder / "federation/kits/north.kit"
 

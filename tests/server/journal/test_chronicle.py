@@ -31,10 +31,18 @@ def play(view: progress.View, rounds: int) -> None:
             view.site_started(site)
             view.site_finished(site, result)
         one = RoundFacts(
-            phase="translate", round=number, of=3, ended=1e9, seconds=2.0, loss=float("nan"), sites=sites,
-            holders={"shared": 1}, counts={"shared": 64}, watch={"std": 0.1},
+            phase="translate",
+            round=number,
+            of=3,
+            ended=1e9,
+            seconds=2.0,
+            loss=float("nan"),
+            sites=sites,
+            holders={"shared": 1},
+            counts={"shared": 64},
+            watch={"std": 0.1},
             validation={"psnr/FLAIR": 20.125, "loss": None},
-        )  # fmt: skip
+        )
         view.round_finished(one)
 
 

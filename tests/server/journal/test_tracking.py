@@ -207,9 +207,22 @@ def test_a_released_run_says_what_may_be_said_of_its_privacy(
     uri: str, client: Any, folder: Path, tmp_path: Path
 ) -> None:
     certificate = Certificate(
-        site="north", epsilon=3.371, budget=7.5, delta=2e-5, noise=2.19, rate=0.125, clip=0.3, draws=4, slices=3,
-        steps=207, size=240, ledger="ab12", sequence=214, head="f00d", others=6,
-    )  # fmt: skip
+        site="north",
+        epsilon=3.371,
+        budget=7.5,
+        delta=2e-5,
+        noise=2.19,
+        rate=0.125,
+        clip=0.3,
+        draws=4,
+        slices=3,
+        steps=207,
+        size=240,
+        ledger="ab12",
+        sequence=214,
+        head="f00d",
+        others=6,
+    )
     record = PrivacyRecord(private=(certificate,), not_private=("south",))
     tracker = opened(uri, folder)
     play(tracker, folder, one("translate", 0, of=1))

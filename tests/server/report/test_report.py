@@ -148,8 +148,19 @@ def test_a_full_run_shows_all_its_parts(finished: Path) -> None:
         "Where it comes from",
     ):
         assert heading in page.text
-    for fact in ("c0ffee", "ba5e", "ed25519", "17-20", "<5", "The run is finished.", "lesion.federated", "12.1235",
-                 "after round 3", "psnr by target", "nobody"):  # fmt: skip
+    for fact in (
+        "c0ffee",
+        "ba5e",
+        "ed25519",
+        "17-20",
+        "<5",
+        "The run is finished.",
+        "lesion.federated",
+        "12.1235",
+        "after round 3",
+        "psnr by target",
+        "nobody",
+    ):
         assert fact in page.text
     assert sum(tag == "img" for tag, _ in page.elements) == 3
 
@@ -165,9 +176,22 @@ def test_the_evaluation_is_a_weighted_mean_over_what_was_hidden(finished: Path) 
 
 def test_what_may_be_said_of_privacy_is_said_with_its_numbers(finished: Path) -> None:
     certificate = Certificate(
-        site="north", epsilon=3.371, budget=7.5, delta=2e-5, noise=2.19, rate=0.125, clip=0.3, draws=4, slices=3,
-        steps=207, size=240, ledger="ab12", sequence=214, head="f00d", others=6,
-    )  # fmt: skip
+        site="north",
+        epsilon=3.371,
+        budget=7.5,
+        delta=2e-5,
+        noise=2.19,
+        rate=0.125,
+        clip=0.3,
+        draws=4,
+        slices=3,
+        steps=207,
+        size=240,
+        ledger="ab12",
+        sequence=214,
+        head="f00d",
+        others=6,
+    )
     prior = Prior(run="first", data=f"public {HOSTILE}", weights="c0ffee")
     record = PrivacyRecord(private=(certificate,), not_private=(HOSTILE,), prior=prior)
     provenance = {"sites": 2, "private": True, "privacy": plain(record)}

@@ -36,8 +36,13 @@ def test_a_prompt_is_embedded_once_and_cached_tokens_are_the_same_bits(tmp_path:
     first, later = Model(), Model()
     tokens = encode(first, tmp_path)
     assert sorted(first.asked) == [
-        "AD patient", "ADAS13=28", "CDR-SOB=4.5", "Generate FDG PET", "MMSE=22", "from T1-weighted MRI",
-    ]  # fmt: skip
+        "AD patient",
+        "ADAS13=28",
+        "CDR-SOB=4.5",
+        "Generate FDG PET",
+        "MMSE=22",
+        "from T1-weighted MRI",
+    ]
     assert torch.equal(encode(later, tmp_path), tokens)
     assert later.asked == []
     assert torch.equal(encode(Model(), None), tokens)

@@ -13,8 +13,12 @@ def test_scores_are_rounded_and_diagnoses_folded_when_made() -> None:
     chart = Chart(diagnosis=" cn ", mmse=21.6, adas13=28.4, cdrsb=4.3)
     assert (chart.diagnosis, chart.mmse, chart.adas13, chart.cdrsb) == ("HC", 22.0, 28.0, 4.5)
     assert [Chart(diagnosis=d).diagnosis for d in ("ad", "Dementia", "LMCI", "NC", "HC")] == [
-        "AD", "AD", "MCI", "HC", "HC",
-    ]  # fmt: skip
+        "AD",
+        "AD",
+        "MCI",
+        "HC",
+        "HC",
+    ]
     assert Chart(mmse=22.4) == Chart(mmse=22)
 
 

@@ -89,8 +89,21 @@ def test_it_is_off_until_the_site_names_a_server_and_a_model() -> None:
         make_encoder("openai_compatible", WIDTH, TextSettings(url="http://127.0.0.1/v1", model="m", dimensions=7))
 
 
-@pytest.mark.parametrize("ip", ["8.8.8.8", "169.254.169.254", "100.64.0.1", "0.0.0.0", "2001:db8::1", "::ffff:8.8.8.8",
-                                "fe80::1", "224.0.0.1", "192.0.0.8", "172.32.0.1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "ip",
+    [
+        "8.8.8.8",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "2001:db8::1",
+        "::ffff:8.8.8.8",
+        "fe80::1",
+        "224.0.0.1",
+        "192.0.0.8",
+        "172.32.0.1",
+    ],
+)
 def test_an_address_outside_is_refused_before_anything_is_sent(ip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Names(monkeypatch, [[ip]])
     with pytest.raises(ConfigError, match="outside this site's network"):
@@ -129,8 +142,18 @@ def test_another_machine_needs_tls(monkeypatch: pytest.MonkeyPatch) -> None:
         encoder_of("http://embeddings.test/v1")
 
 
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "127.0.0.1/v1", "http://", "http://[::1/v1", "http://a:b@127.0.0.1/",
-                                 "http://127.0.0.1/v1?key=x", "http://127.0.0.1:99999/"])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://127.0.0.1/",
+        "127.0.0.1/v1",
+        "http://",
+        "http://[::1/v1",
+        "http://a:b@127.0.0.1/",
+        "http://127.0.0.1/v1?key=x",
+        "http://127.0.0.1:99999/",
+    ],
+)
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"text.url"):
         encoder_of(url)
@@ -203,8 +226,16 @@ def test_tls_on_this_machine_needs_no_authority(tls_server: EmbeddingsServer) ->
     assert len(tls_server.requests) == 1
 
 
-BODIES = (b"", b"{}", b"[]", b'{"data": 1}', b'{"data": [{"index": 0, "embedding": [1.0]}]}', b"\xff" * 9,
-          b'{"data": [{"index": 0, "embedding": ["MMSE=22"]}]}', b"[" * 100_000)  # fmt: skip
+BODIES = (
+    b"",
+    b"{}",
+    b"[]",
+    b'{"data": 1}',
+    b'{"data": [{"index": 0, "embedding": [1.0]}]}',
+    b"\xff" * 9,
+    b'{"data": [{"index": 0, "embedding": ["MMSE=22"]}]}',
+    b"[" * 100_000,
+)
 
 
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))

@@ -102,5 +102,6 @@ def test_a_fingerprint_holds_no_run_of_a_tokens_numbers() -> None:
 
 def test_probes_speak_of_every_piece_and_of_nobody() -> None:
     assert len(PROBES) == 16
-    assert {name for chart, _, _ in PROBES for name in chart.known} == set(Chart(
-        diagnosis="AD", mmse=1, adas13=1, cdrsb=1).known)  # fmt: skip
+    assert {name for chart, _, _ in PROBES for name in chart.known} == set(
+        Chart(diagnosis="AD", mmse=1, adas13=1, cdrsb=1).known
+    )

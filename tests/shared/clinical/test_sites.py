@@ -104,9 +104,14 @@ def test_settings_come_from_the_node_then_the_sites_file_then_the_environment(
     )
     found = site(tmp_path, **{"text-url": "https://10.0.0.1/v1", "text-allow-phi-egress": "true"}).text
     assert found == TextSettings(
-        url="https://10.0.0.1/v1", model="from file", timeout=7.0, key_file=Path("/keys/one"),
-        allowed_hosts=("a.test", "b.test"), allow_phi_egress=True, state=tmp_path,
-    )  # fmt: skip
+        url="https://10.0.0.1/v1",
+        model="from file",
+        timeout=7.0,
+        key_file=Path("/keys/one"),
+        allowed_hosts=("a.test", "b.test"),
+        allow_phi_egress=True,
+        state=tmp_path,
+    )
     assert load_settings(tmp_path).device == "cpu"
     assert from_environment() == TextSettings(model="from environment", timeout=7.0)
     with pytest.raises(ConfigError, match=r"text.foldr: unknown key; must be one of folder, url"):

@@ -119,8 +119,10 @@ def scanned(
     held = {"read_dir": RAS @ read_dir, "phase_dir": RAS @ phase_dir, "slice_dir": RAS @ slice_dir}
     made, order = [], rng.permutation(slices)  # the scanner's slice numbers are not in the order of space
     for number, z in enumerate(order):
-        corner = {axis: (shape[axis] - 1 - shape[axis] // 2 if d[axis] < 0 else shape[axis] // 2)
-                  for axis, d in ((r, read_dir), (p, phase_dir))}  # fmt: skip
+        corner = {
+            axis: (shape[axis] - 1 - shape[axis] // 2 if d[axis] < 0 else shape[axis] // 2)
+            for axis, d in ((r, read_dir), (p, phase_dir))
+        }
         centre = affine @ [corner[0], corner[1], z, 1]
         raw_CXY = images(rng, coils, nx, ny)  # what lies beyond the image is there too
         for i, j in itertools.product(range(n), range(m)):
@@ -146,8 +148,9 @@ def test_ismrmrd_is_brought_to_the_house_s_axes(
 ) -> None:
     """Read, phase and slice directions, oversampling, averages and the order of lines and slices drawn at random."""
     right, front = np.eye(3)[0] * signs[0], np.eye(3)[1] * signs[1]
-    volume, affine, beyond = scanned(rng, tmp_path / "raw.h5", *((right, front) if swap else (front, right)),
-                                     over=(2, int(rng.integers(0, 4))))  # fmt: skip
+    volume, affine, beyond = scanned(
+        rng, tmp_path / "raw.h5", *((right, front) if swap else (front, right)), over=(2, int(rng.integers(0, 4)))
+    )
     raw = read(tmp_path / "raw.h5")
     assert (raw.layout, raw.image_HW) == ("ISMRMRD", volume.shape[-2:])
     along = 0 if swap else 1
@@ -268,8 +271,19 @@ def void(_: object) -> None: ...
 
 def slices_apart(path: Path) -> None:
     rng = np.random.default_rng(0)
-    made = [acquisition(images(rng, 1, 10), n, z, position=(0, 0, [0, 3, 9][z]), read_dir=(0, -1, 0),
-                        phase_dir=(-1, 0, 0), slice_dir=(0, 0, 1)) for z in range(3) for n in range(8)]  # fmt: skip
+    made = [
+        acquisition(
+            images(rng, 1, 10),
+            n,
+            z,
+            position=(0, 0, [0, 3, 9][z]),
+            read_dir=(0, -1, 0),
+            phase_dir=(-1, 0, 0),
+            slice_dir=(0, 0, 1),
+        )
+        for z in range(3)
+        for n in range(8)
+    ]
     write_ismrmrd(path, header(*SQUARE), made)
 
 
@@ -313,7 +327,7 @@ FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
     ("virtual", virtual, "`kspace` is kept in other files"),
     ("header of another size", put(ismrmrd_header=header(*SQUARE)), "lines of 8 samples: its header says 10"),
     ("no header", put(ismrmrd_header=b"<a>"), "its XML header can't be parsed"),
-    ("entities", put(ismrmrd_header=b'<!DOCTYPE a []><a/>'), "its XML header is over the limit or declares"),
+    ("entities", put(ismrmrd_header=b"<!DOCTYPE a []><a/>"), "its XML header is over the limit or declares"),
     ("3D", scan(header([10, 8, 4], *SQUARE[1:])), r"3D-encoded \(4 partitions\): must be 2D slices"),
     ("3D by its lines", with_last(kspace_encode_step_2=3), "3D-encoded .kspace_encode_step_2."),
     ("spiral", scan(header(*SQUARE, trajectory="spiral")), "trajectory 'spiral': must be cartesian"),
@@ -321,13 +335,22 @@ FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
     ("a line too far", with_last(line=9), "lines 0 to 9: its header has 0 to 7"),
     ("epi", with_last(flags=[ismrmrd.ACQ_IS_REVERSE]), "lines that run backwards"),
     ("partial echo", with_last(center_sample=2), "partial echoes"),
-    ("no lines", lambda path: void(write_ismrmrd(path, header(*SQUARE), plain_scan(np.random.default_rng(0), [1],
-     flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])[1])), "no acquisition is a line of the image"),
+    (
+        "no lines",
+        lambda path: void(
+            write_ismrmrd(
+                path,
+                header(*SQUARE),
+                plain_scan(np.random.default_rng(0), [1], flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])[1],
+            )
+        ),
+        "no acquisition is a line of the image",
+    ),
     ("short lines", scan(header([12, 8, 1], *SQUARE[1:])), "lines of 10 samples: its header says 12"),
     ("outside", scan(header([10, 8, 1], [20, 8, 1], [10, 8, 5], [20, 8, 5])), "its header reconstructs 20 x 8 mm"),
     ("sagittal", directions, "sagittal, 0 degrees oblique: must be axial"),
     ("uneven", slices_apart, "its slices are 3 to 6 mm apart: must be even"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("spoil", "line"), [f[1:] for f in FAULTS], ids=[f[0] for f in FAULTS])

@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from shared.data.missing import all_patterns, random_shown, suppress
 
 
-@given(rows=st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=8), seed=st.integers(0, 99),
-       keep=st.integers(1, 3))  # fmt: skip
+@given(
+    rows=st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=8),
+    seed=st.integers(0, 99),
+    keep=st.integers(1, 3),
+)
 def test_shown_is_a_part_of_what_exists_and_never_empty(rows: list[list[bool]], seed: int, keep: int) -> None:
     exists_BM = torch.tensor(rows)
     shown_BM = random_shown(exists_BM, torch.Generator().manual_seed(seed), keep=keep)

@@ -22,9 +22,17 @@ def test_no_spelling_means_two_modalities() -> None:
 
 @pytest.mark.parametrize(
     ("name", "modality"),
-    [("T1-weighted", "T1"), ("T1+Gd", "T1CE"), ("t1_ce", "T1CE"), ("T2*", "T2S"), ("t2-FLAIR", "FLAIR"), ("MRA", "TOF"),
-     ("[18F] FDG", "FDG"), ("Florbetapir", "AV45")],
-)  # fmt: skip
+    [
+        ("T1-weighted", "T1"),
+        ("T1+Gd", "T1CE"),
+        ("t1_ce", "T1CE"),
+        ("T2*", "T2S"),
+        ("t2-FLAIR", "FLAIR"),
+        ("MRA", "TOF"),
+        ("[18F] FDG", "FDG"),
+        ("Florbetapir", "AV45"),
+    ],
+)
 def test_usual_spellings(name: str, modality: str) -> None:
     assert parse(name) == modality
 

@@ -106,8 +106,13 @@ def test_few_open_files_change_nothing(cohort: Cohort, slices: Slices, monkeypat
     assert torch.equal(fresh.draw(50, torch.Generator().manual_seed(1)).images_BMHW, before.images_BMHW)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no CUDA device here"))])  # fmt: skip
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")),
+    ],
+)
 def test_prefetch_keeps_the_batches_and_their_order(slices: Slices, device: str) -> None:
     plain = list(slices.in_order(4))
     moved = list(prefetch(slices.in_order(4), device))

@@ -53,8 +53,10 @@ def test_supplied_maps_are_made_unit_where_they_say_something_and_0_elsewhere(pi
 
 def test_maps_that_say_nothing_are_refused() -> None:
     maps = torch.ones(2, 3, 4, 4, dtype=torch.complex64)
-    for wrong, says in ((maps * torch.tensor([1, 0])[:, None, None, None], "are 0 everywhere"),
-                        (maps * float("inf"), "NaN or infinite")):  # fmt: skip
+    for wrong, says in (
+        (maps * torch.tensor([1, 0])[:, None, None, None], "are 0 everywhere"),
+        (maps * float("inf"), "NaN or infinite"),
+    ):
         with pytest.raises(DataError, match=f"coil maps: .*{says}"):
             unit_maps(wrong)
 

@@ -105,9 +105,18 @@ def blur(d: Draw) -> GaussianBlur:
 
 OPERATORS: Mapping[str, Callable[[Draw], Any]] = {
     f.__name__: f
-    for f in (mri_lines, mri_lines_each, mri_points_each, mri_whole, mri_espirit, mri_placed, mri_placed_each,
-              super_resolution, blur)
-}  # fmt: skip
+    for f in (
+        mri_lines,
+        mri_lines_each,
+        mri_points_each,
+        mri_whole,
+        mri_espirit,
+        mri_placed,
+        mri_placed_each,
+        super_resolution,
+        blur,
+    )
+}
 PARITIES = [(0, 0), (1, 1), (0, 1), (1, 0)]
 every = pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
 
@@ -223,8 +232,10 @@ def test_one_sample_of_the_batch_has_its_own_parts(draw: Draw, make: Callable[[D
 
 
 @every
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no CUDA here"))])  # fmt: skip
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here"))],
+)
 def test_an_operator_moves_whole(one: Draw, make: Callable[[Draw], Any], device: str) -> None:
     operator = make(one)
     x = one.normal(B, one.H, one.W)
@@ -377,8 +388,9 @@ def test_a_clean_image_of_half_precision_keeps_every_bit() -> None:
 
 def test_the_place_is_that_of_the_cohorts_geometry(one: Draw) -> None:
     """A grid that is finer than the scanner's voxels and reaches beyond them on one side."""
-    placement = Placement(shape_DHW=(1, one.H, one.W), z=(0, 1), start_yx=(-1.3, 0.4), step_yx=(0.7, 0.9),
-                          grid_HW=(one.H + 2, one.W))  # fmt: skip
+    placement = Placement(
+        shape_DHW=(1, one.H, one.W), z=(0, 1), start_yx=(-1.3, 0.4), step_yx=(0.7, 0.9), grid_HW=(one.H + 2, one.W)
+    )
     rows, columns = map(torch.from_numpy, placement.weights_from())
     stack = np.random.default_rng(one.seed).random((1, one.H + 2, one.W), np.float32)
     placed = Place(rows=rows, columns=columns).forward(torch.from_numpy(stack))
@@ -421,11 +433,13 @@ def parts(d: Draw) -> dict[str, Any]:
         (lambda p: {"maps_BCHW": p["maps_BCHW"].real}, "coil maps of torch.float64"),
         (lambda p: {"maps_BCHW": p["maps_BCHW"][0]}, "coil maps of .* must be complex, with axes"),
         (lambda p: {"maps_BCHW": p["maps_BCHW"] * torch.tensor(float("nan"))}, "coil maps: holds .* NaN"),
-        (lambda p: {"maps_BCHW": p["maps_BCHW"].expand(2, -1, -1, -1),
-                    "mask": p["mask"].expand(3, 1, -1)}, r"samples.*\[2, 3\]"),
+        (
+            lambda p: {"maps_BCHW": p["maps_BCHW"].expand(2, -1, -1, -1), "mask": p["mask"].expand(3, 1, -1)},
+            r"samples.*\[2, 3\]",
+        ),
         (lambda p: {"placement": Place(rows=torch.eye(3), columns=torch.eye(3))}, "placement in a field of view"),
     ],
-)  # fmt: skip
+)
 def test_parts_that_do_not_fit_are_refused(one: Draw, change: Callable[[Any], Any], says: str) -> None:
     with pytest.raises(DataError, match=says) as error:
         CartesianMRI(**{**parts(one), **change(parts(one))})

@@ -61,9 +61,12 @@ def batch(exists: list[list[int]], seed: int = 0, clinical: tuple[Clinical, ...]
     images = torch.rand(*exists_BM.shape, SIDE, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
     images[~exists_BM] = float("nan")
     return Batch(
-        images_BMHW=images, exists_BM=exists_BM, shown_BM=exists_BM, subject_B=torch.arange(len(exists)),
+        images_BMHW=images,
+        exists_BM=exists_BM,
+        shown_BM=exists_BM,
+        subject_B=torch.arange(len(exists)),
         clinical=clinical * len(exists),
-    )  # fmt: skip
+    )
 
 
 # --- fusion ---------------------------------------------------------------------------------------------------------
@@ -96,19 +99,25 @@ def test_rows_together_or_one_by_one_and_paths_skipped_or_not_are_the_same() -> 
         torch.testing.assert_close(together[b : b + 1], net(z[b : b + 1], shown[b : b + 1]))
 
 
-@pytest.mark.parametrize(("exists", "used", "unused"), [
-    ([1, 1, 0], ("alone.FDG",), ("alone.AV45", "beside.FDG", "beside.AV45", "cross")),
-    ([1, 0, 1], ("alone.AV45",), ("alone.FDG", "beside.FDG", "beside.AV45", "cross")),
-    ([1, 1, 1], ("beside.FDG", "beside.AV45", "cross"), ("alone.FDG", "alone.AV45")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("exists", "used", "unused"),
+    [
+        ([1, 1, 0], ("alone.FDG",), ("alone.AV45", "beside.FDG", "beside.AV45", "cross")),
+        ([1, 0, 1], ("alone.AV45",), ("alone.FDG", "beside.FDG", "beside.AV45", "cross")),
+        ([1, 1, 1], ("beside.FDG", "beside.AV45", "cross"), ("alone.FDG", "alone.AV45")),
+    ],
+)
 def test_what_is_shown_chooses_the_path_and_the_others_get_no_gradient(
     exists: list[int], used: tuple[str, ...], unused: tuple[str, ...]
 ) -> None:
     made = method(drop=0.0)
     net = net_of(made)
     made.loss(net, batch([exists] * 2), "generate_T1", torch.Generator().manual_seed(0)).loss_B.sum().backward()
-    grads = {n.removeprefix("generators.T1.fusion."): p.grad for n, p in net.named_parameters()
-             if n.startswith("generators.T1.fusion.")}  # fmt: skip
+    grads = {
+        n.removeprefix("generators.T1.fusion."): p.grad
+        for n, p in net.named_parameters()
+        if n.startswith("generators.T1.fusion.")
+    }
     for path in used:
         assert any(g is not None and g.any() for n, g in grads.items() if n.startswith(path)), path
     for path in unused:
@@ -167,18 +176,30 @@ def test_every_field_of_the_chart_changes_what_is_made() -> None:
         assert all(not torch.equal(one, other) for other in outs[i + 1 :])
 
 
-@pytest.mark.parametrize(("options", "hears"), [
-    ({}, True), ({"use_diagnosis": False}, False), ({"fields": ["mmse"]}, False), ({"text": "none"}, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "hears"),
+    [
+        ({}, True),
+        ({"use_diagnosis": False}, False),
+        ({"fields": ["mmse"]}, False),
+        ({"text": "none"}, False),
+    ],
+)
 def test_a_diagnosis_that_may_not_be_used_is_not_heard(options: dict[str, object], hears: bool) -> None:
     made = method(**options)
     net = net_of(made)
     images, shown = torch.rand(1, 3, SIDE, SIDE, SIDE), torch.tensor([[True, False, False]])
     outs = [
-        made.synthesize(net, images, shown, Sampler(kind="ddim", steps=2), torch.Generator().manual_seed(0),
-                        clinical=[{"mmse": 20.0, "diagnosis": diagnosis}])
+        made.synthesize(
+            net,
+            images,
+            shown,
+            Sampler(kind="ddim", steps=2),
+            torch.Generator().manual_seed(0),
+            clinical=[{"mmse": 20.0, "diagnosis": diagnosis}],
+        )
         for diagnosis in ("AD", "HC")
-    ]  # fmt: skip
+    ]
     assert torch.equal(*outs) is not hears
     assert ("diagnosis" in made.reads) is hears
 
@@ -224,9 +245,10 @@ def test_the_clipped_consistency_is_a_multiple_of_the_loss(t: int, monkeypatch: 
     net = net_of(method())
     found = [
         method(parameterisation="eps", consistency=weight, drop=0.0)
-        .loss(net, batch([[1, 1, 1]]), "generate_AV45", torch.Generator().manual_seed(4)).loss_B.item()
+        .loss(net, batch([[1, 1, 1]]), "generate_AV45", torch.Generator().manual_seed(4))
+        .loss_B.item()
         for weight in (0.0, 1.0)
-    ]  # fmt: skip
+    ]
     abar = SCHEDULES["cosine"](1000).abar_T[t].item()
     assert found[1] / found[0] - 1 == pytest.approx(min(1.0, (1 - abar) / abar), rel=2e-3, abs=1e-4)
 
@@ -311,8 +333,11 @@ def test_before_training_the_coder_is_a_projection_onto_the_lowest_frequencies(e
     basis = cosines(edge, count).flatten(1)
     torch.testing.assert_close(basis @ basis.T, torch.eye(count), atol=1e-6, rtol=0)
     assert torch.allclose(basis[0], basis[0].mean().expand(edge**3))
-    coder = Autoencoder(AutoencoderShape(channels=(4,) * int(math.log2(edge)), blocks=1, latent=count, patch=2)) \
-        if edge in (2, 4, 8) else None  # fmt: skip
+    coder = (
+        Autoencoder(AutoencoderShape(channels=(4,) * int(math.log2(edge)), blocks=1, latent=count, patch=2))
+        if edge in (2, 4, 8)
+        else None
+    )
     if coder is not None:
         x = torch.rand(2, 1, 2 * edge, edge, 3 * edge)
         with torch.no_grad():
@@ -434,15 +459,25 @@ def test_a_poisoned_path_that_is_not_a_sites_own_changes_nothing() -> None:
                             # a slice of a convolution meets zeros, which NaN would not survive
                             p.fill_(math.nan) if dim is None else p.index_fill_(dim, index, 1e9)
         trained = train(
-            made, net, lambda n, g: batch([[1, 1, 0]] * n, int(torch.randint(99, (), generator=g))),
-            phase="generate_T1", options=options, owners=owners, round=0, seed=(0, "a"), device=torch.device("cpu"),
-        )  # fmt: skip
+            made,
+            net,
+            lambda n, g: batch([[1, 1, 0]] * n, int(torch.randint(99, (), generator=g))),
+            phase="generate_T1",
+            options=options,
+            owners=owners,
+            round=0,
+            seed=(0, "a"),
+            device=torch.device("cpu"),
+        )
         assert "from:AV45" not in [o for o, n in trained.counts.items() if n]
         folded = Fold(owners, weights, bits=scale_bits(max_abs=64.0, max_count=8), estimator="masked")
         from shared.base.records import Update
 
-        folded.add(Update(site="a", run="r", phase="generate_T1", round=0, schema="", delta=trained.delta,
-                          counts=trained.counts))  # fmt: skip
+        folded.add(
+            Update(
+                site="a", run="r", phase="generate_T1", round=0, schema="", delta=trained.delta, counts=trained.counts
+            )
+        )
         return dict(folded.mean(min_holders=1).delta)
 
     clean, poisoned = update(poison=False), update(poison=True)
@@ -473,8 +508,13 @@ def test_a_checkpointed_generator_has_the_same_gradients() -> None:
         net = awake(Generator(("FDG", "AV45"), shape, latent=4, fusion="adaptive", text=8))
         g = torch.Generator().manual_seed(1)
         heard = Heard(torch.randn(2, 6, 8, generator=g), torch.ones(2, 6).bool())
-        out = net(torch.randn(2, 4, 4, 4, 4, generator=g), torch.randn(2, 2, 4, 4, 4, 4, generator=g),
-                  torch.ones(2, 2).bool(), torch.tensor([1, 900]), heard)  # fmt: skip
+        out = net(
+            torch.randn(2, 4, 4, 4, 4, generator=g),
+            torch.randn(2, 2, 4, 4, 4, 4, generator=g),
+            torch.ones(2, 2).bool(),
+            torch.tensor([1, 900]),
+            heard,
+        )
         out.square().sum().backward()
         found.append({n: p.grad for n, p in net.named_parameters()})
     for name, grad in found[0].items():

@@ -87,8 +87,12 @@ def test_told_modalities_stand_at_level_zero_and_one_is_always_left_to_make() ->
     assert not bool((told_BM & ~exists).any()), seed
     assert bool((t_BM[told_BM] == 0).all())
     assert bool((exists & ~told_BM).any(1).all()), seed
-    shared = torch.tensor([len({t for t, told in zip(*row, strict=True) if not told}) == 1 for row in
-                           zip(t_BM.tolist(), told_BM.tolist(), strict=True)])  # fmt: skip
+    shared = torch.tensor(
+        [
+            len({t for t, told in zip(*row, strict=True) if not told}) == 1
+            for row in zip(t_BM.tolist(), told_BM.tolist(), strict=True)
+        ]
+    )
     share = 1 - shared.float().mean().item()
     assert abs(share - 0.2) < 0.03, (seed, share)  # 4 sd of 4000 draws
     assert 0.3 < told_BM.any(1).float().mean().item() < 0.6

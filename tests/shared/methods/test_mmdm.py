@@ -213,8 +213,9 @@ def test_shown_sources_come_back_as_they_are_and_hidden_ones_are_not_made() -> N
 def test_the_target_is_no_source() -> None:
     method, net = make()
     with pytest.raises(DataError, match="T1, T2, FLAIR"):
-        method.synthesize(net, batch_of((1, 1, 1, 1)).images_BMHW, torch.tensor([[False] * 3 + [True]]), Sampler(),
-                          seeded(1))  # fmt: skip
+        method.synthesize(
+            net, batch_of((1, 1, 1, 1)).images_BMHW, torch.tensor([[False] * 3 + [True]]), Sampler(), seeded(1)
+        )
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:

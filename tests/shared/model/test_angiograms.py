@@ -45,11 +45,15 @@ def test_each_view_projects_its_own_axis() -> None:
     point_DHW[5, 11, 23] = 1.0
     seen = {view: mip(point_DHW, view) for view in VIEWS}
     assert {view: tuple(one.shape) for view, one in seen.items()} == {
-        "axial": (24, 28), "sagittal": (20, 24), "coronal": (20, 28),
-    }  # fmt: skip
+        "axial": (24, 28),
+        "sagittal": (20, 24),
+        "coronal": (20, 28),
+    }
     assert {view: tuple(one.nonzero()[0].tolist()) for view, one in seen.items()} == {
-        "axial": (11, 23), "sagittal": (5, 11), "coronal": (5, 23),
-    }  # fmt: skip
+        "axial": (11, 23),
+        "sagittal": (5, 11),
+        "coronal": (5, 23),
+    }
 
 
 def test_a_constant_error_has_a_closed_form() -> None:
@@ -153,8 +157,13 @@ def test_a_skeleton_is_thin_inside_and_never_empty() -> None:
 def test_an_empty_prediction_scores_nothing_and_not_nan() -> None:
     nothing, whole = np.zeros(SHAPE, bool), tube()
     assert vessel_scores(nothing, whole) == {
-        "dice": 0, "cldice": 0, "components": 0, "components_off": 1, "largest_share": 0, "largest_covered": 0,
-    }  # fmt: skip
+        "dice": 0,
+        "cldice": 0,
+        "components": 0,
+        "components_off": 1,
+        "largest_share": 0,
+        "largest_covered": 0,
+    }
     assert vessel_scores(whole, nothing)["cldice"] == vessel_scores(whole, nothing)["largest_covered"] == 0
     both = vessel_scores(nothing, nothing)
     assert both["dice"] == both["cldice"] == both["largest_covered"] == 1

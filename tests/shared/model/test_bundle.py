@@ -60,9 +60,22 @@ def test_the_same_model_and_key_give_the_same_bytes(signed: tuple[Path, Path], t
 
 
 CERTIFICATE = Certificate(
-    site="north", epsilon=3.371, budget=7.5, delta=2e-5, noise=2.19, rate=0.125, clip=0.3, draws=4, slices=3,
-    steps=207, size=240, ledger="ab12", sequence=214, head="f00d", others=6,
-)  # fmt: skip
+    site="north",
+    epsilon=3.371,
+    budget=7.5,
+    delta=2e-5,
+    noise=2.19,
+    rate=0.125,
+    clip=0.3,
+    draws=4,
+    slices=3,
+    steps=207,
+    size=240,
+    ledger="ab12",
+    sequence=214,
+    head="f00d",
+    others=6,
+)
 
 
 def test_a_bundle_says_what_may_be_said_of_its_privacy(signed: tuple[Path, Path], tmp_path: Path) -> None:
@@ -89,8 +102,13 @@ def test_a_bundle_says_what_may_be_said_of_its_privacy(signed: tuple[Path, Path]
 def audit_of(folder: Path, **changed: Any) -> Summary:
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     values: dict[str, Any] = {
-        "duplicates": 0.01, "control": 0.01, "auc": 0.5, "auc_low": 0.4, "auc_high": 0.6, "hits": None,
-    }  # fmt: skip
+        "duplicates": 0.01,
+        "control": 0.01,
+        "auc": 0.5,
+        "auc_low": 0.4,
+        "auc_high": 0.6,
+        "hits": None,
+    }
     return Summary(weights=weights, limits=Limits(), lacuna="0", **values | changed)
 
 

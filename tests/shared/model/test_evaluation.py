@@ -122,8 +122,18 @@ def test_better_is_better_and_differences_are_paired(heldout: dict[str, Cohort])
 
 def test_the_interval_is_student_s() -> None:
     def score(model: str, subject: int, value: float) -> Score:
-        return Score(model=model, site="a", subject=subject, shown=("T1",), target="T2", region="brain",
-                     metric="psnr", volume=value, slice=value, slices=1)  # fmt: skip
+        return Score(
+            model=model,
+            site="a",
+            subject=subject,
+            shown=("T1",),
+            target="T2",
+            region="brain",
+            metric="psnr",
+            volume=value,
+            slice=value,
+            slices=1,
+        )
 
     scores = [score("one", i, v) for i, v in enumerate((1.0, 2.0, 3.0))] + [score("two", i, 0.0) for i in range(3)]
     lead = difference(scores, "one", "two", lambda _: True)

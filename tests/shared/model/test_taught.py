@@ -32,8 +32,14 @@ ASKED: list[tuple[list[str], tuple[int, ...]]] = []
 def model(patterns: list[list[str]] | None) -> Model:
     method = Told(modalities=NAMES, size="tiny", precision="fp32")
     provenance = {} if patterns is None else {"patterns": patterns}
-    return Model(name="any2all", method=method, net=method.build(0), grid=Grid(height=16, width=16), sampler=Sampler(),
-                 record={"provenance": provenance})  # fmt: skip
+    return Model(
+        name="any2all",
+        method=method,
+        net=method.build(0),
+        grid=Grid(height=16, width=16),
+        sampler=Sampler(),
+        record={"provenance": provenance},
+    )
 
 
 def names(rows: tuple[int, ...]) -> list[str]:
@@ -80,8 +86,15 @@ def test_a_subject_is_filled_in_pass_by_pass_and_the_shown_comes_back() -> None:
     ASKED.clear()
     taught = model([["T1", "FLAIR", "T2S"], ["T1", "CT"]])
     images = torch.rand(4, 2, 16, 16)
-    filled = fill(taught, images, torch.tensor([True, False, False, False]), slices=[0, 1], sampler=Sampler(),
-                  keys=(0,), device=torch.device("cpu"))  # fmt: skip
+    filled = fill(
+        taught,
+        images,
+        torch.tensor([True, False, False, False]),
+        slices=[0, 1],
+        sampler=Sampler(),
+        keys=(0,),
+        device=torch.device("cpu"),
+    )
     assert ASKED == [(["clean", "none", "none", "none"], (3,)), (["clean", "none", "none", "none"], (1, 2))]
     assert torch.equal(filled.mean_MDHW[0], images[0])
     assert filled.mean_MDHW[[1, 2]].unique().item() == pytest.approx(0.1)

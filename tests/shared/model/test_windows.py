@@ -152,8 +152,16 @@ def test_windows_without_an_image_cost_nothing(model: Model) -> None:
     images = torch.zeros(3, SLAB, 64, EDGE)
     images[:, :, :EDGE] = 0.5
     seen: list[int] = []
-    fill(model, images, torch.tensor([True, True, False]), slices=range(SLAB), sampler=Sampler(kind="mean"), keys=(0,),
-         device=CPU, progress=lambda done, of: seen.append(of))  # fmt: skip
+    fill(
+        model,
+        images,
+        torch.tensor([True, True, False]),
+        slices=range(SLAB),
+        sampler=Sampler(kind="mean"),
+        keys=(0,),
+        device=CPU,
+        progress=lambda done, of: seen.append(of),
+    )
     assert seen[-1] == 2  # of seven
 
 

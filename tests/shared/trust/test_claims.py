@@ -28,9 +28,22 @@ from shared.trust.privacy import Privacy, PrivacyPlan, Query, noise_for
 from shared.trust.privacy import epsilon as epsilon_of
 
 NORTH = Certificate(
-    site="north", epsilon=3.371, budget=7.5, delta=2e-5, noise=2.19, rate=0.125, clip=0.3, draws=4, slices=3,
-    steps=207, size=240, ledger="ab12cd34ef56" + "0" * 20, sequence=214, head="f00dfeed1234" + "0" * 52, others=0,
-)  # fmt: skip
+    site="north",
+    epsilon=3.371,
+    budget=7.5,
+    delta=2e-5,
+    noise=2.19,
+    rate=0.125,
+    clip=0.3,
+    draws=4,
+    slices=3,
+    steps=207,
+    size=240,
+    ledger="ab12cd34ef56" + "0" * 20,
+    sequence=214,
+    head="f00dfeed1234" + "0" * 52,
+    others=0,
+)
 EAST = dataclasses.replace(NORTH, site="east", epsilon=1.5, others=6, sums=1, sums_noise=4.5, sums_clip=0.7)
 PRIOR = Prior(run="first", data="phantom", weights="c0ffee123456" + "0" * 52)
 PRIVATE = PrivacyRecord(private=(NORTH,))
@@ -38,18 +51,49 @@ MIXED = PrivacyRecord(private=(NORTH, EAST), not_private=("south", "west"), prio
 RECORDS = {"private": PRIVATE, "mixed": MIXED, "none": PrivacyRecord(), "some": PrivacyRecord(not_private=("south",))}
 
 FORBIDDEN = (
-    "anonym", "complian", "comply", "gdpr", "hipaa", "guarantee", "safe", "secure", "impossible", "cannot be",
-    "fully", "never", "no risk", "memor", "de-identif", "unlearn", "hospital", "certif",
-)  # fmt: skip
+    "anonym",
+    "complian",
+    "comply",
+    "gdpr",
+    "hipaa",
+    "guarantee",
+    "safe",
+    "secure",
+    "impossible",
+    "cannot be",
+    "fully",
+    "never",
+    "no risk",
+    "memor",
+    "de-identif",
+    "unlearn",
+    "hospital",
+    "certif",
+)
 
 
 @pytest.mark.parametrize(
     "said",
-    ["(3.38, 2e-05)", "epsilon 7.5", "207 steps (T)", "rate 0.125 (q)", "about 240", "to 0.3 (C)", "2.19 x C (sigma)",
-     "3 slices of a drawn subject", "4 draws of noise", "ledger ab12cd34ef56 stood at row 214", "head f00dfeed1234",
-     "unit is one subject", "add or remove one subject", "Poisson sampling", "Gaussian noise", "RDP gates, PRV reports",
-     "random weights"],
-)  # fmt: skip
+    [
+        "(3.38, 2e-05)",
+        "epsilon 7.5",
+        "207 steps (T)",
+        "rate 0.125 (q)",
+        "about 240",
+        "to 0.3 (C)",
+        "2.19 x C (sigma)",
+        "3 slices of a drawn subject",
+        "4 draws of noise",
+        "ledger ab12cd34ef56 stood at row 214",
+        "head f00dfeed1234",
+        "unit is one subject",
+        "add or remove one subject",
+        "Poisson sampling",
+        "Gaussian noise",
+        "RDP gates, PRV reports",
+        "random weights",
+    ],
+)
 def test_every_number_that_goes_in_comes_out(said: str) -> None:
     assert said in " ".join(statement(PRIVATE))
 
@@ -99,10 +143,13 @@ def test_what_else_left_the_cohort_and_what_came_before_is_said() -> None:
     assert "6 other updates of its cohorts without" in short(MIXED)
 
 
-@pytest.mark.parametrize(("data", "line"), [
-    (None, "does not say what it was trained on: that is outside of all figures here"),
-    ("OpenNeuro ds1, public", "trained on: OpenNeuro ds1, public. That is outside of all figures here"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (None, "does not say what it was trained on: that is outside of all figures here"),
+        ("OpenNeuro ds1, public", "trained on: OpenNeuro ds1, public. That is outside of all figures here"),
+    ],
+)
 def test_a_prior_that_is_not_of_phantoms_is_outside_of_the_figures(data: str | None, line: str) -> None:
     record = PrivacyRecord(private=(NORTH,), prior=dataclasses.replace(PRIOR, data=data))
     assert line in " ".join(statement(record))
@@ -134,9 +181,20 @@ def test_nothing_is_claimed_that_is_not_known(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["anonymous", "GDPR, HIPAA", "memorised", "several sites", "hospital", "logs", "replacing one subject",
-             "side channels", "floating-point", "staff"],
-)  # fmt: skip
+    "what",
+    [
+        "anonymous",
+        "GDPR, HIPAA",
+        "memorised",
+        "several sites",
+        "hospital",
+        "logs",
+        "replacing one subject",
+        "side channels",
+        "floating-point",
+        "staff",
+    ],
+)
 def test_what_is_not_claimed_is_said(what: str) -> None:
     assert all(text.startswith("Not claimed: ") for text in not_claimed())
     assert any(what in text for text in not_claimed())
@@ -150,14 +208,17 @@ def test_the_facts_go_through_json() -> None:
     assert privacy_of({})["statement"] == statement(PrivacyRecord())
 
 
-@pytest.mark.parametrize(("provenance", "line"), [
-    ({"private": True}, "provenance.private=true: needs provenance.privacy"),
-    ({"privacy": "yes"}, "provenance.privacy='yes': must be a group of keys"),
-    ({"privacy": {"private": [{"site": "north"}]}}, "provenance.privacy.private"),
-    ({"privacy": {"private": [plain(NORTH) | {"epsilon": math.inf}]}}, "epsilon=inf: must be 0 or more and finite"),
-    ({"privacy": {"private": [plain(NORTH)] * 2}}, "each site once"),
-    ({"privacy": {"epsilon": 1}}, "provenance.privacy.epsilon=1: unknown key"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("provenance", "line"),
+    [
+        ({"private": True}, "provenance.private=true: needs provenance.privacy"),
+        ({"privacy": "yes"}, "provenance.privacy='yes': must be a group of keys"),
+        ({"privacy": {"private": [{"site": "north"}]}}, "provenance.privacy.private"),
+        ({"privacy": {"private": [plain(NORTH) | {"epsilon": math.inf}]}}, "epsilon=inf: must be 0 or more and finite"),
+        ({"privacy": {"private": [plain(NORTH)] * 2}}, "each site once"),
+        ({"privacy": {"epsilon": 1}}, "provenance.privacy.epsilon=1: unknown key"),
+    ],
+)
 def test_facts_that_are_not_whole_are_no_statement(provenance: dict[str, Any], line: str) -> None:
     with pytest.raises(DataError, match=re.escape(line)):
         statement(read(provenance))

@@ -52,8 +52,10 @@ def test_a_synthesised_series_comes_back_as_it_went(pacs: Pacs, tmp_path: Path, 
     assert len(pacs.get("/studies")) == 1  # the source's own
     assert len(pacs.get("/series")) == 3
     for one in series:
-        back = {image.SOPInstanceUID: image for image in
-                (dcmread(io.BytesIO(b)) for b in pacs.instances(SeriesInstanceUID=one.uid))}  # fmt: skip
+        back = {
+            image.SOPInstanceUID: image
+            for image in (dcmread(io.BytesIO(b)) for b in pacs.instances(SeriesInstanceUID=one.uid))
+        }
         sent = {image.SOPInstanceUID: image for image in map(dcmread, one.files)}
         assert back.keys() == sent.keys()
         for uid, image in sent.items():
@@ -156,8 +158,10 @@ def test_a_server_that_keeps_only_some_is_noticed(tmp_path: Path) -> None:
         return {"00081155": {"vr": "UI", "Value": [uid]}, **more}
 
     some = {"00081199": {"vr": "SQ", "Value": [item(uid) for uid in uids[:24]]}}
-    refusal = {"00081198": {"vr": "SQ", "Value": [item(uids[3], **{"00081197": {"vr": "US", "Value": [0xA700]}})]},
-               "00081199": {"vr": "SQ", "Value": [item(uid) for uid in uids[:24]]}}  # fmt: skip
+    refusal = {
+        "00081198": {"vr": "SQ", "Value": [item(uids[3], **{"00081197": {"vr": "US", "Value": [0xA700]}})]},
+        "00081199": {"vr": "SQ", "Value": [item(uid) for uid in uids[:24]]},
+    }
     for answer, line in (
         (some, "24 of 28 images were stored, 4 were not: the PACS did not acknowledge them"),
         (refusal, "23 of 28 images were stored, 5 were not: .* was refused, reason 0xa700"),

@@ -58,8 +58,13 @@ def test_each_voxel_lies_where_it_was(
         near = found.get(place) or min(found.items(), key=lambda item: np.abs(np.subtract(item[0], place)).max())[1]
         assert near == pytest.approx(data[index], abs=0.0501)
     positions = {tuple(dcmread(p).ImagePositionPatient) for p in (tmp_path / "study").rglob("IM*")}
-    assert np.abs(np.sort(np.array(list(positions), float), 0)
-                  - np.sort([dcmread(p).ImagePositionPatient for p in series[0].files], 0)).max() < 1e-4  # fmt: skip
+    assert (
+        np.abs(
+            np.sort(np.array(list(positions), float), 0)
+            - np.sort([dcmread(p).ImagePositionPatient for p in series[0].files], 0)
+        ).max()
+        < 1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,8 +97,17 @@ def test_a_study_that_says_little_gets_a_valid_series_too(modality: str, tmp_pat
     study_at(tmp_path / "study", affine)
     for path in (tmp_path / "study").rglob("IM*"):
         image = dcmread(path)
-        for keyword in ("PatientPosition", "PatientBirthDate", "AccessionNumber", "StudyID", "StudyDescription",
-                        "StudyTime", "ReferringPhysicianName", "PatientSex", "Manufacturer"):  # fmt: skip
+        for keyword in (
+            "PatientPosition",
+            "PatientBirthDate",
+            "AccessionNumber",
+            "StudyID",
+            "StudyDescription",
+            "StudyTime",
+            "ReferringPhysicianName",
+            "PatientSex",
+            "Manufacturer",
+        ):
             del image[keyword]
         image.save_as(path)
     mean, _ = volumes(tmp_path / "nifti", modality, affine)
@@ -109,8 +123,18 @@ def test_it_says_what_it_is_and_whose(tmp_path: Path) -> None:
     made = write_series({"FLAIR": mean}, study, tmp_path / "out", now=NOW)
     image, spread = (dcmread(one.files[4]) for one in made)
     source = dcmread(tmp_path / "study/S1/IM0004")
-    for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",
-                    "AccessionNumber", "StudyDescription", "FrameOfReferenceUID", "PatientPosition"):  # fmt: skip
+    for keyword in (
+        "PatientName",
+        "PatientID",
+        "PatientBirthDate",
+        "PatientSex",
+        "StudyInstanceUID",
+        "StudyDate",
+        "AccessionNumber",
+        "StudyDescription",
+        "FrameOfReferenceUID",
+        "PatientPosition",
+    ):
         assert image[keyword].value == source[keyword].value
     assert str(image.PatientName) == "Müller^Änne"
     assert image.SeriesDescription == f"{LABEL}: FLAIR"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from support.dicoms import write_series, write_study
-from support.orthanc import Pacs, orthanc, pacs, running  # noqa: F401
+from support.orthanc import Pacs, running
 from support.shared_data import unpacked
 
 from client.ingest.arrive import dicomweb
@@ -26,8 +26,11 @@ from shared.base.errors import ConfigError, DataError
 
 
 def test_a_pacs_becomes_a_cohort_and_again_fetches_nothing(
-    site: Any, pacs: Pacs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
-) -> None:  # fmt: skip
+    site: Any,
+    pacs: Pacs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     write_study(tmp_path / "a", "A", ["T1", "T2", "FLAIR"])
     write_study(tmp_path / "b", "B", ["T1", "CT"])
     pacs.store(tmp_path / "a", tmp_path / "b")
@@ -40,7 +43,7 @@ def test_a_pacs_becomes_a_cohort_and_again_fetches_nothing(
     assert site.ingest(Web(url=pacs.dicomweb)).files == 5 * 16
 
 
-def test_what_is_fetched_is_what_was_stored(site: Any, pacs: Pacs, tmp_path: Path) -> None:  # noqa: F811
+def test_what_is_fetched_is_what_was_stored(site: Any, pacs: Pacs, tmp_path: Path) -> None:
     paths = write_series(tmp_path / "a", "T1")
     pacs.store(tmp_path / "a")
     site.ingest(Web(url=pacs.dicomweb), review=True)
@@ -48,7 +51,7 @@ def test_what_is_fetched_is_what_was_stored(site: Any, pacs: Pacs, tmp_path: Pat
     assert fetched == {path.read_bytes() for path in paths}
 
 
-def test_real_series_of_three_makers_through_a_real_pacs(site: Any, pacs: Pacs) -> None:  # noqa: F811
+def test_real_series_of_three_makers_through_a_real_pacs(site: Any, pacs: Pacs) -> None:
     """Siemens enhanced and GE classic T1 are inputs; Philips' field map and Siemens' EPI are left aside by name."""
     for name in ("xa30_t1", "ge_t1", "enhanced_philips_siemens"):
         pacs.store(unpacked(f"dicom/{name}.tar.xz"))
@@ -59,7 +62,7 @@ def test_real_series_of_three_makers_through_a_real_pacs(site: Any, pacs: Pacs) 
     assert why == ["echo-planar", "magnitude and phase in one series"]
 
 
-def test_only_the_studies_asked_for(site: Any, pacs: Pacs, tmp_path: Path) -> None:  # noqa: F811
+def test_only_the_studies_asked_for(site: Any, pacs: Pacs, tmp_path: Path) -> None:
     write_study(tmp_path / "a", "A", ["T1"], study="old", day="20200101")
     write_study(tmp_path / "b", "B", ["T2"], study="new", day="20240601")
     pacs.store(tmp_path)

@@ -30,9 +30,14 @@ HERE = Identity(key=bytes(range(32)))
 def header(**tags: Any) -> Dataset:
     dataset = Dataset()
     for key, value in {
-        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.4", "SOPInstanceUID": "1.2.3.4", "StudyInstanceUID": "1.2.3",
-        "PatientID": "7", "StudyDate": "20200304", "EchoTime": 90.5, **tags,
-    }.items():  # fmt: skip
+        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.4",
+        "SOPInstanceUID": "1.2.3.4",
+        "StudyInstanceUID": "1.2.3",
+        "PatientID": "7",
+        "StudyDate": "20200304",
+        "EchoTime": 90.5,
+        **tags,
+    }.items():
         setattr(dataset, key, value)
     return dataset
 
@@ -57,7 +62,14 @@ def test_of_a_description_only_words_about_images_stay(text: str, left: str) -> 
 
 def test_ages_above_89_are_one() -> None:
     assert [clean_age(age) for age in (None, -1.0, float("nan"), 0.4, 89.9, 90.0, 104.0)] == [
-        None, None, None, 0.0, 89.0, 90.0, 90.0]  # fmt: skip
+        None,
+        None,
+        None,
+        0.0,
+        89.0,
+        90.0,
+        90.0,
+    ]
 
 
 def test_references_between_images_stay_whole() -> None:
@@ -79,9 +91,18 @@ def test_dates_move_and_times_of_day_stay() -> None:
 
 def test_what_physics_needs_stays() -> None:
     made = deidentify(
-        header(RescaleSlope="0.5", ImageOrientationPatient=[1, 0, 0, 0, 1, 0], ScanningSequence=["GR", "IR"],
-               ImageType=["ORIGINAL", "PRIMARY", "SMITHJOHN"], SequenceVariant="SMITHJOHN", FlipAngle=19561224,
-               ManufacturerModelName="MAGNETOM Vida 175689", BodyPartExamined="BRAIN"), HERE)  # fmt: skip
+        header(
+            RescaleSlope="0.5",
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            ScanningSequence=["GR", "IR"],
+            ImageType=["ORIGINAL", "PRIMARY", "SMITHJOHN"],
+            SequenceVariant="SMITHJOHN",
+            FlipAngle=19561224,
+            ManufacturerModelName="MAGNETOM Vida 175689",
+            BodyPartExamined="BRAIN",
+        ),
+        HERE,
+    )
     assert made.EchoTime == 90.5
     assert made.RescaleSlope == 0.5
     assert made.ImageOrientationPatient == [1, 0, 0, 0, 1, 0]
@@ -119,8 +140,10 @@ def test_the_record_names_each_option_once() -> None:
 
 
 def test_what_no_longer_holds_leaves_the_record() -> None:
-    codes = [{"CodeValue": v, "CodingSchemeDesignator": "DCM", "CodeMeaning": m}
-             for v, m in (("113101", "wrong words"), ("113106", "Full Dates"), ("113109", "Device"))]  # fmt: skip
+    codes = [
+        {"CodeValue": v, "CodingSchemeDesignator": "DCM", "CodeMeaning": m}
+        for v, m in (("113101", "wrong words"), ("113106", "Full Dates"), ("113109", "Device"))
+    ]
     made = clean_sidecar({"DeidentificationMethodCodeSequence": codes}, "7", HERE)
     values = {code["CodeValue"]: code["CodeMeaning"] for code in made["DeidentificationMethodCodeSequence"]}
     assert values == {"113101": "Clean Pixel Data Option", **OPTIONS}
@@ -198,8 +221,16 @@ def written(image: np.ndarray, text: str, size: int, value: int, at: tuple[int, 
 def test_a_name_in_the_pixels_is_suspected(size: int, value: int, at: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     image = brain(rng) + np.uint16(1)
-    dataset = header(Rows=256, Columns=256, BitsAllocated=16, BitsStored=12, HighBit=11, PixelRepresentation=0,
-                     SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2")  # fmt: skip
+    dataset = header(
+        Rows=256,
+        Columns=256,
+        BitsAllocated=16,
+        BitsStored=12,
+        HighBit=11,
+        PixelRepresentation=0,
+        SamplesPerPixel=1,
+        PhotometricInterpretation="MONOCHROME2",
+    )
     dataset.ensure_file_meta()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.PixelData = image.tobytes()
@@ -239,20 +270,34 @@ def test_an_overlay_is_suspected() -> None:
 
 
 def test_a_real_sidecar_keeps_physics_and_no_names() -> None:
-    raw = {"InstitutionName": "Indiana University", "PatientName": "XAtest", "ScanningSequence": "GR\\IR",
-           "EchoTime": 0.00241, "ImageType": ["ORIGINAL", "PRIMARY", "M", "NONE"],
-           "AcquisitionDateTime": "2022-07-11T12:05:17.042500",
-           "SeriesInstanceUID": "1.3.12.2", "AcquisitionTime": "12:05:17", "SliceTiming": [0, 0.5],
-           "SpoilingState": True,
-           "PhaseEncodingDirection": "j-", "ConversionSoftwareVersion": "v1.0.20260724", "BidsGuess": ["anat", "_T1w"],
-           "PulseSequenceDetails": "%CustomerSeq%\\smith"}  # fmt: skip
+    raw = {
+        "InstitutionName": "Indiana University",
+        "PatientName": "XAtest",
+        "ScanningSequence": "GR\\IR",
+        "EchoTime": 0.00241,
+        "ImageType": ["ORIGINAL", "PRIMARY", "M", "NONE"],
+        "AcquisitionDateTime": "2022-07-11T12:05:17.042500",
+        "SeriesInstanceUID": "1.3.12.2",
+        "AcquisitionTime": "12:05:17",
+        "SliceTiming": [0, 0.5],
+        "SpoilingState": True,
+        "PhaseEncodingDirection": "j-",
+        "ConversionSoftwareVersion": "v1.0.20260724",
+        "BidsGuess": ["anat", "_T1w"],
+        "PulseSequenceDetails": "%CustomerSeq%\\smith",
+    }
     made = clean_sidecar(raw, "7", HERE)
     day = HERE.date("20220711", "7")
     record = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
     assert {key: value for key, value in made.items() if key not in record} == {
-        "ScanningSequence": "GR\\IR", "EchoTime": 0.00241, "ImageType": ["ORIGINAL", "PRIMARY", "M", "NONE"],
-        "AcquisitionDateTime": f"{day[:4]}-{day[4:6]}-{day[6:]}", "SeriesInstanceUID": HERE.uid("1.3.12.2"),
-        "SliceTiming": [0, 0.5], "SpoilingState": True, "PhaseEncodingDirection": "j-",
+        "ScanningSequence": "GR\\IR",
+        "EchoTime": 0.00241,
+        "ImageType": ["ORIGINAL", "PRIMARY", "M", "NONE"],
+        "AcquisitionDateTime": f"{day[:4]}-{day[4:6]}-{day[6:]}",
+        "SeriesInstanceUID": HERE.uid("1.3.12.2"),
+        "SliceTiming": [0, 0.5],
+        "SpoilingState": True,
+        "PhaseEncodingDirection": "j-",
         "ConversionSoftwareVersion": "v1.0.20260724",
-    }  # fmt: skip
+    }
     assert json.dumps(made)

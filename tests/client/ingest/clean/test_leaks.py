@@ -36,14 +36,39 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def planted(vr: str) -> object:
     """An identifier, as far as this kind of value can hold one."""
     return {
-        "AE": NAME, "AS": "079Y", "CS": NAME, "DA": DAY, "DS": str(NUMBER), "DT": f"{DAY}121212", "FD": float(NUMBER),
-        "FL": float(NUMBER), "IS": str(NUMBER), "LO": f"MR {NAME}", "LT": f"T1 {NAME}", "OB": NAME.encode() + b" ",
-        "OD": np.array([NUMBER], "<f8").tobytes(), "OF": np.array([NUMBER], "<f4").tobytes(),
+        "AE": NAME,
+        "AS": "079Y",
+        "CS": NAME,
+        "DA": DAY,
+        "DS": str(NUMBER),
+        "DT": f"{DAY}121212",
+        "FD": float(NUMBER),
+        "FL": float(NUMBER),
+        "IS": str(NUMBER),
+        "LO": f"MR {NAME}",
+        "LT": f"T1 {NAME}",
+        "OB": NAME.encode() + b" ",
+        "OD": np.array([NUMBER], "<f8").tobytes(),
+        "OF": np.array([NUMBER], "<f4").tobytes(),
         "OL": NAME.encode() + b" ",
-        "OV": NAME.encode() + b" ", "OW": NAME.encode() + b" ", "PN": f"{NAME}^JOHN", "SH": NAME, "SL": NUMBER,
-        "ST": NAME, "SV": NUMBER, "TM": NAME, "UC": NAME, "UI": ROOT, "UL": NUMBER, "UN": NAME.encode() + b" ", "UR":
-        f"http://{NAME}", "UT": NAME, "UV": NUMBER, "US": 60606, "SS": 30303,
-    }[vr]  # fmt: skip
+        "OV": NAME.encode() + b" ",
+        "OW": NAME.encode() + b" ",
+        "PN": f"{NAME}^JOHN",
+        "SH": NAME,
+        "SL": NUMBER,
+        "ST": NAME,
+        "SV": NUMBER,
+        "TM": NAME,
+        "UC": NAME,
+        "UI": ROOT,
+        "UL": NUMBER,
+        "UN": NAME.encode() + b" ",
+        "UR": f"http://{NAME}",
+        "UT": NAME,
+        "UV": NUMBER,
+        "US": 60606,
+        "SS": 30303,
+    }[vr]
 
 
 def poison(dataset: Dataset, depth: int = 0) -> int:
@@ -67,8 +92,13 @@ def poison(dataset: Dataset, depth: int = 0) -> int:
             continue
         dataset.add(DataElement(tag, kind, planted(kind)))
         n += 1
-    for group, creator in ((0x0009, "GEMS_IDEN_01"), (0x2005, "Philips MR Imaging DD 001"), (0x7053, f"{NAME} INC"),
-                           (0x0029, "SIEMENS CSA HEADER"), (0x0051, NAME)):  # fmt: skip
+    for group, creator in (
+        (0x0009, "GEMS_IDEN_01"),
+        (0x2005, "Philips MR Imaging DD 001"),
+        (0x7053, f"{NAME} INC"),
+        (0x0029, "SIEMENS CSA HEADER"),
+        (0x0051, NAME),
+    ):
         block = dataset.private_block(group, creator, create=True)
         for offset, vr in enumerate(("LO", "UN", "PN", "OB", "DA", "IS", "UI", "SQ", "UT", "FL")):
             block.add_new(offset, vr, Sequence([item_of_names()]) if vr == "SQ" else planted(vr))
@@ -88,9 +118,23 @@ def item_of_names() -> Dataset:
     return item
 
 
-KEPT_AS_IS = ("SOPClassUID", "PixelData", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
-              "SamplesPerPixel", "PixelRepresentation", "NumberOfFrames", "FloatPixelData", "DoubleFloatPixelData",
-              "PatientID", "SpecificCharacterSet", "ModalityLUTSequence")  # fmt: skip
+KEPT_AS_IS = (
+    "SOPClassUID",
+    "PixelData",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "SamplesPerPixel",
+    "PixelRepresentation",
+    "NumberOfFrames",
+    "FloatPixelData",
+    "DoubleFloatPixelData",
+    "PatientID",
+    "SpecificCharacterSet",
+    "ModalityLUTSequence",
+)
 
 
 def image(syntax: str = ExplicitVRLittleEndian) -> FileDataset:
@@ -170,12 +214,33 @@ def test_a_sidecar_keeps_no_identifier_under_any_key() -> None:
     from client.ingest.clean import allowed
 
     texts = (NAME, f"T1 {NAME}", f"MPRAGE_{NAME}_{DAY}", DAY, str(NUMBER), f"{NAME}\\{NAME}", f"T1w\n{NAME}")
-    keys = (*allowed.NUMBERS, *allowed.TEXTS, "PatientName", "InstitutionName", "BidsGuess", "DeidentificationMethod",
-            "DeidentificationMethodCodeSequence", "SeriesInstanceUID", "AcquisitionDateTime", "AcquisitionTime",
-            "ConversionSoftwareVersion", NAME, "Global")  # fmt: skip
-    values: list[object] = [*texts, list(texts), NUMBER, float(NUMBER), [1.0, NUMBER], {NAME: NAME}, [[NUMBER]],
-                            [{"CodeValue": NAME, "CodingSchemeDesignator": "DCM", "CodeMeaning": NAME}],
-                            [{"CodeValue": "113100", "CodingSchemeDesignator": "DCM", NAME: NAME}], None]  # fmt: skip
+    keys = (
+        *allowed.NUMBERS,
+        *allowed.TEXTS,
+        "PatientName",
+        "InstitutionName",
+        "BidsGuess",
+        "DeidentificationMethod",
+        "DeidentificationMethodCodeSequence",
+        "SeriesInstanceUID",
+        "AcquisitionDateTime",
+        "AcquisitionTime",
+        "ConversionSoftwareVersion",
+        NAME,
+        "Global",
+    )
+    values: list[object] = [
+        *texts,
+        list(texts),
+        NUMBER,
+        float(NUMBER),
+        [1.0, NUMBER],
+        {NAME: NAME},
+        [[NUMBER]],
+        [{"CodeValue": NAME, "CodingSchemeDesignator": "DCM", "CodeMeaning": NAME}],
+        [{"CodeValue": "113100", "CodingSchemeDesignator": "DCM", NAME: NAME}],
+        None,
+    ]
     for value in values:
         written = json.dumps(clean_sidecar(dict.fromkeys(keys, value), str(NUMBER), HERE))
         for needle in (NAME, str(NUMBER), DAY, "1943-11-27"):

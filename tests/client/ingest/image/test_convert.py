@@ -189,9 +189,10 @@ def test_real_field_maps_and_epi_are_named_exclusions() -> None:
 def test_real_tilted_ct_is_pushed_back(maker: str, tilt: float, tmp_path: Path) -> None:
     """dcm_qa_ct is not among the shared images everywhere: then the made one above stands for it."""
     (series,) = (
-        s for s in series_of(unpacked("dicom/ct_tilt.tar.xz"))
+        s
+        for s in series_of(unpacked("dicom/ct_tilt.tar.xz"))
         if s.first.real("GantryDetectorTilt") == tilt and s.first.text("Manufacturer").lower().startswith(maker)
-    )  # fmt: skip
+    )
     assert (classify(series).modality, series.fault) == ("CT", "")
     made = convert(series, "CT", tmp_path)
     assert "tilt corrected" in made.why

@@ -94,9 +94,12 @@ def test_the_digest_is_of_what_decides_the_images() -> None:
     usual = Preparation()
     assert usual.digest == Preparation().digest == build(Preparation, plain(usual), "preparation").digest
     changed = [
-        Preparation(spacing_mm=1.0), Preparation(to_template=True), Preparation(n4=None),
-        Preparation(limits=Limits(min_snr=3.0)), Preparation(order=tuple(reversed(MODALITIES))),
-    ]  # fmt: skip
+        Preparation(spacing_mm=1.0),
+        Preparation(to_template=True),
+        Preparation(n4=None),
+        Preparation(limits=Limits(min_snr=3.0)),
+        Preparation(order=tuple(reversed(MODALITIES))),
+    ]
     assert len({usual.digest, *(one.digest for one in changed)}) == 1 + len(changed)
 
 

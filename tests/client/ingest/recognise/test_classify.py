@@ -30,22 +30,45 @@ def test_no_description_changes_what_tags_say(tmp_path: Path, modality: str) -> 
     assert classify(one(tmp_path, modality, SeriesDescription=other)).modality == modality
 
 
-GE_MPRAGE = {"ScanningSequence": ["RM", "IR"], "SequenceVariant": "NONE", "RepetitionTime": 2217.66, "EchoTime": 3.17,
-             "InversionTime": 1000}  # fmt: skip
-PHILIPS_TFE = {"ScanningSequence": "GR", "SequenceVariant": "MP", "RepetitionTime": 8.1, "EchoTime": 3.7,
-               "InversionTime": None, "FlipAngle": 8}  # fmt: skip
+GE_MPRAGE = {
+    "ScanningSequence": ["RM", "IR"],
+    "SequenceVariant": "NONE",
+    "RepetitionTime": 2217.66,
+    "EchoTime": 3.17,
+    "InversionTime": 1000,
+}
+PHILIPS_TFE = {
+    "ScanningSequence": "GR",
+    "SequenceVariant": "MP",
+    "RepetitionTime": 8.1,
+    "EchoTime": 3.7,
+    "InversionTime": None,
+    "FlipAngle": 8,
+}
 SPACE_T2 = {"ScanningSequence": "SE", "RepetitionTime": 3200, "EchoTime": 408, "InversionTime": None}
 SPACE_FLAIR = {"ScanningSequence": ["SE", "IR"], "RepetitionTime": 5000, "EchoTime": 388, "InversionTime": 1800}
 T1_FLAIR = {"ScanningSequence": ["SE", "IR"], "RepetitionTime": 2500, "EchoTime": 24, "InversionTime": 780}
-FLASH_2D = {"ScanningSequence": "GR", "SequenceVariant": "SP", "RepetitionTime": 250, "EchoTime": 2.5, "FlipAngle": 70,
-            "InversionTime": None}  # fmt: skip
+FLASH_2D = {
+    "ScanningSequence": "GR",
+    "SequenceVariant": "SP",
+    "RepetitionTime": 250,
+    "EchoTime": 2.5,
+    "FlipAngle": 70,
+    "InversionTime": None,
+}
 
 
 @pytest.mark.parametrize(
     ("tags", "modality"),
-    [(GE_MPRAGE, "T1"), (PHILIPS_TFE, "T1"), (SPACE_T2, "T2"), (SPACE_FLAIR, "FLAIR"), (T1_FLAIR, "T1"),
-     (FLASH_2D, "T1")],
-)  # fmt: skip
+    [
+        (GE_MPRAGE, "T1"),
+        (PHILIPS_TFE, "T1"),
+        (SPACE_T2, "T2"),
+        (SPACE_FLAIR, "FLAIR"),
+        (T1_FLAIR, "T1"),
+        (FLASH_2D, "T1"),
+    ],
+)
 def test_sequences_of_other_makers(tmp_path: Path, tags: dict[str, Any], modality: str) -> None:
     verdict = classify(one(tmp_path, "T1", **tags))
     assert verdict.modality == modality, verdict.why

@@ -56,8 +56,12 @@ def test_a_world_on_disk(tmp_path: Path, mni_cache: Path) -> None:
     chosen = options(missing=(("FLAIR", "T1CE"), ()), seed=3)
     report = write_world(chosen, tmp_path, workers=1, cache=mni_cache, progress=lambda *at: seen.append(at))
     assert report.cohorts == {
-        "sites/north": 2, "sites/south": 2, "heldout/north": 1, "heldout/south": 1, "coordinator": 1
-    }  # fmt: skip
+        "sites/north": 2,
+        "sites/south": 2,
+        "heldout/north": 1,
+        "heldout/south": 1,
+        "coordinator": 1,
+    }
     assert seen == [(done, 7) for done in range(8)]
     assert json.loads((tmp_path / "world.json").read_text())["options"]["seed"] == 3
     assert (tmp_path / "contact-sheet.png").exists()
@@ -105,10 +109,17 @@ def test_drop_takes_one_more_modality_from_training_subjects_only(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("changes", "key"),
-    [({"sites": ("a", "a")}, "sites"), ({"sites": ("../a",)}, "sites"), ({"drop": 2.0}, "drop"), ({"size": 33}, "size"),
-     ({"missing": (("T1",),)}, "missing"), ({"missing": (("CT",), ())}, "missing"), ({"subjects": 0}, "subjects"),
-     ({"missing": (FAMILIES["glioma"], ())}, "missing")],
-)  # fmt: skip
+    [
+        ({"sites": ("a", "a")}, "sites"),
+        ({"sites": ("../a",)}, "sites"),
+        ({"drop": 2.0}, "drop"),
+        ({"size": 33}, "size"),
+        ({"missing": (("T1",),)}, "missing"),
+        ({"missing": (("CT",), ())}, "missing"),
+        ({"subjects": 0}, "subjects"),
+        ({"missing": (FAMILIES["glioma"], ())}, "missing"),
+    ],
+)
 def test_wrong_options_are_named(changes: dict[str, object], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         options(**changes)

@@ -112,8 +112,9 @@ def test_what_is_exported_agrees_with_the_network(name: str, tmp_path: Path) -> 
 def test_samplers_that_do_not_fit_are_refused_with_those_that_do(name: str, fits: str) -> None:
     method, net = make(name)
     with pytest.raises(ConfigError, match=f"sampler=mps: .*{fits}"):
-        method.synthesize(net, batch_of((1, 1, 1, 1)).images_BMHW, torch.ones(1, 4).bool(),
-                          Sampler(kind="mps", steps=2), seeded(1))  # fmt: skip
+        method.synthesize(
+            net, batch_of((1, 1, 1, 1)).images_BMHW, torch.ones(1, 4).bool(), Sampler(kind="mps", steps=2), seeded(1)
+        )
 
 
 # --- BBDM ------------------------------------------------------------------------------------------------------------

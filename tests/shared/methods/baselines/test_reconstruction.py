@@ -193,10 +193,12 @@ def test_total_variation_never_raises_its_objective_and_reaches_its_least(seed: 
     x = ellipses(seed, 16)
     y = simulate(operator, x, torch.Generator().manual_seed(seed))
     strength = random.Random(seed).uniform(1e-3, 1e-2)
-    path = torch.stack([
-        objective(total_variation(y, operator, strength=strength, iterations=n), y, operator, strength)
-        for n in (1, 3, 10, 20, 40, 160)
-    ])  # fmt: skip
+    path = torch.stack(
+        [
+            objective(total_variation(y, operator, strength=strength, iterations=n), y, operator, strength)
+            for n in (1, 3, 10, 20, 40, 160)
+        ]
+    )
     assert bool((path.diff(dim=0) <= 1e-9 * path[0]).all()), path
     best = total_variation(y, operator, strength=strength, iterations=160)
     least = objective(best, y, operator, strength)
@@ -217,8 +219,9 @@ def test_total_variation_is_the_minimum_that_a_plain_search_finds(seed: int) -> 
     def cost(x: NDArray[np.float64]) -> float:
         return objective(torch.from_numpy(x).reshape(1, 2, 2), y, identity, strength).item()
 
-    search = optimize.minimize(cost, y.flatten().numpy(), method="Nelder-Mead",
-                               options={"xatol": 1e-7, "fatol": 1e-12, "maxiter": 4000})  # fmt: skip
+    search = optimize.minimize(
+        cost, y.flatten().numpy(), method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-12, "maxiter": 4000}
+    )
     found = total_variation(y, identity, strength=strength, iterations=60)
     assert objective(found, y, identity, strength).item() <= search.fun + 1e-7
 
@@ -227,9 +230,9 @@ def test_total_variation_never_oscillates(seed: int) -> None:
     """Momentum alone would: without the M of MFISTA the objective rises and falls where the problem is easy."""
     operator, x = scan(10, acceleration=2, coils=6, sigma=0.05), ellipses(seed, 10)
     y = simulate(operator, x, torch.Generator().manual_seed(seed))
-    path = torch.stack([
-        objective(total_variation(y, operator, strength=1e-3, iterations=n), y, operator, 1e-3) for n in range(1, 31)
-    ])  # fmt: skip
+    path = torch.stack(
+        [objective(total_variation(y, operator, strength=1e-3, iterations=n), y, operator, 1e-3) for n in range(1, 31)]
+    )
     assert bool((path.diff(dim=0) <= 1e-12 * path[0]).all()), path
 
 

@@ -183,9 +183,13 @@ def test_fp32_is_accurate_at_a_small_tau() -> None:
 def test_extreme_values_stay_finite_and_between_the_slices(tau: float, dtype: torch.dtype) -> None:
     signs = 2 * (drawn(1, 40, 4, 4) > 0.5) - 1
     rows = [
-        1e4 * signs, torch.full((1, 40, 4, 4), 1e4), torch.full((1, 40, 4, 4), -1e4), torch.zeros(1, 40, 4, 4),
-        1e4 * (2 * drawn(1, 40, 4, 4) - 1), -1e4 * torch.ones(1, 40, 4, 4).cumsum(1) / 40,
-    ]  # fmt: skip
+        1e4 * signs,
+        torch.full((1, 40, 4, 4), 1e4),
+        torch.full((1, 40, 4, 4), -1e4),
+        torch.zeros(1, 40, 4, 4),
+        1e4 * (2 * drawn(1, 40, 4, 4) - 1),
+        -1e4 * torch.ones(1, 40, 4, 4).cumsum(1) / 40,
+    ]
     x = torch.cat([row.to(dtype) for row in rows]).requires_grad_()
     y = soft_mip(x, tau=tau)
     (g,) = torch.autograd.grad(y.square().sum(), x)
