@@ -31,7 +31,7 @@ def main(root: Path, kills: int, seed: int) -> None:
     from server.runs import runs, simulation
     from server.runs.local_grid import LocalGrid
     from shared.base import doors
-from shared.base.options import plain
+    from shared.base.options import plain
     from shared.methods import METHODS
     from shared.plan.training import PhaseTraining
     from shared.trust.privacy import Privacy, Query, epsilon
