@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from server.journal import progress
 from server.runs import runs
 from server.runs.local_grid import LocalGrid
+from server.runs.serve import FOLDER_VARIABLE
 from shared.base import doors
 from shared.base.checkpoint import write_text
 from shared.base.errors import ConfigError, RunFailed
@@ -103,7 +104,7 @@ def _run_ray(folder: Path, node_configs: Mapping[str, Mapping[str, str]]) -> Non
     listing = folder / "sites.json"
     write_text(listing, json.dumps(list(node_configs.values())))
     os.environ[SITES_VARIABLE] = str(listing.resolve())
-    os.environ[runs.FOLDER_VARIABLE] = str(folder.resolve())
+    os.environ[FOLDER_VARIABLE] = str(folder.resolve())
     run_simulation(
         server_app=doors.load(doors.SERVER_APP),
         client_app=client_app(),

@@ -28,8 +28,9 @@ def main(root: Path, kills: int, seed: int) -> None:
     from support.probe import Probe
     from support.worlds import write_world
 
-    from server.runs import runs, simulation
+    from server.runs import simulation
     from server.runs.local_grid import LocalGrid
+    from server.runs.serve import serve
     from shared.base.options import plain
     from shared.methods import METHODS
     from shared.plan.training import PhaseTraining
@@ -55,7 +56,7 @@ def main(root: Path, kills: int, seed: int) -> None:
         child = os.fork()
         if child == 0:
             try:
-                runs.serve(LocalGrid(app, nodes), folder, quiet=True)
+                serve(LocalGrid(app, nodes), folder, quiet=True)
                 os._exit(0)
             except BaseException as error:
                 print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
