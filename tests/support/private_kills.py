@@ -28,9 +28,9 @@ def main(root: Path, kills: int, seed: int) -> None:
     from support.probe import Probe
     from support.worlds import write_world
 
-    from server.runs import runs, simulation
+    from server.runs import simulation
     from server.runs.local_grid import LocalGrid
-    from shared.base import doors
+    from server.runs.serve import serve
     from shared.base.options import plain
     from shared.methods import METHODS
     from shared.plan.training import PhaseTraining
@@ -46,7 +46,7 @@ def main(root: Path, kills: int, seed: int) -> None:
     folder = write(root / "run", wanted)
     cohorts = simulation.find_cohorts(wanted)
     nodes = simulation._node_configs(wanted, folder, cohorts)
-    app = doors.load(doors.CLIENT_APP)
+    app = simulation.client_app()
     step, sums = Query(noise=3.0, rate=0.3), Query(noise=20.0, rate=1.0)
     epsilon({step: 1, sums: 1}, 1e-5)  # opacus is imported here, once for all forks
 
@@ -56,7 +56,7 @@ def main(root: Path, kills: int, seed: int) -> None:
         child = os.fork()
         if child == 0:
             try:
-                runs.serve(LocalGrid(app, nodes), folder, quiet=True)
+                serve(LocalGrid(app, nodes), folder, quiet=True)
                 os._exit(0)
             except BaseException as error:
                 print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
