@@ -31,8 +31,8 @@ from client.ingest.arrive.records import Acquired, Job
 from client.ingest.arrive.source import Bar, Folder, Progress, Source
 from client.ingest.arrive.source import place as own_folder
 from client.ingest.clean.burned_in import suspect_text
-from client.ingest.clean.deidentify import clean_age, clean_sidecar
 from client.ingest.clean.identity import Identity
+from client.ingest.clean.sidecar import clean_age, clean_sidecar
 from client.ingest.cohort import tables
 from client.ingest.cohort.take import Found, aside, take
 from client.ingest.image.convert import decode
