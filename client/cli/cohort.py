@@ -82,6 +82,7 @@ def ingest(
     it private. A table STATE/participants.tsv (participant_id = PatientID; age, sex, diagnosis, mmse, ...) is merged.
     """
     from client.ingest.arrive.sources import find_source
+    from client.ingest.cohort.pipeline import Options
     from client.ingest.cohort.pipeline import ingest as carry_out
     from client.ingest.cohort.runner import disk_needed, prepare_all
     from client.ingest.image.brain import Strip
@@ -100,10 +101,7 @@ def ingest(
         state,
         prepare=prepare_jobs,
         preparation=options.digest,
-        modalities=modality,
-        review=review,
-        visit_days=visit_days,
-        workers=workers,
+        options=Options(modalities=modality, review=review, visit_days=visit_days, workers=workers),
         bar=bar,
     )
     for name, value in done.summary:
