@@ -39,7 +39,7 @@ def load(folder: Path, trust: Path | None, any_signer: bool):  # type: ignore[no
 
 
 def sampler_of(kind: str | None):  # type: ignore[no-untyped-def]
-    from shared.plan.config import load_sampler
+    from shared.plan.settings import load_sampler
 
     return None if kind is None else load_sampler(kind)
 
