@@ -1,4 +1,4 @@
-"""DP-SGD with the subject as the unit (specs/privacy.md §1).
+"""DP-SGD with the subject as the unit (docs/methods/privacy.md, "The engine").
 
 A step charges the ledger, then draws subjects by independent coins, then for each one makes an ordinary backward pass
 over all its slices and noise draws, clips that one gradient, and adds it to a sum; noise is added once, the sum is

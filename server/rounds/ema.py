@@ -1,4 +1,6 @@
-"""The server's exponential moving average of the weights, per owner group (seed_systems.md §7.3).
+"""The server's exponential moving average of the weights, per owner group.
+
+Why so: docs/methods/federating.md, "The average over rounds".
 
 A round of k local steps decays by decay^k; early on (1+r)/(10+r) is smaller, so that the initial weights fade at once.
 A group's own count of rounds decides, and a slice that nobody trained is left alone.

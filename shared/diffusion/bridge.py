@@ -1,4 +1,6 @@
-"""Brownian bridges from a source image y to its target x_0, with the reverse step for any skip (seed_systems.md §5.2).
+"""Brownian bridges from a source image y to its target x_0, with the reverse step for any skip.
+
+Formulas, and a misprint: docs/methods/mmdm.md, "The bridge".
 
     x_t = (1 - m_t) x_0 + m_t y + sqrt(delta_t) eps,    delta_t = 2 (m_t - m_t^2)
 

@@ -1,4 +1,6 @@
-"""Coil maps from the measurement itself, and the image's phase put into them (seed_systems.md §9.7).
+"""Coil maps from the measurement itself, and the image's phase put into them.
+
+Why maps need a phase: docs/methods/reconstruction.md, "Coil maps".
 
 ESPIRiT (Uecker et al. 2014): neighbouring samples of k-space, of all coils together, lie in a space that the fully
 measured lines round k = 0 tell. In the image that says: at each pixel the coils' values are an eigenvector, with

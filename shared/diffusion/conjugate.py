@@ -1,4 +1,6 @@
-"""Conjugate gradients for N x = b, N Hermitian and positive, every sample of a batch on its own (seed_systems.md §9.6).
+"""Conjugate gradients for N x = b, N Hermitian and positive, every sample of a batch on its own.
+
+Pitfalls: docs/methods/reconstruction.md, "Conjugate gradients".
 
 Steps, directions and stopping are per sample: a sample that has converged, or whose curvature p^H N p is not positive,
 stays as it is, so a hard sample does not change an easy one. The inner product is Re <p, q>, right for real and

@@ -1,4 +1,6 @@
-"""Gaussian diffusion: schedules, the forward process, and what follows from Bayes (seed_systems.md §1.1).
+"""Gaussian diffusion: schedules, the forward process, and what follows from Bayes.
+
+Formulas: docs/methods/diffusion.md, "Gaussian diffusion".
 
 Tables are fp64 on the CPU and are cast where they are used, so that no autocast can round them. Index t = 0 is the
 least noisy; alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t), x_t = alpha_t x_0 + sigma_t eps.

@@ -1,4 +1,4 @@
-"""What a scanner does to an image, y = A x + n: A, its adjoint, its noise (seed_systems.md §4.3, §9.2, §9.7, §9.8).
+"""What a scanner does to an image, y = A x + n: A, its adjoint, its noise (docs/methods/reconstruction.md).
 
 An operator is linear and acts on real images of one modality, in any units; the network's scale, [-1, 1], is
 `measured`'s affair. Arithmetic is fp32 or fp64, never under autocast, and gradients pass through it. Coil maps and

@@ -1,4 +1,4 @@
-"""Sampling given measurements y = A x + n, an operator per modality, without retraining (seed_systems.md §4.3-4.5).
+"""Sampling given measurements y = A x + n, an operator per modality, without retraining (docs/methods/any2all.md).
 
 MPS walks the ancestral chain and steps against the gradient of the residual, through the network. MDS puts what is
 measured into the estimate of x_0 and goes on with the network's *raw* noise: with noise made anew from the corrected

@@ -27,7 +27,7 @@ class Sampler:
     steps: int = 1
     samples: int = 1  # Monte-Carlo samples per image, averaged by the caller
     eta: float = 0.0  # ddim, mds, bridge: 0 draws no noise after the start, 1 at every step
-    eta_convention: Literal["ddim", "dds"] = "ddim"  # mds: what eta means (seed_systems.md §4.5)
+    eta_convention: Literal["ddim", "dds"] = "ddim"  # mds: what eta means (docs/methods/any2all.md)
     variance: Variance = "large"  # ancestral, mps
     spacing: Literal["even", "log_snr", "mixed"] | None = None  # of the times; None: what suits the kind
     zeta: float = 0.5  # mps: length of the step against the residual

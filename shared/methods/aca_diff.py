@@ -1,4 +1,4 @@
-"""ACADiff: one generator for each modality, in the latents of volumes, that reads the chart (seed_systems.md §3, §7.6).
+"""ACADiff: one generator for each modality, in the latents of volumes, that reads the chart (docs/methods/aca_diff.md).
 
 Its volumes are registered brains, so what it sees of one is how it differs from the mean of all at each place, inside
 the brain and 0 outside; and what it makes of one is how it differs from what a linear regression says of it.

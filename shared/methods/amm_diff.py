@@ -1,4 +1,4 @@
-"""AMM-Diff: any shown modalities in, all modalities out (Kebaili et al.; seed_systems.md §2, federated as in §7).
+"""AMM-Diff: any shown modalities in, all modalities out (Kebaili et al.; docs/methods/amm_diff.md).
 
 Phase `pretext` teaches the encoder (IFFN) to see the complete subject in a patch-masked one; phase `translate` trains
 encoder and diffusion U-Net end to end, reconstructing every existing modality from a random shown subset. With

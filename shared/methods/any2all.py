@@ -1,4 +1,4 @@
-"""Any2all: one unconditional prior over a stack of modalities, any task by inference alone (seed_systems.md §4, §7.5).
+"""Any2all: one unconditional prior over a stack of modalities, any task by inference alone (docs/methods/any2all.md).
 
 The prior is a diffusion U-Net over all modalities at once. The paper trains it on complete stacks, with one noise level
 for all. Here every modality has its own: one that a subject lacks is blank, silent in the time embedding and without

@@ -1,4 +1,4 @@
-"""MMDM: angiography from the routine sequences, a Brownian bridge from each of them (seed_systems.md §5, §7.6).
+"""MMDM: angiography from the routine sequences, a Brownian bridge from each of them (docs/methods/mmdm.md).
 
 Every source has an expert, a time-conditioned Restormer on a bridge of its own, that predicts source minus target in a
 slab of adjacent slices. A fusion network weighs the experts' estimates pixel by pixel and adds a residual; what is

@@ -1,4 +1,6 @@
-"""What may be said of a private training, and what may not (specs/privacy.md §4): from frozen facts to sentences.
+"""What may be said of a private training, and what may not: from frozen facts to sentences.
+
+Which, and why: docs/methods/privacy.md, "What may be said".
 
 The facts stand in a model's provenance as `privacy`; bundle, report, tracker and sidecars all read them from there and
 say the same. A number is rounded up, never down. Nothing is said that the facts do not hold.

@@ -1,4 +1,6 @@
-"""Differential privacy per subject: one plan from which clip, noise, sampling and epsilon all come (specs/privacy.md).
+"""Differential privacy per subject: one plan from which clip, noise, sampling and epsilon all come.
+
+How it is counted: docs/methods/privacy.md, "Accounting".
 
 `Privacy` is what a run asks for and travels with it. `PrivacyPlan` is what one site carries out: the run's mechanism
 under the site's own budget. Whoever clips, draws, adds noise or counts epsilon reads the same object, so none of these

@@ -2,7 +2,7 @@
 
 Either way an `Anatomy` is one brain on a 1 mm grid: a map of its regions, and two level maps, of white matter against
 grey and of fluid against tissue. Whoever draws a subject chooses the levels to cut at, so sulci can widen, the cortex
-can thin and folds can be added, and the boundaries stay sharp at any voxel size. Measured facts: specs/data.md §1-2.
+can thin and folds can be added, and the boundaries stay sharp at any voxel size. Figures: docs/methods/data.md.
 """
 
 import hashlib

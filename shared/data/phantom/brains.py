@@ -1,7 +1,7 @@
 """A phantom subject: who it is, the shape of its brain, and what disease did to it, before any scanner looks.
 
 Severity and amyloid are the hidden truth: they widen sulci and ventricles, shrink the hippocampus, add lesions and
-move the clinical scores, while the scans of PET and MR see them each in their own way (specs/data.md §2).
+move the clinical scores, while the scans of PET and MR see them each in their own way (docs/methods/data.md).
 """
 
 from collections.abc import Callable, Mapping, Sequence

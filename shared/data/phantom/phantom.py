@@ -7,7 +7,7 @@
           coordinator/                     complete subjects of the coordinator's own
 
 Same options, same bytes, whatever the number of workers; a stopped `write_world` goes on where it was
-(specs/data.md §2).
+(docs/methods/data.md, "Phantoms").
 """
 
 import csv

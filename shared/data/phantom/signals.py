@@ -2,7 +2,7 @@
 
 All modalities of a subject share its tissues and lesions, so they tell of each other; each also sees private smooth
 variations of the tissue (`SubjectPhantom.latents`) that the others don't, so none is a function of another
-(specs/data.md §2). MR is in units where healthy tissue is near 1, CT in HU, PET in SUVR.
+(docs/methods/data.md). MR is in units where healthy tissue is near 1, CT in HU, PET in SUVR.
 """
 
 from collections.abc import Callable, Mapping

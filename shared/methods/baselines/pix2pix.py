@@ -1,6 +1,6 @@
 """Pix2pix: a U-Net from the sources to the target, and a critic of patches that tells made from true ones.
 
-Isola et al. 2017 with least squares (seed_systems.md §6). The original trains generator and critic in turn, with an
+Isola et al. 2017 with least squares (docs/methods/baselines.md). The original trains both in turn, with an
 optimiser each. Here one step moves both, from the same weights: their losses are one sum, in which the generator is
 judged by a critic with detached weights, and the critic sees a detached image. Neither gets the other's gradient, and
 the house's one AdamW scales each weight for itself, so the sum weighs nothing against anything; its betas are not the

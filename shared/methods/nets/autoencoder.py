@@ -1,4 +1,6 @@
-"""A modality's autoencoder of volumes: MONAI's 3D AutoencoderKL without attention (seed_systems.md §3.3).
+"""A modality's autoencoder of volumes: MONAI's 3D AutoencoderKL without attention.
+
+What the paper does: docs/methods/aca_diff.md, "The autoencoder".
 
 It learns what a cosine transform of small cubes loses: before any training the latent is the lowest frequencies of each
 cube, and the volume comes back from them. From random weights a site would spend hundreds of steps on getting there.

@@ -1,4 +1,6 @@
-"""Restormer as a time-conditioned U-Net: channel attention and gated convolutions (Zamir et al. 2022; specs §5.3).
+"""Restormer as a time-conditioned U-Net: channel attention and gated convolutions (Zamir et al. 2022).
+
+How MMDM uses it: docs/methods/mmdm.md, "The networks".
 
 The attention (MDTA) and the feed-forward (GDFN) are MONAI's; the layer norms carry the time by FiLM. The original adds
 its input to its output, which makes no sense for a target that is a difference: left out.

@@ -1,4 +1,4 @@
-"""The U-Net of the diffusion models, ADM style, and its blocks (seed_systems.md §1.2).
+"""The U-Net of the diffusion models, ADM style, and its blocks (docs/methods/diffusion.md, "The U-Net").
 
 GroupNorm keeps at least four channels to a group: with one, a narrow network could not tell levels apart.
 Nothing here is channels_last: torch 2.13's CPU group norm ends the process in that layout.

@@ -1,6 +1,7 @@
 """The U-Net of latent volumes: time by FiLM in every block, text by cross-attention in the middle and on the way up.
 
-Downs are strided convolutions: pooling of volumes has no bf16 kernel on a CPU (specs/blocks.md §2.2).
+Downs are strided convolutions: pooling of volumes has no bf16 kernel on a CPU.
+Shape and inputs: docs/methods/aca_diff.md, "The generator".
 """
 
 import math
