@@ -103,7 +103,7 @@ class Engine:
     def step(
         self, parameters: Sequence[nn.Parameter], units: Sequence[T], loss: Callable[[T], Iterator[Tensor]]
     ) -> int:
-        """Leaves the noised mean gradient in `.grad`; gives how many units had no finite one, which stays here."""
+        """Leave the noised mean gradient in `.grad`; give how many units had no finite one, which stays here."""
         query = self.plan.step
         self.charge(query)
         flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)

@@ -102,7 +102,7 @@ def holding(update: Update) -> list[Owner]:
 
 
 def keep_untrained(old: Weights, new: Weights, owners: Owners, trained: frozenset[Owner]) -> dict[str, Tensor]:
-    """`new`, but with the old value in every slice that nobody trained (a strategy's momentum must not move it)."""
+    """Put the old value back into every slice that nobody trained: a strategy's momentum must not move it."""
     kept = dict(new)
     for name, owner in owners.items():
         untrained = [(dim, index) for part, dim, index in parts(owner) if part not in trained]

@@ -25,7 +25,7 @@ def follow(
     decay: float,
     steps: int,
 ) -> tuple[dict[str, Tensor], dict[Owner, int]]:
-    """One round on: the new average, and how many rounds each group has now been trained in."""
+    """Take the average one round further; gives it, and in how many rounds each group has been trained."""
     if not decay:
         return {**ema, **{name: weights[name] for name in owners}}, dict(rounds_seen)
     seen = dict(rounds_seen)
