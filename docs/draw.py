@@ -261,7 +261,7 @@ def draw_bundle() -> str:
     top = GAP + LINE
     made = _chain(sheet, MADE, dict.fromkeys(COLOURS, left), width, top)
     used = _chain(sheet, USED, dict.fromkeys(COLOURS, right), width, top)
-    y = top
+    y: float = top
     for name, text in bundle_files():
         y += 1.5 * GAP
         box = Box(title=name, text=text, colour="#f3f3f5")

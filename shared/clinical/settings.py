@@ -39,12 +39,12 @@ class TextSettings:
 
 
 def find_settings(node_config: Mapping[str, Any], state: Path | None) -> TextSettings:
-    """A site's; `state` is where its cache is kept."""
+    """Find a site's settings; `state` is where its cache is kept."""
     return _build({**_from_environment(), **_from_file(state), **_from_node(node_config)}, state)
 
 
 def from_environment() -> TextSettings:
-    """A coordinator's. It keeps no cache: it has the probes to ask, and no patient."""
+    """Read a coordinator's settings. It keeps no cache: it has the probes to ask, and no patient."""
     return _build(_from_environment(), None)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 def solve(
     normal: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, *, iterations: int, tolerance: float = 1e-6
 ) -> Tensor:
-    """x with N x = b, from the first guess `x`; a sample stops at |b - N x| <= tolerance |b|."""
+    """Find x with N x = b, from the first guess `x`; a sample stops at |b - N x| <= tolerance |b|."""
     with torch.autocast(b.device.type, enabled=False):
         residual = b - normal(x)
         direction = residual

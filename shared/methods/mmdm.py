@@ -45,7 +45,7 @@ FUSED = "fused"  # the name of the fused image's variance
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mmdm(Angiography):
-    """The paper shows all sources to every sample: drop=0."""
+    """MMDM's options. The paper shows all sources to every sample: drop=0."""
 
     size: Literal["tiny", "small", "paper"] = "small"
     times: int = 1000

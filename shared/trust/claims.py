@@ -210,7 +210,7 @@ def _site(one: Certificate, record: PrivacyRecord) -> str:
 
 
 def _odds(certificates: Sequence[Certificate]) -> str:
-    """What the figure of the site that spent the most comes to."""
+    """Say as odds what the figure of the site that spent the most comes to."""
     worst = max(certificates, key=lambda one: best_attack(one.epsilon, one.delta))
     found = best_attack(worst.epsilon, worst.delta)
     return (
@@ -220,7 +220,7 @@ def _odds(certificates: Sequence[Certificate]) -> str:
 
 
 def _besides(record: PrivacyRecord) -> list[str]:
-    """What else touched the data, or the model."""
+    """Say what else touched the data, or the model."""
     said = [
         f"{_count(one.others, 'update')} left the cohort of {one.site} without differential privacy, in this run or "
         "another; of those nothing is said here."
@@ -281,7 +281,7 @@ def not_claimed() -> list[str]:
 
 
 def _up(epsilon: float) -> str:
-    """To hundredths, upwards: what is said is never less than what was spent."""
+    """Round up to hundredths: what is said is never less than what was spent."""
     return f"{math.ceil(epsilon * 100 - 1e-9) / 100:g}"
 
 

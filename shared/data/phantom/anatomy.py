@@ -101,7 +101,7 @@ def prepare(source: Path | None, cache: Path) -> list[Path]:
 
 
 def load(path: Path) -> Anatomy:
-    """A prepared brain."""
+    """Read a prepared brain."""
     with np.load(path, allow_pickle=False) as kept:
         z, y, x = (float(edge) for edge in kept["half"])
         return Anatomy(

@@ -115,7 +115,7 @@ class BbdmNet(nn.Module):
         self.unet = UNet(2 * self.slab, self.slab, shape)
 
     def start(self, x_BSNHW: Tensor, shown_BS: Tensor) -> Tensor:
-        """y: the gated sum of the shown sources."""
+        """Make y, where the bridge starts: the gated sum of the shown sources."""
         x_BSNHW = only(x_BSNHW, shown_BS)
         logits_BSNHW = self.gate(x_BSNHW.flatten(1, 2)).float().reshape(x_BSNHW.shape)
         return (choice(logits_BSNHW, shown_BS) * x_BSNHW).sum(1)

@@ -82,7 +82,7 @@ class Pix2pix(Angiography):
     def generators(
         self, net: "Pix2pixNet", x_BSNHW: Tensor, shown_BS: Tensor, x0_BNHW: Tensor, made_BNHW: Tensor
     ) -> Tensor:
-        """What it is told: look true to a critic that is held still, and be near the truth."""
+        """Score the generator: it has to look true to a critic that is held still, and be near the truth."""
         held = {name: p.detach() for name, p in net.critic.named_parameters()}
         with autocast(x_BSNHW.device, self.precision):
             inputs = torch.cat([seen(x_BSNHW, shown_BS), made_BNHW], dim=1)
@@ -93,7 +93,7 @@ class Pix2pix(Angiography):
     def critics(
         self, net: "Pix2pixNet", x_BSNHW: Tensor, shown_BS: Tensor, x0_BNHW: Tensor, made_BNHW: Tensor
     ) -> Tensor:
-        """What it is told: 1 for what is true, 0 for what was made."""
+        """Score the critic: it has to say 1 for what is true, 0 for what was made."""
         inputs = seen(x_BSNHW, shown_BS)
         with autocast(x_BSNHW.device, self.precision):
             true: Tensor = net.critic(torch.cat([inputs, x0_BNHW], dim=1)).float()

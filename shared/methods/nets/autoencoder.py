@@ -97,7 +97,7 @@ class Autoencoder(nn.Module):
         return mean + waves, sd
 
     def remembered(self, x_BCDHW: Tensor) -> Tensor:
-        """`encode`, one volume at a time, from memory where these weights have seen the same bytes before."""
+        """Encode one volume at a time, from memory where these weights have seen the same bytes before."""
         weights = self._digest()
         out = []
         for x in x_BCDHW:
@@ -113,7 +113,7 @@ class Autoencoder(nn.Module):
         return torch.stack(out)
 
     def _digest(self) -> bytes:
-        """Of the weights; made again only when one of them was written to."""
+        """Hash the weights, anew only when one of them was written to."""
         version = tuple((p.data_ptr(), p._version) for p in self.parameters())
         if self._seen[0] != version:
             digest = hashlib.blake2b(digest_size=16)

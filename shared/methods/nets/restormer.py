@@ -121,7 +121,7 @@ class Block(nn.Module):
 
 
 def _normed(x_BCHW: Tensor, norm: nn.Module, scale: Tensor, shift: Tensor) -> Tensor:
-    """Over the channels of each pixel."""
+    """Normalise the channels of each pixel, then scale and shift them."""
     out_BHWC = norm(x_BCHW.permute(0, 2, 3, 1)) * (1 + scale) + shift
     out: Tensor = out_BHWC.permute(0, 3, 1, 2).contiguous()
     return out
