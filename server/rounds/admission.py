@@ -32,7 +32,7 @@ def admit(
     limits: Limits,
     samples: int,
 ) -> Update:
-    """Let an update through unchanged, or raise UpdateRejected, which names the site, the value and the rule."""
+    """The same update, or UpdateRejected naming the site, the value and the rule."""
     site = update.site
     if (update.run, update.phase, update.round) != (run, phase, round):
         raise UpdateRejected(

@@ -39,7 +39,7 @@ class TextSettings:
 
 
 def find_settings(node_config: Mapping[str, Any], state: Path | None) -> TextSettings:
-    """Find a site's settings; `state` is where its cache is kept."""
+    """A site's; `state` is where its cache is kept."""
     return _build({**_from_environment(), **_from_file(state), **_from_node(node_config)}, state)
 
 
