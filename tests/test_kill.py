@@ -20,7 +20,7 @@ def command(world: Path, runs: Path, *more: str) -> list[str]:
     return [
         sys.executable,
         "-c",
-        "from server.cli import main; main()",
+        "from server.cli.cli import main; main()",
         "simulate",
         "size=tiny",
         "tracking=none",

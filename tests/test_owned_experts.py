@@ -12,6 +12,7 @@ from support.worlds import write_world
 from server.journal import facts
 from server.runs import runs, simulation
 from server.runs.local_grid import LocalGrid
+from shared.base import doors
 from shared.base.errors import PlanRefused, RunFailed
 from shared.diffusion.samplers import Sampler
 from shared.model.model import read_model
@@ -32,7 +33,7 @@ def serve(folder: Path, of: Config) -> Path:
     write(folder, of)
     cohorts = simulation.find_cohorts(of)
     simulation.prepare_cohorts(of, cohorts)
-    grid = LocalGrid(simulation.client_app(), simulation._node_configs(of, folder, cohorts))
+    grid = LocalGrid(doors.load(doors.CLIENT_APP), simulation._node_configs(of, folder, cohorts))
     return runs.serve(grid, folder, quiet=True)
 
 

@@ -21,6 +21,7 @@ from client.privacy.budget import Budget
 from server.journal import facts
 from server.rounds.ledgers import Ledgers
 from server.runs import runs, simulation
+from shared.base import doors
 from shared.base.errors import ConfigError, DataError, RunFailed, UpdateRejected
 from shared.base.options import plain
 from shared.base.records import Spent
@@ -49,7 +50,7 @@ def serve(wanted: Config, folder: Path) -> tuple[Path, RecordingGrid]:
     if not (folder / "config.json").exists():
         write(folder, wanted)
     nodes = simulation._node_configs(wanted, folder, simulation.find_cohorts(wanted))
-    grid = RecordingGrid(simulation.client_app(), nodes)
+    grid = RecordingGrid(doors.load(doors.CLIENT_APP), nodes)
     runs.serve(grid, folder, quiet=True)
     return folder, grid
 

@@ -30,6 +30,7 @@ def main(root: Path, kills: int, seed: int) -> None:
 
     from server.runs import runs, simulation
     from server.runs.local_grid import LocalGrid
+    from shared.base import doors
     from shared.base.options import plain
     from shared.methods import METHODS
     from shared.plan.training import PhaseTraining
@@ -45,7 +46,7 @@ def main(root: Path, kills: int, seed: int) -> None:
     folder = write(root / "run", wanted)
     cohorts = simulation.find_cohorts(wanted)
     nodes = simulation._node_configs(wanted, folder, cohorts)
-    app = simulation.client_app()
+    app = doors.load(doors.CLIENT_APP)
     step, sums = Query(noise=3.0, rate=0.3), Query(noise=20.0, rate=1.0)
     epsilon({step: 1, sums: 1}, 1e-5)  # opacus is imported here, once for all forks
 

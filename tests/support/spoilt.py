@@ -8,6 +8,7 @@ from support.federation import write
 
 from server.runs import runs, simulation
 from server.runs.local_grid import LocalGrid
+from shared.base import doors
 from shared.plan.config import Config
 
 Spoil = Callable[[str, Message], Message | None]  # (site, reply) -> what arrives; None is nothing
@@ -32,7 +33,7 @@ def start(
     nodes = simulation._node_configs(wanted, folder, cohorts)
     for site, policy in (policies or {}).items():
         nodes[site] |= policy
-    grid = SpoiltGrid(simulation.client_app(), nodes)
+    grid = SpoiltGrid(doors.load(doors.CLIENT_APP), nodes)
     if spoil is not None:
         grid.spoil = spoil  # type: ignore[method-assign]
     return runs.serve(grid, folder, quiet=True)

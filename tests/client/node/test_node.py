@@ -93,7 +93,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         enter(federation, folder / name, name)
     (folder / "cohort").mkdir()
     (folder / "path" / "server").mkdir(parents=True)
-    ours = Path(provision.__file__).parent
+    ours = Path(provision.__file__).parents[1]
     (folder / "path" / "server" / "__init__.py").write_text(f"__path__.append({str(ours)!r})")  # all but app.py is ours
     (folder / "path" / "server" / "app.py").write_text(ASKS)
     with pytest.MonkeyPatch.context() as patch:
