@@ -35,8 +35,9 @@ from shared.data.intensities import RULES, Percentiles, Scaling, find_brain, fin
 from shared.data.modalities import MODALITIES, parse
 from shared.diffusion.samplers import GUIDED, Sampler
 from shared.model.bundle import Bundle
+from shared.model.fill import Filled, Filling, fill
 from shared.model.metrics import METRICS, WINDOW
-from shared.model.model import Filled, Progress, Restores, fill
+from shared.model.model import Progress, Restores
 from shared.model.taught import check_taught, untaught_remarks
 from shared.plan.training import find_device
 
@@ -197,11 +198,7 @@ def _fill(
     for image_DHW, modality in zip(case.loaded.images_MDHW, case.loaded.scalings, strict=True):
         images_MDHW[modalities.index(modality)] = torch.from_numpy(image_DHW)
         shown_M[modalities.index(modality)] = True
-    return fill(
-        bundle.model,
-        images_MDHW,
-        shown_M,
-        slices=reached,
+    how = Filling(
         sampler=sampler,
         keys=(seed, "reconstruct"),
         device=device,
@@ -210,6 +207,7 @@ def _fill(
         kept=store,
         progress=progress,
     )
+    return fill(bundle.model, images_MDHW, shown_M, reached, how)
 
 
 def _made(

@@ -26,7 +26,8 @@ from shared.data.intensities import usual_scaling
 from shared.data.preparation import Loaded
 from shared.diffusion.samplers import Sampler
 from shared.model.bundle import Bundle
-from shared.model.model import Filled, Progress, fill
+from shared.model.fill import Filled, Filling, fill
+from shared.model.model import Progress
 from shared.model.taught import check_taught, untaught_remarks
 from shared.plan.training import find_device
 
@@ -164,20 +165,17 @@ def _fill(
         images_MDHW[modalities.index(modality)] = torch.from_numpy(image_DHW)
         shown_M[modalities.index(modality)] = True
     reached = np.flatnonzero(loaded.brain_DHW.any(axis=(1, 2))).tolist()
-    return fill(
-        bundle.model,
-        images_MDHW,
-        shown_M,
-        slices=reached,
+    how = Filling(
         sampler=sampler,
         keys=(seed, "synthesize"),
         device=device,
+        clinical={} if chart is None else chart.clinical,
+        wanted=wanted,
         at_once=at_once,
         kept=store,
-        clinical=None if chart is None else chart.clinical,
-        wanted=wanted,
         progress=progress,
     )
+    return fill(bundle.model, images_MDHW, shown_M, reached, how)
 
 
 def _made(bundle: Bundle, filled: Filled, modality: Modality, facts: Mapping[str, object]) -> Made:
