@@ -8,7 +8,7 @@ regression, of methods that see whole volumes the voxelwise one; both fitted on 
 import json
 from pathlib import Path
 
-from server.evaluation.ways import Asked, find_cohorts, find_heldout, finished
+from server.evaluation.ways import Asked, find_world, finished
 from server.runs import runs
 from shared.base.options import plain
 from shared.diffusion.samplers import Sampler
@@ -26,8 +26,7 @@ def compare(asked: Asked, *, sampler: Sampler | None, every: int) -> Frame:
     """Scores of a finished run into its evaluation/ folder; gives the lines of the table."""
     folder = asked.runs / asked.names[0]
     config = finished(folder)
-    trained = find_cohorts(config, "sites")
-    heldout = find_heldout(config, trained, strangers=asked.strangers)
+    trained, heldout = find_world(config, strangers=asked.strangers)
     model = read_model(folder / "final")
     scoring = Scoring.of(model, every=every)
     sampler, on = sampler or model.sampler, find_device(asked.device)

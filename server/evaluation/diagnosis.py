@@ -205,11 +205,11 @@ def run(
     wanted = list(_wanted([job for job, _ in todo], draws, sets))
     total, done = len(wanted) + len(jobs), len(jobs) - len(todo)
 
-    def told() -> None:
+    def show() -> None:
         if progress is not None:
             progress(done, total)
 
-    told()
+    show()
     ready: tuple[str, Filler] | None = None
     for way, g, i, lost in wanted:
         assert way.ready is not None
@@ -217,13 +217,13 @@ def run(
             ready = way.name, way.ready()  # one at a time: several may not fit into memory
         sets.complete(way, ready[1], g, i, lost)
         done += 1
-        told()
+        show()
     ready = None
     for job, key in todo:
         cells[key] = _cell(job, draws[job[0]], sets, options, seed, device)
         _append(out / "cells.jsonl", key, cells[key])
         done += 1
-        told()
+        show()
     named = tuple(cells[key]._replace(way=way.name) for (_, _, way), key in zip(jobs, keys, strict=True))
     leaks = tuple(_leaks(ways, draws, sets, options, seed))
     return Findings(cells=named, leaks=leaks, ways=tuple(ways), options=options)

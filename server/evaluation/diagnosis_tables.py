@@ -1,6 +1,5 @@
 """What `lacuna evaluate RUN... task=diagnosis` writes, draws, prints, and says in plain sentences."""
 
-import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -52,9 +51,9 @@ def write(findings: Findings, out: Path, how: Mapping[str, Any]) -> Frame:
 
 
 def printable(table: Frame) -> Printable:
-    cells = [tables.Cell(metric.upper(), metric, tables.mean_with_reach(3)) for metric in METRICS]
-    cells += [tables.Cell("first - this, ACC", "acc", tables.lead(3)), tables.Cell("AUC", "auc", tables.lead(3))]
-    cells.append(tables.Cell("trained on", "trained", tables.mean(0)))
+    cells = [tables.Column(metric.upper(), metric, tables.mean_with_reach(3)) for metric in METRICS]
+    cells += [tables.Column("first - this, ACC", "acc", tables.lead(3)), tables.Column("AUC", "auc", tables.lead(3))]
+    cells.append(tables.Column("trained on", "trained", tables.mean(0)))
     return tables.screen(
         tables.records(table.assign(missing=table["rate"].map(_rate))), ("missing", "way"), "metric", cells
     )
@@ -119,28 +118,18 @@ def _leaking(findings: Findings) -> list[str]:
 
 def _made_only(findings: Findings) -> list[str]:
     """Of the highest rate."""
-    most = max(findings.options.rates)
-    said = []
-    for way in findings.ways:
-        values = [c.auc_made for c in findings.cells if (c.way, c.rate) == (way.name, most)]
-        values = [value for value in values if math.isfinite(value)]
-        if values:
-            said.append(f"{way.name}: AUC {sum(values) / len(values):.3f} on test subjects that it completed.")
-    return said
+    cells = tables.tidy(findings.cells, Cell._fields)
+    means = cells[cells["rate"] == max(findings.options.rates)].groupby("way", sort=False)["auc_made"].mean().dropna()
+    return [f"{way}: AUC {mean:.3f} on test subjects that it completed." for way, mean in means.items()]
 
 
 def _trend(findings: Findings) -> list[str]:
     """Reported, never asked for: neighbouring rates differ by less than their spread."""
-    rising = []
-    for way in findings.ways:
-        means = []
-        for rate in findings.options.rates:
-            own = [c.acc for c in findings.cells if (c.way, c.rate) == (way.name, rate)]
-            means.append(sum(own) / len(own))
-        if any(later > earlier + 1e-9 for earlier, later in itertools.pairwise(means)):
-            rising.append(way.name)
     if len(findings.options.rates) < 2:
         return []
+    cells = tables.tidy(findings.cells, Cell._fields)
+    steps = cells[cells["way"] != ORACLE].pivot_table("acc", "rate", "way").diff()  # rates rise from row to row
+    rising = [way.name for way in findings.ways if bool((steps[way.name] > 1e-9).any())]
     if not rising:
         return ["Mean accuracy never rises with the missing rate, for any way."]
     return [f"Mean accuracy does not fall at every step of the missing rate for {', '.join(rising)}."]

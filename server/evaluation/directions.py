@@ -22,8 +22,7 @@ from server.evaluation.ways import (
     Asked,
     Person,
     complete,
-    find_cohorts,
-    find_heldout,
+    find_world,
     read_runs,
     run_of,
     told_by,
@@ -53,7 +52,7 @@ from shared.model.evaluation import (
 )
 from shared.model.model import Model, read_model
 from shared.model.scorecard import SCORES, by_site
-from shared.model.tables import Cell, Frame, Printable
+from shared.model.tables import Column, Frame, Printable
 from shared.plan.training import find_device
 
 METRICS = {"psnr": ("PSNR", 2), "ssim": ("SSIM", 3), "nmi": ("NMI", 3), "mae": ("MAE", 4)}
@@ -70,8 +69,7 @@ def compare_images(asked: Asked, *, sampler: Sampler | None = None, subjects: in
     for name, model in models.items():
         if model.modalities != modalities:
             raise ConfigError(f"run {name}: modalities={list(model.modalities)}: {first} has {list(modalities)}")
-    trained = find_cohorts(config, "sites")
-    heldout = find_heldout(config, trained, strangers=asked.strangers)
+    trained, heldout = find_world(config, strangers=asked.strangers)
     heldout = {site: dataclasses.replace(c, subjects=c.subjects[:subjects]) for site, c in heldout.items()}
     chosen = {name: sampler or model.sampler for name, model in models.items()}
     told = {name: told_by(name, models[run_of(name)]) for name in asked.names}
@@ -151,8 +149,8 @@ def printable(table: Frame) -> Printable:
         else f"{target} from {'any' if shown == EVERY else shown.replace('+', ' + ')}"
         for target, shown in table[["target", "shown"]].itertuples(index=False)
     ]
-    cells = [Cell(heading, metric, tables.mean(digits)) for metric, (heading, digits) in METRICS.items()]
-    cells.append(Cell("first - this, PSNR", "psnr", tables.lead(2)))
+    cells = [Column(heading, metric, tables.mean(digits)) for metric, (heading, digits) in METRICS.items()]
+    cells.append(Column("first - this, PSNR", "psnr", tables.lead(2)))
     return tables.screen(tables.records(table.assign(**{"made from": titles})), ("made from", "model"), "metric", cells)
 
 

@@ -29,7 +29,7 @@ from server.evaluation.tasks import (
     sampled,
     usual_tasks,
 )
-from server.evaluation.ways import Asked, find_cohorts, find_heldout, finished
+from server.evaluation.ways import Asked, find_world, finished
 from shared.base import pictures
 from shared.base.checkpoint import write_text
 from shared.base.errors import ConfigError
@@ -39,7 +39,7 @@ from shared.model import tables
 from shared.model.evaluation import RIDGE
 from shared.model.evaluation import floors as pooled_floors
 from shared.model.model import Model, read_model
-from shared.model.tables import Cell, Printable
+from shared.model.tables import Column, Printable
 from shared.plan.config import load_sampler
 from shared.plan.training import find_device
 
@@ -61,8 +61,7 @@ def restore(
     config, model = finished(folder), read_model(folder / "final")
     chosen = {name: _sampler(name, samples) for name in samplers}
     tasks = _tasks(model, groups)
-    trained = find_cohorts(config, "sites")
-    heldout = find_heldout(config, trained, "restore", strangers=asked.strangers)
+    trained, heldout = find_world(config, "restore", strangers=asked.strangers)
     held = pick(list(heldout.values()), model.modalities, count, asked.seed)
     ridge = pooled_floors(list(trained.values()), model.modalities)[RIDGE]
     seed, on = asked.seed, find_device(asked.device)
@@ -126,11 +125,11 @@ def printable(outcomes: Sequence[Outcome]) -> Printable:
             gain, low, high, _ = over[o.way, o.task]
             rows.append({**line, "metric": "gain", "lead": gain, "low": low, "high": high})
     cells = (
-        Cell("PSNR", "psnr", tables.mean(2)),
-        Cell("SSIM", "ssim", tables.mean(3)),
-        Cell("SW x 1000", "wasserstein", tables.mean(1, times=1000)),
-        Cell("s / slice", "seconds", tables.mean(2)),
-        Cell("gain over the task before", "gain", tables.lead(2)),
+        Column("PSNR", "psnr", tables.mean(2)),
+        Column("SSIM", "ssim", tables.mean(3)),
+        Column("SW x 1000", "wasserstein", tables.mean(1, times=1000)),
+        Column("s / slice", "seconds", tables.mean(2)),
+        Column("gain over the task before", "gain", tables.lead(2)),
     )
     return tables.screen(rows, ("task", "way"), "metric", cells)
 

@@ -13,7 +13,7 @@ from shared.base.checkpoint import write_text
 from shared.base.errors import DataError
 from shared.model import tables
 from shared.model.angiograms import VIEWS
-from shared.model.tables import Cell, Frame, Printable
+from shared.model.tables import Column, Frame, Printable
 
 COLUMNS = {  # of the printed table: metric, its heading, digits
     "volume psnr": ("PSNR", 2),
@@ -97,8 +97,8 @@ def write(out: Path, lines: Frame, how: Mapping[str, Any]) -> None:
 def printable(lines: Frame) -> Printable:
     """One subset after the other."""
     by_subset = tables.stacked(part for _, part in lines.groupby("shown", sort=False))
-    cells = [Cell(heading, metric, tables.mean(digits)) for metric, (heading, digits) in COLUMNS.items()]
-    cells += [Cell(f"{heading} lead", metric, tables.lead(digits)) for metric, (heading, digits) in LEADS.items()]
+    cells = [Column(heading, metric, tables.mean(digits)) for metric, (heading, digits) in COLUMNS.items()]
+    cells += [Column(f"{heading} lead", metric, tables.lead(digits)) for metric, (heading, digits) in LEADS.items()]
     return tables.screen(tables.records(by_subset), ("shown", "run"), "metric", cells)
 
 

@@ -30,8 +30,7 @@ from server.evaluation.ways import (
     Person,
     Way,
     complete,
-    find_cohorts,
-    find_heldout,
+    find_world,
     read_runs,
     visible,
     weights_of,
@@ -115,8 +114,7 @@ def compare_vessels(
     subsets = _subsets(shown, sources, target)
     chosen = _samplers(samplers, models)
     modalities = in_order({target, *itertools.chain(*sources.values())})
-    trained = find_cohorts(config, "sites")
-    heldout = find_heldout(config, trained, strangers=asked.strangers)
+    trained, heldout = find_world(config, strangers=asked.strangers)
     people = _few(complete(heldout, modalities), modalities, subjects)
     question = Question(target=target, modalities=modalities, people=people, rule=rule or Threshold())
     on = find_device(asked.device)

@@ -140,15 +140,15 @@ def prepared(folders: Iterable[Path], grid: Grid) -> dict[SiteName, Cohort]:
     return cohorts
 
 
-def find_heldout(
-    config: Config, trained: Mapping[SiteName, Cohort], what: str = "score on", *, strangers: bool = False
-) -> dict[SiteName, Cohort]:
-    """The world's held-out subjects, nobody of whom was trained on."""
-    heldout = find_cohorts(config, "heldout")
+def find_world(
+    config: Config, what: str = "score on", *, strangers: bool
+) -> tuple[dict[SiteName, Cohort], dict[SiteName, Cohort]]:
+    """The world's training cohorts, and its held-out ones, nobody of whom was trained on."""
+    trained, heldout = find_cohorts(config, "sites"), find_cohorts(config, "heldout")
     if not heldout:
         raise DataError(f"{config.world}/heldout: no held-out subjects to {what}")
     check_apart(heldout, trained, strangers=strangers)
-    return heldout
+    return trained, heldout
 
 
 def check_apart(

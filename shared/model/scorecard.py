@@ -21,7 +21,7 @@ from shared.base.vocabulary import Modality, SiteName
 from shared.data.missing import all_patterns
 from shared.model import tables
 from shared.model.evaluation import Never
-from shared.model.tables import Cell, Frame, Printable, compare, records, screen, stacked, write_csv
+from shared.model.tables import Column, Frame, Printable, compare, records, screen, stacked, write_csv
 
 SCORES = ("model", "site", "shown", "target", "region", "metric", "per", "value", "n")
 BOUGHT = ("task", "region", "model", "psnr", "lead", "low", "high", "subjects")
@@ -106,8 +106,8 @@ def headlines(lines: Frame) -> dict[str, float]:
 
 def printable(lines: Frame) -> Printable:
     models = list(dict.fromkeys(lines["model"]))
-    cells = [Cell(model, model, tables.mean(2)) for model in models]
-    cells += [Cell(f"{models[0]} - {model}", model, tables.lead(2)) for model in models[1:]]
+    cells = [Column(model, model, tables.mean(2)) for model in models]
+    cells += [Column(f"{models[0]} - {model}", model, tables.lead(2)) for model in models[1:]]
     return screen(records(lines), ("task", "region"), "model", cells)
 
 
@@ -140,13 +140,13 @@ def _heat_map(table: Frame, modalities: Sequence[Modality], path: Path) -> None:
 
 def _bars(lines: Frame, path: Path) -> None:
     """One group of bars per task and region, one bar per model; of many sites only the first few by themselves."""
-    means = lines.pivot(index=["task", "only", "region"], columns="model", values="mean")
     places = list(dict.fromkeys(lines[["task", "only", "region"]].itertuples(index=False, name=None)))
     by_site = [place for place in places if place[1]][:MOST_BY_SITE]
     places = [place for place in places if not place[1] or place in by_site]
     if not places:
         return
     models = list(dict.fromkeys(lines["model"]))
+    means = lines.pivot(index=["task", "only", "region"], columns="model", values="mean")
     figure, axes = blank_figure(2.5 + 1.3 * len(places), 4.2)
     width = 0.8 / len(models)
     for i, model in enumerate(models):

@@ -98,7 +98,7 @@ def records(table: Frame) -> list[Row]:
     return found
 
 
-class Cell(NamedTuple):
+class Column(NamedTuple):
     """A column on the screen."""
 
     heading: str
@@ -106,16 +106,18 @@ class Cell(NamedTuple):
     words: Callable[[Row], str]
 
 
-def screen(rows: Iterable[Row], titles: Sequence[str], across: str, cells: Sequence[Cell]) -> Printable:
-    """A line for each set of `titles`, the first of which is said once; each cell from the row of its `across`."""
+def screen(rows: Iterable[Row], titles: Sequence[str], across: str, columns: Sequence[Column]) -> Printable:
+    """A line for each set of `titles`, the first of which is said once; each word from the row of its `across`."""
     held: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
         held.setdefault(tuple(str(row[title]) for title in titles), {})[row[across]] = row
     lines, last = [], ""
     for (title, *rest), found in held.items():
-        lines.append(("" if title == last else title, *rest, *(cell.words(found.get(cell.of, {})) for cell in cells)))
+        lines.append(
+            ("" if title == last else title, *rest, *(column.words(found.get(column.of, {})) for column in columns))
+        )
         last = title
-    return (*titles, *(cell.heading for cell in cells)), lines
+    return (*titles, *(column.heading for column in columns)), lines
 
 
 def mean(digits: int, times: float = 1) -> Callable[[Row], str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared.model import tables
-from shared.model.tables import Cell, Frame, compare, interval, records, screen, tidy, write_csv
+from shared.model.tables import Column, Frame, compare, interval, records, screen, tidy, write_csv
 
 COLUMNS = ("task", "model", "subject", "metric", "value")
 
@@ -58,10 +58,10 @@ def test_rows_keep_their_order_and_an_empty_table_has_its_columns() -> None:
 def test_words_say_a_title_once_and_nothing_where_nothing_was_measured() -> None:
     table = compare(scores({"one": [1.0, 2.0], "two": [0.0, 0.5]}), ["task", "metric"], "model", ["subject"], "one")
     cells = (
-        Cell("PSNR", "psnr", tables.mean(1)),
-        Cell("reach", "psnr", tables.mean_with_reach(1)),
-        Cell("SSIM", "ssim", tables.mean(1)),
-        Cell("first - this", "psnr", tables.lead(1)),
+        Column("PSNR", "psnr", tables.mean(1)),
+        Column("reach", "psnr", tables.mean_with_reach(1)),
+        Column("SSIM", "ssim", tables.mean(1)),
+        Column("first - this", "psnr", tables.lead(1)),
     )
     assert screen(records(table), ("task", "model"), "metric", cells) == (
         ("task", "model", "PSNR", "reach", "SSIM", "first - this"),
