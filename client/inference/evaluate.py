@@ -8,8 +8,8 @@ import dataclasses
 import io
 from pathlib import Path
 
-from shared.base.checkpoint import write_text
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import write_text
 from shared.base.options import plain
 from shared.data.cohort import Cohort
 from shared.data.slices import Slices

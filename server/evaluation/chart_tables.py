@@ -26,8 +26,8 @@ from server.evaluation.compare import find_cohorts
 from server.evaluation.diagnosis_runs import filled_by, mean_of, read_configs, told_by
 from server.runs import runs
 from shared.base import pictures
-from shared.base.checkpoint import write_text
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import write_text
 from shared.base.options import plain
 from shared.base.vocabulary import Modality, SiteName
 from shared.data.bids import Clinical

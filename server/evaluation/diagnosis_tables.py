@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from server.evaluation.diagnosis import DROP, ORACLE, Cell, Findings, Leak
-from shared.base.checkpoint import write_text
+from shared.base.files import write_text, writing
 from shared.model.evaluation import Difference, interval
 
 METRICS = ("acc", "auc", "sen", "spe")
@@ -250,6 +250,5 @@ def _draw(table: Sequence[Line], findings: Findings, path: Path) -> None:
     axes.set_ylim(max(0.0, min(0.45, low - 0.05)), 1.02)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, loc="lower left")
-    partial = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(partial, dpi=130, metadata={"Software": None})
-    partial.replace(path)
+    with writing(path) as file:
+        figure.savefig(file, format="png", dpi=130, metadata={"Software": None})

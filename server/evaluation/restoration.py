@@ -34,8 +34,8 @@ from server.evaluation.tasks import (
 )
 from server.runs import runs
 from shared.base import pictures
-from shared.base.checkpoint import write_text
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import write_text
 from shared.base.options import plain
 from shared.diffusion.samplers import Sampler
 from shared.model.evaluation import RIDGE, Difference
@@ -101,7 +101,6 @@ def _tasks(model: Model, groups: Sequence[str]) -> tuple[Task, ...]:
 
 
 def write(folder: Path, outcomes: Sequence[Outcome], held: Held, model: Model, how: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "scores.csv", _csv(("group", "task", "way", "metric", "slice", "value"), _scores(outcomes)))
     columns = ("group", "metric", "what", "against", "mean", "low", "high", "slices")
     write_text(folder / "gains.csv", _csv(columns, [line for m in MEASURED for line in _gains(outcomes, m)]))

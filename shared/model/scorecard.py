@@ -9,14 +9,13 @@ bought.png      the first model beside the others
 
 import csv
 import io
-import json
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.base.checkpoint import write_text
+from shared.base.files import write_json, write_text, writing
 from shared.base.vocabulary import Modality
 from shared.data.missing import all_patterns
 from shared.model.evaluation import Bought, Difference, Row, Score, bought, rows
@@ -35,7 +34,6 @@ def write_scorecard(
 ) -> list[Bought]:
     """All files into `folder`; `how` (sampler, seed, slices ...) is kept beside the headlines."""
     table, lines = rows(scores), bought(scores, modalities, never)
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "scores.csv", _csv(Row._fields, table))
     write_text(folder / "bought.csv", _csv(BOUGHT, _flat(lines)))
     summary = {
@@ -43,7 +41,7 @@ def write_scorecard(
         "how": dict(how),
         "never_acquired": {s: list(m) for s, m in never.items()},
     }
-    write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_json(folder / "summary.json", summary)
     _heat_map(table, modalities, folder / "heat_map.png")
     _bars(lines, folder / "bought.png")
     return lines
@@ -158,6 +156,5 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(partial, dpi=130, metadata={"Software": None})
-    partial.replace(path)
+    with writing(path) as file:
+        figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
