@@ -116,3 +116,12 @@ def test_every_page_can_be_found_from_the_index() -> None:
         ahead += [page.parent / target for target in targets if target and (page.parent / target).exists()]
     pages = {HOUSE / name for name in MARKDOWN if not name.startswith("docs/decisions/")}
     assert pages - reached == set()
+
+
+PLACE = re.compile(r"`((?:shared|server|client|configs|benchmarks|deploy|tests)/(?:[\w/-]*|[\w./-]*\.(?:py|md|yaml|sh)))`")
+
+
+@pytest.mark.parametrize("name", [n for n in MARKDOWN if n not in HISTORY and not n.startswith("docs/decisions/")])
+def test_files_and_folders_that_a_page_names_are_there(name: str) -> None:
+    """Decisions, like the log, may name what was there when they were made."""
+    assert [place for place in PLACE.findall(text_of(name)) if not (HOUSE / place).exists()] == []
