@@ -25,7 +25,7 @@ from shared.data.missing import suppress
 from shared.data.preparation import hash_json
 from shared.data.slices import Pool, Slices
 from shared.methods import Method
-from shared.plan.config import RunSettings
+from shared.plan.settings import RunSettings
 from shared.plan.training import find_device, pool, train
 
 SUM_BATCH = 64  # slices at a time in a phase of sums

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message, MessageType, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from server.flower import bundle_refused
 from server.journal.facts import Coverage, coverage
 from shared.base.errors import ConfigError, LacunaError, PlanRefused, PlanWaits, RunFailed, UpdateRejected
 from shared.base.randomness import seed_of
@@ -134,8 +134,8 @@ class Handshake:
     def _hear(self, node: int, reply: Message | None, roster: Roster) -> None:
         known, why = self.waiting.pop(node, None), SILENT
         try:
-            if reply is not None and reply.has_error() and reply.error.code == ErrorCode.INVALID_FAB:
-                raise PlanRefused(f"node {node}: {reply.error.reason}")  # client/node/supernode.py: the run's bundle
+            if reply is not None and bundle_refused(reply):
+                raise PlanRefused(f"node {node}: {reply.error.reason}")  # said by client/node/supernode.py
             if reply is not None and not reply.has_error():
                 self._admit(node, reply, roster)
                 self.settled.add(node)
