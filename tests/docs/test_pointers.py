@@ -118,7 +118,9 @@ def test_every_page_can_be_found_from_the_index() -> None:
     assert pages - reached == set()
 
 
-PLACE = re.compile(r"`((?:shared|server|client|configs|benchmarks|deploy|tests)/(?:[\w/-]*|[\w./-]*\.(?:py|md|yaml|sh)))`")
+PLACE = re.compile(
+    r"`((?:shared|server|client|configs|benchmarks|deploy|tests)/(?:[\w/-]*|[\w./-]*\.(?:py|md|yaml|sh)))`"
+)
 
 
 @pytest.mark.parametrize("name", [n for n in MARKDOWN if n not in HISTORY and not n.startswith("docs/decisions/")])
