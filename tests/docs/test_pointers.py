@@ -18,13 +18,10 @@ ELSEWHERE = re.compile(r"seed_systems|\bspecs/|\bspecs §|\bDESIGN\.md|\bSTYLE\.
 
 def tracked() -> list[str]:
     """What the repository holds, or will with the next commit."""
-    told = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=HOUSE,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    asked = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    told = subprocess.run(asked, cwd=HOUSE, capture_output=True, text=True, check=False)
+    if told.returncode:
+        pytest.skip("not a checkout: what is tracked can't be told", allow_module_level=True)
     return sorted(name for name in told.stdout.splitlines() if (HOUSE / name).is_file())
 
 
