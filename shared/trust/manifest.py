@@ -99,13 +99,13 @@ class Manifest:
 
 
 def sign(content: bytes, key: Ed25519PrivateKey) -> bytes:
-    """Sign these bytes of federation.json; gives what federation.sig holds."""
+    """federation.sig for these bytes of federation.json."""
     public = key.public_key().public_bytes_raw().hex()
     return f"{public} {key.sign(_CONTEXT + content).hex()}\n".encode("ascii")
 
 
 def verify(content: bytes, signature: bytes, trusted: Ed25519PublicKey, where: str) -> Manifest:
-    """Read the manifest, if the trusted key signed these bytes; else DataError."""
+    """The manifest, if the trusted key signed these bytes; else DataError."""
     found = _SIGNATURE.fullmatch(signature)
     if found is None:
         raise DataError(f"{where}: {SIGNATURE} is damaged")

@@ -181,7 +181,7 @@ def write_world(
 
 
 def _claim(out: Path, options: PhantomOptions) -> None:
-    """Take a folder for one world: what is there must have been made with the same options."""
+    """A folder holds one world: what is there must have been made with the same options."""
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"made_by": "lacuna phantom", "options": plain(options)}, indent=1, default=str) + "\n"
     path = out / "world.json"
