@@ -1,6 +1,7 @@
 """What a source of images is: something that ends as a folder on this machine. The simplest is a folder already."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import Protocol
 from client.ingest.arrive.records import Aside
 from shared.base.errors import DataError
 
-Progress = Callable[[int, int], None]
+SPARE = 1e9  # bytes of a disk that are never filled
+UID = re.compile(r"[0-9.]{1,64}")
+Progress = Callable[[int, int], None]  # (done, in all)
 Bar = Callable[[str], AbstractContextManager[Progress]]
 
 
@@ -41,4 +44,6 @@ class Folder:
 
 def place(incoming: Path, name: str) -> Path:
     """The folder for what comes from one source; the same source finds what it fetched before."""
-    return incoming / hashlib.sha256(name.encode()).hexdigest()[:12]
+    folder = incoming / hashlib.sha256(name.encode()).hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
