@@ -13,7 +13,7 @@ import math
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.ingest.arrive.records import Job
+from client.ingest.arrive.source import Progress
 from client.ingest.cohort import page, review
 from client.ingest.cohort.outcome import QUALITY, Outcome, read_outcome
 from client.ingest.image.preparation import Preparation, Ready, prepare
@@ -33,7 +34,6 @@ from shared.data.modalities import bids_path
 from shared.data.preparation import hash_file, hash_json
 from shared.data.volumes import SPACING_LIMITS, shape_and_affine, write
 
-Progress = Callable[[int, int], None]  # (subjects done, subjects in all)
 PAGE = "quality.html"
 MEMORY_PER_VOXEL = 120  # bytes of working memory, at the largest
 
@@ -112,7 +112,6 @@ class _Task:
 
 def _carry_out(task: _Task) -> Outcome:
     job = task.job
-    name = job.subject if job.session is None else f"{job.subject}_{job.session}"
     outcome = Outcome(
         subject=job.subject,
         session=job.session,
@@ -127,7 +126,7 @@ def _carry_out(task: _Task) -> Outcome:
     try:
         ready = prepare(job.inputs, task.options, weights=task.weights, accepted=task.accepted)
         outcome = replace(outcome, quality=ready.quality, left=ready.left, excluded=ready.why)
-        page.draw(ready, task.cohort / QUALITY / f"{name}.png")
+        page.draw(ready, task.cohort / QUALITY / f"{job.name}.png")
         if ready.why is None:
             outcome = replace(outcome, files=_write_subject(task.cohort, target, job, ready))
     except DataError as error:
@@ -139,7 +138,7 @@ def _carry_out(task: _Task) -> Outcome:
         outcome = replace(outcome, files={}, excluded=" ".join(why.split())[:300], key="")
     if outcome.excluded is not None:
         _forget(target, job)
-    write_json(task.cohort / QUALITY / f"{name}.json", plain(outcome), sort_keys=True)
+    write_json(task.cohort / QUALITY / f"{job.name}.json", plain(outcome), sort_keys=True)
     return outcome
 
 
@@ -169,9 +168,8 @@ def _forget(target: Path, job: Job) -> None:
 
 
 def _stored(cohort: Path, job: Job, key: str) -> Outcome | None:
-    name = job.subject if job.session is None else f"{job.subject}_{job.session}"
     try:
-        outcome = read_outcome(cohort / QUALITY / f"{name}.json")
+        outcome = read_outcome(cohort / QUALITY / f"{job.name}.json")
     except (OSError, ValueError, KeyError, TypeError):
         return None
     there = all((cohort / file).is_file() for file in outcome.files.values())
