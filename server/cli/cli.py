@@ -148,16 +148,18 @@ def evaluate(
     """Score a run on held-out subjects: every shown subset x target x site, against floors and each site alone.
 
     Writes scores.csv, bought.csv, summary.json and figures to runs/RUN/evaluation; prints what the federation bought.
+    Refused where a held-out subject was trained on, by its images or its name; `strangers=true` says that those of one
+    name are different people.
 
     `lacuna evaluate aca aca:scores ldm task=diagnosis` asks what sets that runs of aca_diff and ldm complete are worth
     to a classifier of AD against HC, beside leaving subjects out, the mean volume and a regression. RUN:scores is not
     told the diagnosis, RUN:diagnosis nothing else, RUN:images nothing of the chart. Keys: `study=FOLDER` (subjects of
-    its own, default the world's held-out ones), `strangers=true` (though some bear the names of trained ones),
-    `size=tiny|small|paper`, `rates=[0.2,0.4,0.6,0.8]`, `generations=3`, `test_loses=true`, `test=0.3`, `val=0.2`,
-    `ill=AD|MCI`, `well=HC|MCI`, `steps=N`, `out=FOLDER`. Stopped, the same command goes on.
+    its own, default the world's held-out ones), `strangers=true`, `size=tiny|small|paper`, `rates=[0.2,0.4,0.6,0.8]`,
+    `generations=3`, `test_loses=true`, `test=0.3`, `val=0.2`, `ill=AD|MCI`, `well=HC|MCI`, `steps=N`, `out=FOLDER`.
+    Stopped, the same command goes on.
 
     `lacuna evaluate aca aca:images ldm task=images` gives PSNR, SSIM, NMI and MAE of every direction for the same kind
-    of rows, floors, and each site's own model. Keys: `subjects=N` of each site, `out=FOLDER`.
+    of rows, floors, and each site's own model. Keys: `subjects=N` of each site, `strangers=true`, `out=FOLDER`.
     """
     from server.cli import evaluate as evaluate_cli
 
