@@ -19,11 +19,11 @@ from client.audit.inspection import Effort, Inspection
 from client.audit.membership import Membership, attack, match
 from shared.base import pictures
 from shared.base.checkpoint import write_text
+from shared.base.display.progress import Progress
 from shared.base.options import plain
 from shared.data.cohort import Cohort
 from shared.diffusion.samplers import Sampler
 from shared.model.bundle import WEIGHTS, Bundle
-from shared.model.model import Progress
 from shared.trust.audits import Limits, Summary
 
 STAYS = "Made of this site's subjects: stays at the site. Only summary.json is meant to be handed over."

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from client.cli.options import AnySigner, Bundle, Device, Force, Kind, Trust, Without, bar, load, sampler_of
+from client.cli.options import AnySigner, Bundle, Device, Force, Kind, Trust, Without, load, sampler_of
+from shared.base.display.terminal import bar
 
 app = typer.Typer()
 

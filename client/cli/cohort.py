@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from client.cli.options import bar
+from shared.base.display.terminal import bar
 from shared.base.errors import DataError
 
 app = typer.Typer()

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from client.cli.options import AnySigner, Bundle, Device, Kind, Trust, bar, load, sampler_of
+from client.cli.options import AnySigner, Bundle, Device, Kind, Trust, load, sampler_of
+from shared.base.display.terminal import bar
 from shared.base.errors import PlanRefused
 
 app = typer.Typer()

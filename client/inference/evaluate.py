@@ -9,6 +9,7 @@ import io
 from pathlib import Path
 
 from shared.base.checkpoint import write_text
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import plain
 from shared.data.cohort import Cohort
@@ -16,7 +17,7 @@ from shared.data.slices import Slices
 from shared.diffusion.samplers import Sampler
 from shared.model.bundle import Bundle
 from shared.model.evaluation import Score, evaluate, filler
-from shared.model.model import Progress, ReadsChart
+from shared.model.model import ReadsChart
 from shared.model.scorecard import write_scorecard
 from shared.plan.training import find_device
 

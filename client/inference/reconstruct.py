@@ -27,6 +27,7 @@ from client.inference.outputs import WARNING, Files, Made
 from client.inference.slices import SliceStore
 from client.inference.sources import check_out, check_targets, check_there, find
 from shared.base.checkpoint import sha256
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import plain
 from shared.base.vocabulary import Modality
@@ -36,7 +37,7 @@ from shared.data.modalities import MODALITIES, parse
 from shared.diffusion.samplers import GUIDED, Sampler
 from shared.model.bundle import Bundle
 from shared.model.metrics import METRICS, WINDOW
-from shared.model.model import Filled, Progress, Restores, fill
+from shared.model.model import Filled, Restores, fill
 from shared.model.taught import check_taught, untaught_remarks
 from shared.plan.training import find_device
 

@@ -19,6 +19,7 @@ from client.inference.guard import guard
 from client.inference.outputs import WARNING, Files, Made
 from client.inference.slices import SliceStore
 from client.inference.sources import Subject, check_out, check_targets, check_there, find, load_all
+from shared.base.display.progress import Progress
 from shared.base.errors import DataError
 from shared.base.vocabulary import Modality
 from shared.data.bids import Sources
@@ -26,7 +27,7 @@ from shared.data.intensities import usual_scaling
 from shared.data.preparation import Loaded
 from shared.diffusion.samplers import Sampler
 from shared.model.bundle import Bundle
-from shared.model.model import Filled, Progress, fill
+from shared.model.model import Filled, fill
 from shared.model.taught import check_taught, untaught_remarks
 from shared.plan.training import find_device
 

@@ -74,7 +74,7 @@ def phantom(
 
     `lacuna phantom world --family dementia --sites 4 --missing site-a=AV45 --missing site-b=FDG,CT`
     """
-    from server.journal import progress
+    from shared.base.display import terminal
     from shared.base.options import build
     from shared.data.phantom.phantom import FAMILIES, PhantomOptions, write_world
 
@@ -98,7 +98,7 @@ def phantom(
         },
         "phantom",
     )
-    with progress.bar("drawing subjects", 0) as advance:
+    with terminal.bar("drawing subjects") as advance:
         typer.echo(str(write_world(options, out, workers=workers, progress=advance)))
 
 
@@ -161,7 +161,7 @@ def evaluate(
     """
     from server.cli import evaluate as evaluate_cli
     from server.evaluation.compare import compare
-    from server.journal import progress
+    from shared.base.display import terminal
     from shared.model.scorecard import printable
     from shared.plan.config import load_sampler
 
@@ -169,9 +169,9 @@ def evaluate(
         return
     run = words[0]
     chosen = load_sampler(sampler) if sampler is not None else None
-    with progress.bar("scoring", 0) as advance:
+    with terminal.bar("scoring") as advance:
         lines = compare(runs_folder / run, sampler=chosen, every=every, seed=seed, device=device, progress=advance)
-    progress.table("PSNR in dB; differences with 95 % intervals over subjects", *printable(lines))
+    terminal.table("PSNR in dB; differences with 95 % intervals over subjects", *printable(lines))
 
 
 @app.command()
@@ -206,9 +206,9 @@ def restore(
     from server.evaluation.restoration import printable
     from server.evaluation.restoration import restore as carry_out
     from server.evaluation.tasks import Scan
-    from server.journal import progress
+    from shared.base.display import terminal
 
-    with progress.bar("restoring", 0) as advance:
+    with terminal.bar("restoring") as advance:
         outcomes = carry_out(
             runs_folder / run,
             samplers=sampler or ["mds_fast", "told"],
@@ -221,7 +221,7 @@ def restore(
             out=out,
             progress=advance,
         )
-    progress.table("means over slices, in the brain; gains in dB with 95 % intervals", *printable(outcomes))
+    terminal.table("means over slices, in the brain; gains in dB with 95 % intervals", *printable(outcomes))
 
 
 @app.command()
@@ -258,10 +258,10 @@ def vessels(
     """
     from server.evaluation.vessel_tables import printable
     from server.evaluation.vessels import compare_vessels
-    from server.journal import progress
+    from shared.base.display import terminal
     from shared.model.angiograms import Threshold
 
-    with progress.bar("filling volumes", 0) as advance:
+    with terminal.bar("filling volumes") as advance:
         lines = compare_vessels(
             run,
             runs_folder,
@@ -275,7 +275,7 @@ def vessels(
             progress=advance,
         )
     title = "means over subjects, in the brain; MIP: axial; leads over the first run with 95 % intervals"
-    progress.table(title, *printable(lines))
+    terminal.table(title, *printable(lines))
 
 
 @app.command()
@@ -293,12 +293,12 @@ def generate(
     import dataclasses
 
     from server.evaluation.generation import generate as carry_out
-    from server.journal import progress
+    from shared.base.display import terminal
     from shared.plan.config import load_sampler
 
     chosen = load_sampler(sampler)
     chosen = chosen if steps is None else dataclasses.replace(chosen, steps=steps)
-    with progress.bar("generating sets", 0) as advance:
+    with terminal.bar("generating sets") as advance:
         done = carry_out(
             runs_folder / run, out, count=count, sampler=chosen, seed=seed, device=device, progress=advance
         )
@@ -388,10 +388,10 @@ def audit_privacy(
     Exit code 5 where anything fails.
     """
 
-    from server.journal import progress
+    from shared.base.display import terminal
 
     carry_out = doors.load(doors.ENGINE_AUDIT)
-    carry_out(repeat=repeat, as_json=as_json, bar=lambda title: progress.bar(title, 0))
+    carry_out(repeat=repeat, as_json=as_json, bar=terminal.bar)
 
 
 def _counts(said: Sequence[str] | None, sites: Sequence[str], usual: int) -> tuple[int, ...]:

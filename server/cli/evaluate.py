@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from server.journal import progress
+from shared.base.display import terminal
 from shared.base.errors import ConfigError
 from shared.base.options import build
 from shared.diffusion.samplers import Sampler
@@ -68,7 +68,7 @@ def _diagnosis(asked: Asked, keys: Mapping[str, Any]) -> None:
     if not isinstance(strangers, bool):
         raise ConfigError(f"strangers={strangers}: must be true or false")
     options = build(DiagnosisOptions, rest, "diagnosis")
-    with progress.bar("completing and training", 0) as advance:
+    with terminal.bar("completing and training") as advance:
         findings, lines = diagnose(
             asked.names,
             asked.runs,
@@ -82,7 +82,7 @@ def _diagnosis(asked: Asked, keys: Mapping[str, Any]) -> None:
             progress=advance,
         )
     title = f"{options.ill} against {options.well}: means over generations with 95 % intervals"
-    progress.table(title, *printable(lines))
+    terminal.table(title, *printable(lines))
     for note in notes(findings):
         typer.echo(f"- {note}")
 
@@ -96,7 +96,7 @@ def _images(asked: Asked, keys: Mapping[str, Any]) -> None:
         raise ConfigError(f"{next(iter(rest))}=: unknown key; task=images takes out, subjects")
     if subjects is not None and not (isinstance(subjects, int) and subjects >= 1):
         raise ConfigError(f"subjects={subjects}: must be 1 or more")
-    with progress.bar("scoring", 0) as advance:
+    with terminal.bar("scoring") as advance:
         lines = compare_images(
             asked.names,
             asked.runs,
@@ -107,7 +107,7 @@ def _images(asked: Asked, keys: Mapping[str, Any]) -> None:
             out=out,
             progress=advance,
         )
-    progress.table("means over subjects, in the brain; leads in dB with 95 % intervals", *printable(lines))
+    terminal.table("means over subjects, in the brain; leads in dB with 95 % intervals", *printable(lines))
 
 
 def _folder(keys: dict[str, Any], name: str) -> Path | None:

@@ -27,6 +27,7 @@ from server.evaluation.diagnosis_runs import filled_by, mean_of, read_configs, t
 from server.runs import runs
 from shared.base import pictures
 from shared.base.checkpoint import write_text
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import plain
 from shared.base.vocabulary import Modality, SiteName
@@ -50,7 +51,7 @@ from shared.model.evaluation import (
     floors,
     rows,
 )
-from shared.model.model import Filled, Progress, read_model
+from shared.model.model import Filled, read_model
 from shared.plan.training import find_device
 
 METRICS = {"psnr": ("PSNR", 2), "ssim": ("SSIM", 3), "nmi": ("NMI", 3), "mae": ("MAE", 4)}

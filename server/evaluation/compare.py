@@ -6,10 +6,10 @@ regression, of methods that see whole volumes the voxelwise one; both fitted on 
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from server.runs import runs
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import plain
 from shared.base.vocabulary import SiteName
@@ -32,7 +32,7 @@ def compare(
     every: int,
     seed: int,
     device: str,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Bought]:
     """Scores of a finished run into its evaluation/ folder; gives the lines of the table."""
     config = runs.read_config(folder)

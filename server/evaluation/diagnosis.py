@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shared.base.checkpoint import write_text
+from shared.base.display.progress import Progress
 from shared.base.errors import DataError
 from shared.base.options import plain
 from shared.base.randomness import seed_of
@@ -37,7 +38,6 @@ from shared.data.preparation import hash_json
 from shared.data.slices import Slices, Stack
 from shared.model.diagnosis import PROBE, DiagnosisOptions, Draw, auc, draw, fit, judge, pooled, predict, probe
 from shared.model.evaluation import Filler
-from shared.model.model import Progress
 
 VERSION = 1  # raise it when the same volumes would get other scores
 ORACLE, DROP = "oracle", "drop"

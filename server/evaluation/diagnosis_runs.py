@@ -17,6 +17,7 @@ from server.evaluation.compare import find_cohorts
 from server.evaluation.diagnosis import DROP, Findings, Study, Way, check_apart, find_study, run
 from server.evaluation.diagnosis_tables import Line
 from server.runs import runs
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import plain
 from shared.base.vocabulary import SiteName
@@ -28,7 +29,7 @@ from shared.diffusion.samplers import Sampler
 from shared.methods.baselines.voxelwise import MEAN_VOLUME, VOXELWISE, floors_3d
 from shared.model.diagnosis import DiagnosisOptions
 from shared.model.evaluation import Filler, Keys
-from shared.model.model import Filled, Model, Progress, ReadsChart, fill, read_model
+from shared.model.model import Filled, Model, ReadsChart, fill, read_model
 from shared.plan.config import Config
 from shared.plan.training import find_device
 

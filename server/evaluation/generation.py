@@ -14,12 +14,13 @@ import torch
 from server.runs import runs
 from shared.base import pictures
 from shared.base.checkpoint import write_text
+from shared.base.display.progress import Progress
 from shared.base.errors import DataError
 from shared.base.options import plain
 from shared.base.randomness import generator
 from shared.diffusion.operators import none
 from shared.diffusion.samplers import Sampler
-from shared.model.model import AT_ONCE, Progress, Restores, read_model
+from shared.model.model import AT_ONCE, Restores, read_model
 from shared.plan.training import find_device
 
 MOST_DRAWN = 24  # rows of the contact sheet

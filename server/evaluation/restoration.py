@@ -35,12 +35,13 @@ from server.evaluation.tasks import (
 from server.runs import runs
 from shared.base import pictures
 from shared.base.checkpoint import write_text
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import plain
 from shared.diffusion.samplers import Sampler
 from shared.model.evaluation import RIDGE, Difference
 from shared.model.evaluation import floors as pooled_floors
-from shared.model.model import Model, Progress, read_model
+from shared.model.model import Model, read_model
 from shared.plan.config import load_sampler
 from shared.plan.training import find_device
 

@@ -26,6 +26,7 @@ from server.evaluation import vessel_tables
 from server.evaluation.compare import find_cohorts
 from server.evaluation.vessel_tables import Line, Score, Views
 from server.runs import runs
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import plain
 from shared.base.vocabulary import Modality, SiteName
@@ -38,7 +39,7 @@ from shared.data.volumes import read
 from shared.diffusion.samplers import Sampler
 from shared.model.angiograms import VIEWS, Mask, Threshold, image_scores, mip, vessel_scores, vessels
 from shared.model.evaluation import MEAN, RIDGE, Filler, filler, floors
-from shared.model.model import Model, Progress, read_model
+from shared.model.model import Model, read_model
 from shared.plan.config import Config, load_sampler
 from shared.plan.training import find_device
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from server.journal import facts
 from server.journal.facts import Coverage, RoundFacts, SiteFacts
-from server.journal.progress import duration, number, size
 from server.journal.tracking import without_passwords
 from server.report.page import Html, cells, curves, el, many, page, picture, share, table
 from server.report.privacy import privacy_section
 from shared.base.checkpoint import write_text
+from shared.base.display.figures import duration, number, size
 from shared.base.errors import DataError
 
 CELLS = {"ok": "ok", "refused": "warn", "absent": "none", "rejected": "bad", "timeout": "bad", "error": "bad"}

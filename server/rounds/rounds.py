@@ -17,8 +17,8 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from server.journal import facts
+from server.journal.events import CoverageFound, PhaseStarted, RoundFinished, SiteFinished, SiteStarted, View
 from server.journal.facts import RoundFacts, SiteFacts
-from server.journal.progress import View
 from server.journal.receipts import Receipts
 from server.journal.tracking import Tracker
 from server.journal.version import code_version
@@ -127,7 +127,7 @@ class Rounds:
                 place.phase = index + 1
                 continue
             of = self._rounds_in(phase)
-            self.view.phase_started(phase.name, of=of, first=place.round)
+            self.view.tell(PhaseStarted(phase=phase.name, of=of, first=place.round))
             owners = self.owners[phase.name]
             if place.round == 0:
                 self._begin(place, owners)
@@ -144,7 +144,7 @@ class Rounds:
     def _cover(self, roster: Roster) -> None:
         coverage = check_coverage(roster, self.method, self.config.federation.targets)
         facts.save_coverage(self.folder / "inventory.json", coverage)
-        self.view.coverage(coverage)
+        self.view.tell(CoverageFound(found=coverage))
 
     def _nobody(self, phase: Phase, roster: Roster) -> bool:
         """A site alone lacks what some phases teach; in a federation `targets` says what must be learnable."""
@@ -293,17 +293,17 @@ class Rounds:
             for message_id, site in list(sent.items()):  # one id a pull: one update alive at a time
                 if time.monotonic() > end:
                     break
-                self.view.site_started(site)
+                self.view.tell(SiteStarted(site=site))
                 for reply in self.grid.pull_messages([message_id]):
                     del sent[message_id]
                     arrived += 1
                     answers.sites[site] = self._received(reply, site, ask, answers, roster, down)
-                    self.view.site_finished(site, answers.sites[site])
+                    self.view.tell(SiteFinished(site=site, result=answers.sites[site]))
             if sent and not arrived:
                 time.sleep(POLL_SECONDS)
         for site in sent.values():
             answers.sites[site] = SiteFacts(status="timeout", reason=f"no answer in {deadline:.0f} s", bytes_down=down)
-            self.view.site_finished(site, answers.sites[site])
+            self.view.tell(SiteFinished(site=site, result=answers.sites[site]))
 
     def _received(
         self, reply: Message, site: SiteName, ask: Ask, answers: Answers, roster: Roster, down: int
@@ -436,7 +436,7 @@ class Rounds:
         place.done += 1
         self._save(place)
         self.tracker.sync(done)
-        self.view.round_finished(done)
+        self.view.tell(RoundFinished(one=done))
 
     def _save(self, place: Place) -> None:
         tensors = {f"weights/{name}": value for name, value in place.weights.items()}

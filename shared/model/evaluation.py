@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from shared.base.display.progress import Progress
 from shared.base.errors import DataError
 from shared.base.vocabulary import Modality, SiteName
 from shared.data.bids import Clinical
@@ -22,7 +23,7 @@ from shared.data.slices import Slices, Stack
 from shared.diffusion.samplers import Sampler
 from shared.methods.nets.ridge import MeanImage, PatchRidge
 from shared.model.metrics import METRICS
-from shared.model.model import Model, Progress, fill
+from shared.model.model import Model, fill
 
 Keys: TypeAlias = tuple[str | int, ...]
 Filler: TypeAlias = Callable[[Tensor, Tensor, Keys, Clinical], Tensor]  # (images_MDHW, shown_M, keys, chart) -> MDHW

@@ -7,7 +7,7 @@ A method of slabs goes over the volume in overlapping windows, which are numbere
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import build
 from shared.base.randomness import Noise, generator
@@ -31,8 +32,6 @@ from shared.model.windows import Blend, cut, lay
 
 AT_ONCE: Mapping[str, int] = {"cpu": 8, "cuda": 64}  # slices, or windows; halved as often as memory asks
 KEYS = ("method", "options", "modalities", "grid", "sampler", "provenance")  # of model.json
-
-Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
 
 @runtime_checkable

@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 import requests
 
 from client.ingest.arrive.records import Aside
-from client.ingest.arrive.source import Bar, place
+from client.ingest.arrive.source import place
+from shared.base.display.progress import Bar, Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import require
 
@@ -86,7 +87,7 @@ class Web:
 
     # QIDO-RS ----------------------------------------------------------------------------------------------------------
 
-    def _search(self, asides: list[Aside], advance: Callable[[int, int], None]) -> list[tuple[str, str, str]]:
+    def _search(self, asides: list[Aside], advance: Progress) -> list[tuple[str, str, str]]:
         """(study, series, instance) of every file of a series whose modality Lacuna may use."""
         session = self._session()
         studies = list(self.studies)

@@ -18,7 +18,8 @@ from typing import Any
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 
 from client.ingest.arrive.records import Aside
-from client.ingest.arrive.source import Bar, place
+from client.ingest.arrive.source import place
+from shared.base.display.progress import Bar, Progress
 from shared.base.errors import ConfigError
 
 SPARE = 1e9  # bytes of the disk that are never filled
@@ -57,7 +58,7 @@ class Receiver:
             self._listen(folder, refused, advance)
         return folder, refused
 
-    def _listen(self, folder: Path, refused: list[Aside], advance: Callable[[int, int], None]) -> None:
+    def _listen(self, folder: Path, refused: list[Aside], advance: Progress) -> None:
         _config.STORE_RECV_CHUNKED_DATASET = True  # straight to disk: memory does not grow with the image
         entity = AE(ae_title=self.title)
         entity.require_called_aet = True

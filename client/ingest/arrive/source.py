@@ -1,17 +1,13 @@
 """What a source of images is: something that ends as a folder on this machine. The simplest is a folder already."""
 
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from client.ingest.arrive.records import Aside
+from shared.base.display.progress import Bar
 from shared.base.errors import DataError
-
-Progress = Callable[[int, int], None]
-Bar = Callable[[str], AbstractContextManager[Progress]]
 
 
 class Source(Protocol):

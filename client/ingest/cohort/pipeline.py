@@ -28,7 +28,7 @@ from pathlib import Path
 from client.ingest.arrive.collect import collect, is_bids
 from client.ingest.arrive.headers import whole
 from client.ingest.arrive.records import Acquired, Job
-from client.ingest.arrive.source import Bar, Folder, Progress, Source
+from client.ingest.arrive.source import Folder, Source
 from client.ingest.arrive.source import place as own_folder
 from client.ingest.clean.burned_in import suspect_text
 from client.ingest.clean.deidentify import clean_age, clean_sidecar
@@ -40,6 +40,7 @@ from client.ingest.recognise import bids, listing
 from client.ingest.recognise.listing import Listed
 from client.ingest.recognise.series import group
 from client.ingest.recognise.visits import Record
+from shared.base.display.progress import Bar, Progress, unwatched
 from shared.base.errors import ConfigError
 from shared.data.bids import Participant, read_participants
 from shared.data.modalities import in_order, parse
@@ -86,7 +87,7 @@ def ingest(
     review: bool = False,
     visit_days: int = 0,
     workers: int | None = None,
-    bar: Bar = lambda title: nullcontext(lambda done, total: None),
+    bar: Bar = lambda title: nullcontext(unwatched),
 ) -> Ingested:
     """Bring a source into a cohort; `review` stops after the list of series is written.
 

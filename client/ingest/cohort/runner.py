@@ -14,7 +14,7 @@ import math
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -26,6 +26,7 @@ from client.ingest.arrive.records import Job
 from client.ingest.cohort import page, review
 from client.ingest.cohort.outcome import QUALITY, Outcome, read_outcome
 from client.ingest.image.preparation import Preparation, Ready, prepare
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import plain
 from shared.base.vocabulary import Modality
@@ -34,7 +35,6 @@ from shared.data.modalities import bids_path
 from shared.data.preparation import hash_file, hash_json
 from shared.data.volumes import SPACING_LIMITS, shape_and_affine, write
 
-Progress = Callable[[int, int], None]  # (subjects done, subjects in all)
 PAGE = "quality.html"
 MEMORY_PER_VOXEL = 120  # bytes of working memory, at the largest
 
@@ -46,12 +46,11 @@ def prepare_all(
     options: Preparation,
     weights: Path | None = None,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> tuple[Outcome, ...]:
     """Every job's outcome, in their order. `jobs` are all that the cohort is to hold. `workers` None: one per core."""
     (cohort / QUALITY).mkdir(parents=True, exist_ok=True)
     _check_disk(jobs, cohort, options)
-    tell = progress or (lambda done, total: None)
     accepted = review.accepted(cohort)
     digest = options.digest
     if _stored_digest(cohort) != digest:
@@ -65,10 +64,10 @@ def prepare_all(
             todo[number] = task
         else:
             kept[number] = stored
-    tell(len(kept), len(jobs))
+    progress(len(kept), len(jobs))
     for number, outcome in _run(todo, _processes(workers, todo)):
         kept[number] = outcome
-        tell(len(kept), len(jobs))
+        progress(len(kept), len(jobs))
     done = tuple(kept[number] for number in range(len(jobs)))
     _sweep(cohort, done)
     _write_json(cohort / PREPARATION, {"digest": digest, "made_by": "lacuna-site ingest", "options": plain(options)})

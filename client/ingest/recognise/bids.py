@@ -4,12 +4,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from client.ingest.arrive.records import Acquired, Aside
 from client.ingest.recognise.visits import Taken, Visit
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
 from shared.data.bids import Participant, find_subjects, read_participants
 from shared.data.modalities import MODALITIES
@@ -17,10 +18,9 @@ from shared.data.volumes import shape_and_affine
 
 SIDECAR_LIMIT = 4 * 2**20
 FOLDER = "bids:"  # begins the names of what came from a BIDS folder
-Progress = Callable[[int, int], None]
 
 
-def take(source: Path, folder: Path, progress: Progress | None = None) -> tuple[list[Taken], list[Aside]]:
+def take(source: Path, folder: Path, progress: Progress = unwatched) -> tuple[list[Taken], list[Aside]]:
     """Each subject's volumes, linked (or copied) into `folder`, so that the source may go; and what was left aside."""
     whole = str(source.resolve())
     participants = read_participants(source)
@@ -59,8 +59,7 @@ def take(source: Path, folder: Path, progress: Progress | None = None) -> tuple[
                     rank=(0.0,),
                 )
             )
-        if progress is not None:
-            progress(done, len(subjects))
+        progress(done, len(subjects))
     return taken, asides
 
 

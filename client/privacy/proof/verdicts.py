@@ -3,8 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -12,11 +11,10 @@ from rich.text import Text
 from scipy import stats
 
 from client.privacy.proof import proof as audit
-from client.privacy.proof.proof import Finding, Progress, run_audit
+from client.privacy.proof.proof import Finding, run_audit
 from client.privacy.proof.scene import Make, engine_of
+from shared.base.display.progress import Bar, Progress
 from shared.base.errors import RunFailed
-
-Bar = Callable[[str], AbstractContextManager[Progress]]
 
 
 def audit_privacy(*, repeat: int, as_json: bool, bar: Bar, make: Make = engine_of) -> None:
