@@ -3,45 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 SERIES = 8  # colours; more series than that are drawn thin and grey
 MOST_FAINT = 12
 MOST_TALL = 40  # rows of squares; of more, each is low and has no name beside it
 
+FRAME = {"width": 560, "height": 250, "left": 56, "right": 548, "top": 10, "bottom": 216}  # of a chart, in its picture
+
 Points = Sequence[tuple[float, float]]
-
-
-class Frame(NamedTuple):
-    """Of a chart, within its picture of `width` x `height`."""
-
-    width: int
-    height: int
-    left: int
-    right: int
-    top: int
-    bottom: int
-
-
-FRAME = Frame(width=560, height=250, left=56, right=548, top=10, bottom=216)
-
-
-class Line(NamedTuple):
-    name: str
-    style: str
-    places: Points  # on the picture
-
-
-class Mark(NamedTuple):
-    at: float  # down on the upward axis, right on the other
-    text: str
-
-
-class Entry(NamedTuple):
-    """Of a legend."""
-
-    style: str
-    text: str
+Mark = tuple[float, str]  # where along an axis, and the text there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +21,8 @@ class Chart:
     log: bool
     rules: Sequence[Mark]
     marks: Sequence[Mark]
-    lines: Sequence[Line]
-    legend: Sequence[Entry]
-    frame: Frame = FRAME
+    lines: Sequence[tuple[str, str, Points]]  # name, style, places on the picture
+    legend: Sequence[tuple[str, str]]  # style, text
 
 
 def curves(
@@ -75,10 +44,10 @@ def curves(
     first, last = _range(min(x for x, _ in points), max(x for x, _ in points), pad=0.0)
 
     def right(x: float) -> float:
-        return round(FRAME.left + (x - first) / (last - first) * (FRAME.right - FRAME.left), 1)
+        return round(FRAME["left"] + (x - first) / (last - first) * (FRAME["right"] - FRAME["left"]), 1)
 
     def down(y: float) -> float:
-        return round(FRAME.bottom - (scale(y) - low) / (high - low) * (FRAME.bottom - FRAME.top), 1)
+        return round(FRAME["bottom"] - (scale(y) - low) / (high - low) * (FRAME["bottom"] - FRAME["top"]), 1)
 
     styles = [f"s{index}" if index < SERIES else "faint" for index in range(len(series))]
     drawn = [(name, "faint", line) for name, line in faint.items()]
@@ -87,9 +56,9 @@ def curves(
         across=across,
         up=up,
         log=log,
-        rules=[Mark(down(y), f"{y:.4g}") for y in (_log_ticks(low, high) if log else ticks(low, high))],
-        marks=[Mark(right(x), f"{x:g}") for x in ticks(first, last) if x == round(x)],
-        lines=[Line(name, style, [(right(x), down(y)) for x, y in line]) for name, style, line in drawn],
+        rules=[(down(y), f"{y:.4g}") for y in (_log_ticks(low, high) if log else ticks(low, high))],
+        marks=[(right(x), f"{x:g}") for x in ticks(first, last) if x == round(x)],
+        lines=[(name, style, [(right(x), down(y)) for x, y in line]) for name, style, line in drawn],
         legend=_legend(list(series), len(each)),
     )
 
@@ -103,14 +72,14 @@ def _edges(lines: Mapping[str, Points]) -> dict[str, Points]:
     return {"lowest": [(x, min(ys)) for x, ys in ordered], "highest": [(x, max(ys)) for x, ys in ordered]}
 
 
-def _legend(names: Sequence[str], sites: int) -> list[Entry]:
+def _legend(names: Sequence[str], sites: int) -> list[tuple[str, str]]:
     if len(names) < 2 and not sites:
         return []
-    entries = [Entry(f"s{i}", name) for i, name in enumerate(names[:SERIES])]
+    entries = [(f"s{i}", name) for i, name in enumerate(names[:SERIES])]
     if sites:
-        entries.append(Entry("faint", "each site" if sites <= MOST_FAINT else "lowest and highest site"))
+        entries.append(("faint", "each site" if sites <= MOST_FAINT else "lowest and highest site"))
     elif len(names) > SERIES:
-        entries.append(Entry("faint", "others"))
+        entries.append(("faint", "others"))
     return entries
 
 
@@ -135,13 +104,6 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in every if low <= math.log10(tick) <= high]
 
 
-class Square(NamedTuple):
-    x: float
-    y: int
-    style: str
-    tip: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Squares:
     """A row of small squares for each name."""
@@ -149,7 +111,7 @@ class Squares:
     width: int
     height: int
     names: Sequence[Mark]
-    squares: Sequence[Square]
+    squares: Sequence[tuple[float, int, str, str]]  # right, down, style, tooltip
     wide: float  # a square
     tall: float
 
@@ -162,9 +124,9 @@ def squares(rows: Mapping[str, Mapping[int, tuple[str, str]]], *, count: int) ->
     return Squares(
         width=math.ceil(label + count * side),
         height=len(rows) * tall,
-        names=[] if dense else [Mark(index * tall + 11, name) for index, name in enumerate(rows)],
+        names=[] if dense else [(index * tall + 11, name) for index, name in enumerate(rows)],
         squares=[
-            Square(round(label + column * side, 1), index * tall, style + more, tip)
+            (round(label + column * side, 1), index * tall, style + more, tip)
             for index, row in enumerate(rows.values())
             for column, (style, tip) in row.items()
         ],

@@ -6,15 +6,14 @@ the page says is in report.html.j2; what it is told is gathered here.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from server.journal import facts
-from server.journal.facts import RoundFacts, SiteCoverage, SiteFacts
+from server.journal.facts import RoundFacts, SiteFacts
 from server.journal.tracking import without_passwords
-from server.report.charts import Chart, Squares, curves, squares
+from server.report.charts import FRAME, Chart, Squares, curves, squares
 from server.report.scores import scores
 from shared.base.checkpoint import write_text
 from shared.base.display.figures import duration
@@ -26,53 +25,6 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 CELLS = {"ok": "ok", "refused": "warn", "absent": "none", "rejected": "bad", "timeout": "bad", "error": "bad"}
 MOST_PICTURES = 6
 MODEL_KEYS = ("method", "modalities", "grid", "schema", "weights", "provenance")
-
-Phases = Mapping[str, Sequence[RoundFacts]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """What one site did over the run."""
-
-    name: str
-    holds: SiteCoverage | None
-    results: Sequence[SiteFacts]
-
-    @property
-    def ok(self) -> list[SiteFacts]:
-        return [result for result in self.results if result.status == "ok"]
-
-    @property
-    def up(self) -> int:
-        return sum(result.bytes_up for result in self.results)
-
-    @property
-    def down(self) -> int:
-        return sum(result.bytes_down for result in self.results)
-
-    @property
-    def epsilon(self) -> float | None:
-        """As its own ledger stood last; None: not private."""
-        return max((r.epsilon_spent for r in self.results if r.epsilon_spent is not None), default=None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """Of the model, over the rounds of a phase: on how many sites it was trained, and on how many samples."""
-
-    name: str
-    held: Sequence[int]  # sites, by round
-    samples: int
-
-    def short(self, min_holders: int) -> int:
-        """Rounds in which too few sites trained it."""
-        return sum(count < min_holders for count in self.held)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    address: str
-    caption: str
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
@@ -89,6 +41,8 @@ def page_of(run: Path) -> str:
     rounds = facts.read(run / "rounds.jsonl")
     inventory = run / "inventory.json"
     coverage = facts.load_coverage(inventory) if inventory.exists() else None
+    names = sorted({site for one in rounds for site in one.sites} | set(coverage.sites if coverage else ()))
+    sites = {name: [one.sites[name] for one in rounds if name in one.sites] for name in names}
     phases: dict[str, list[RoundFacts]] = {}
     for one in rounds:
         phases.setdefault(one.phase, []).append(one)
@@ -103,15 +57,17 @@ def page_of(run: Path) -> str:
         rounds=rounds,
         last_ended=_utc(rounds[-1].ended) if rounds else "",
         phases=phases,
-        sites=_sites(rounds, coverage),
+        sites=sites,
+        trained=sum(any(result.status == "ok" for result in results) for results in sites.values()),
+        most_up=max((sum(result.bytes_up for result in results) for results in sites.values()), default=0),
+        most_down=max((sum(result.bytes_down for result in results) for results in sites.values()), default=0),
         privacy=_privacy(model),
         coverage=coverage,
-        most_sites=max((pair.sites for row in coverage.pairs.values() for pair in row.values()), default=0)
-        if coverage
-        else 0,
+        most_sites=max(pair.sites for row in coverage.pairs.values() for pair in row.values()) if coverage else 0,
         subjects=facts.subjects,
         cell=facts.cell,
         words=facts.words,
+        frame=FRAME,
         charts={phase: list(_charts(done)) for phase, done in phases.items()},
         scores=scores(run / "evaluation"),
         summary=_values(_json(run / "evaluation" / "summary.json")),
@@ -124,15 +80,6 @@ def page_of(run: Path) -> str:
         model=_values({key: model[key] for key in MODEL_KEYS if key in model}),
         bundle=_values(_json(run / "bundle" / "bundle.json")),
     )
-
-
-def _sites(rounds: Sequence[RoundFacts], coverage: facts.Coverage | None) -> list[Site]:
-    holds = coverage.sites if coverage else {}
-    names = sorted({site for one in rounds for site in one.sites} | set(holds))
-    return [
-        Site(name=name, holds=holds.get(name), results=[one.sites[name] for one in rounds if name in one.sites])
-        for name in names
-    ]
 
 
 def _privacy(model: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -164,14 +111,11 @@ def _charts(done: Sequence[RoundFacts]) -> Iterator[Chart | None]:
         yield curves({name: course(one.watch.get(name) for one in done)}, across="round", up=f"{name} (watched)")
 
 
-def _parts(done: Sequence[RoundFacts]) -> list[Part]:
+def _parts(done: Sequence[RoundFacts]) -> list[tuple[str, list[int], int]]:
+    """The parts of the model, each with the number of sites that trained it in each round, and its samples in all."""
     names = dict.fromkeys(owner for one in done for owner in (*one.holders, *one.counts))
     return [
-        Part(
-            name=name,
-            held=[one.holders.get(name, 0) for one in done],
-            samples=sum(one.counts.get(name, 0) for one in done),
-        )
+        (name, [one.holders.get(name, 0) for one in done], sum(one.counts.get(name, 0) for one in done))
         for name in names
     ]
 
@@ -192,19 +136,17 @@ def _tip(name: str, one: RoundFacts, result: SiteFacts) -> str:
     )
 
 
-def _figures(folder: Path) -> list[Picture]:
-    return [
-        Picture(address=embedded(path), caption=path.stem.replace("_", " "))
-        for path in sorted(folder.glob("*.png"))[:MOST_PICTURES]
-    ]
+def _figures(folder: Path) -> list[tuple[str, str]]:
+    every = sorted(folder.glob("*.png"))[:MOST_PICTURES]
+    return [(embedded(path), path.stem.replace("_", " ")) for path in every]
 
 
-def _mosaics(folder: Path) -> list[Picture]:
+def _mosaics(folder: Path) -> list[tuple[str, str]]:
     """The last, some between and the first, so that one sees it learn."""
     every = sorted(folder.glob("*.png"))
     count = min(MOST_PICTURES // 2, len(every))
     picked = [every[round(i * (len(every) - 1) / max(1, count - 1))] for i in range(count)][::-1]
-    return [Picture(address=embedded(path), caption=_after(path.stem)) for path in picked]
+    return [(embedded(path), _after(path.stem)) for path in picked]
 
 
 def _after(stem: str) -> str:

@@ -251,9 +251,9 @@ def test_an_evaluation_with_a_word_for_a_number_names_its_line(finished: Path) -
 def test_a_curve_stays_in_its_frame(points: list[tuple[float, float]]) -> None:
     chart = curves({"loss": points}, across="round", up="loss")
     assert chart is not None
-    (line,) = chart.lines
-    assert len(line.places) == len(points)
-    for x, y in line.places:
+    ((_, _, places),) = chart.lines
+    assert len(places) == len(points)
+    for x, y in places:
         assert 56 <= x <= 548
         assert 10 <= y <= 216
 
@@ -262,8 +262,8 @@ def test_many_sites_are_drawn_by_their_edges_and_without_a_point_there_is_no_cha
     each = {f"s{i}": [(1.0, 0.1 * i), (2.0, 0.2 * i)] for i in range(1, 21)}
     chart = curves({"all sites": [(1.0, 1.0)]}, across="round", up="loss", faint=each)
     assert chart is not None
-    assert [line.name for line in chart.lines] == ["lowest", "highest", "all sites"]
-    assert [entry.text for entry in chart.legend] == ["all sites", "lowest and highest site"]
+    assert [name for name, _, _ in chart.lines] == ["lowest", "highest", "all sites"]
+    assert [text for _, text in chart.legend] == ["all sites", "lowest and highest site"]
     assert curves({"loss": []}, across="round", up="loss") is None
 
 
@@ -272,8 +272,8 @@ def test_every_site_and_round_has_its_square(sites: int, rounds: int) -> None:
     rows = {f"s{i}": dict.fromkeys(range(rounds), ("ok", "tip")) for i in range(sites)}
     drawn = squares(rows, count=rounds)
     assert len(drawn.squares) == sites * rounds
-    assert all(0 <= one.x <= drawn.width - drawn.wide for one in drawn.squares)
-    assert all(one.y <= drawn.height - drawn.tall for one in drawn.squares)
+    assert all(0 <= x <= drawn.width - drawn.wide for x, _, _, _ in drawn.squares)
+    assert all(y <= drawn.height - drawn.tall for _, y, _, _ in drawn.squares)
     assert bool(drawn.names) == (sites <= 40)
 
 
