@@ -16,17 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from server.journal import facts
-from server.journal.events import (
-    CoverageFound,
-    Event,
-    Note,
-    PhaseStarted,
-    RoundFinished,
-    SiteFinished,
-    SiteStarted,
-    View,
-)
+from server.journal import events, facts
+from server.journal.events import Event, View
 from server.journal.facts import Coverage, RoundFacts, SiteFacts
 from shared.base.display import terminal
 from shared.base.display.figures import duration, number, size
@@ -65,17 +56,17 @@ class Lines(View):
 
     def tell(self, event: Event) -> None:
         match event:
-            case CoverageFound(found=found):
+            case events.CoverageFound(found=found):
                 for line in coverage_lines(found):
                     self.note(line)
-            case PhaseStarted(phase=phase, of=of, first=first):
+            case events.PhaseStarted(phase=phase, of=of, first=first):
                 self.pace = Pace()
                 self.note(f"{phase}: rounds {first + 1} to {of}")
-            case SiteFinished(site=site, result=result) if result.status != "ok":
+            case events.SiteFinished(site=site, result=result) if result.status != "ok":
                 self.note(f"  {site} {result.status}: {result.reason}")
-            case RoundFinished(one=one):
+            case events.RoundFinished(one=one):
                 self._round(one)
-            case Note(text=text):
+            case events.Note(text=text):
                 terminal.say(self.console, text)
 
     def _round(self, one: RoundFacts) -> None:
@@ -140,24 +131,24 @@ class Screen(View):
 
     def tell(self, event: Event) -> None:
         match event:
-            case CoverageFound(found=found):
+            case events.CoverageFound(found=found):
                 for line in coverage_lines(found):
                     self.note(line)
-            case PhaseStarted(phase=phase, of=of, first=first):
+            case events.PhaseStarted(phase=phase, of=of, first=first):
                 if self.phases and self.phases[-1].name == phase:  # taken up again after a kill
                     self.phases[-1].done = first
                 else:
                     self.phases.append(PhaseView(name=phase, of=of, done=first))
-            case SiteStarted(site=site) if self.sites.get(site, ...) is not None:
+            case events.SiteStarted(site=site) if self.sites.get(site, ...) is not None:
                 self.sites[site] = None
                 self.since[site] = time.monotonic()
-            case SiteFinished(site=site, result=result):
+            case events.SiteFinished(site=site, result=result):
                 self.sites[site] = result
                 if result.status != "ok":
                     self.note(f"{site} {result.status}: {result.reason}")
-            case RoundFinished(one=one):
+            case events.RoundFinished(one=one):
                 self._round(one)
-            case Note(text=text):
+            case events.Note(text=text):
                 terminal.say(self.console, text)
 
     def _round(self, one: RoundFacts) -> None:

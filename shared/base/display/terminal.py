@@ -5,7 +5,7 @@ Bars and notes go to stderr; stdout belongs to results. Other machines' words ar
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -52,13 +52,15 @@ def bar(title: str) -> Iterator[Progress]:
         say(screen, work.line())
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A result for a person, on stdout."""
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], *, left: Container[int] = (0, 1)
+) -> None:
+    """A result for a person, on stdout. `left`: the columns of words; all others are numbers, set flush right."""
     drawn = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
-        drawn.add_column(Text(column), justify="left" if i < 2 else "right")
+        drawn.add_column(Text(column), justify="left" if i in left else "right")
     for row in rows:
-        drawn.add_row(*map(Text, row))
+        drawn.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     screen = Console()
     Console(width=screen.width if screen.is_terminal else 150).print(drawn)
 
