@@ -15,7 +15,8 @@ from server.journal import facts
 from server.rounds.strategies import STRATEGIES
 from server.runs import runs, simulation
 from server.runs.local_grid import LocalGrid
-from shared.base import checkpoint, doors
+from server.runs.serve import serve
+from shared.base import checkpoint
 from shared.base.errors import ConfigError, PlanRefused, RunFailed
 from shared.plan import wire
 from shared.plan.config import Config
@@ -41,10 +42,10 @@ def start(folder: Path, wanted: Config, spoil: Spoil | None = None) -> Path:
     write(folder, wanted)
     cohorts = simulation.find_cohorts(wanted)
     simulation.prepare_cohorts(wanted, cohorts)
-    grid = SpoiltGrid(doors.load(doors.CLIENT_APP), simulation._node_configs(wanted, folder, cohorts))
+    grid = SpoiltGrid(simulation.client_app(), simulation._node_configs(wanted, folder, cohorts))
     if spoil is not None:
         grid.spoil = spoil  # type: ignore[method-assign]
-    return runs.serve(grid, folder, quiet=True)
+    return serve(grid, folder, quiet=True)
 
 
 def is_update(reply: Message) -> bool:
@@ -97,8 +98,8 @@ def test_arrival_order_changes_no_bit(world: Path, tmp_path: Path) -> None:
     wanted = config(world)
     folder = write(tmp_path / "b", wanted)
     cohorts = simulation.find_cohorts(wanted)
-    grid = LateGrid(doors.load(doors.CLIENT_APP), simulation._node_configs(wanted, folder, cohorts))
-    runs.serve(grid, folder, quiet=True)
+    grid = LateGrid(simulation.client_app(), simulation._node_configs(wanted, folder, cohorts))
+    serve(grid, folder, quiet=True)
     assert weights_digest(tmp_path / "a") == weights_digest(tmp_path / "b")
 
 

@@ -12,7 +12,6 @@ from client.round.work import preparation_of
 from server.rounds import roster
 from server.runs import simulation
 from server.runs.local_grid import LocalGrid
-from shared.base import doors
 from shared.base.errors import DataError, RunFailed, UpdateRejected
 from shared.base.records import Inventory
 from shared.data.bids import PREPARATION
@@ -89,7 +88,7 @@ def handshake(root: Path, folder: Path, **federation: bool) -> tuple[roster.Rost
     wanted = config(root, **federation)
     write(folder, wanted)
     cohorts = simulation.find_cohorts(wanted)
-    grid = LocalGrid(doors.load(doors.CLIENT_APP), simulation._node_configs(wanted, folder, cohorts))
+    grid = LocalGrid(simulation.client_app(), simulation._node_configs(wanted, folder, cohorts))
     said: list[str] = []
     shake = roster.Handshake(
         grid=grid, settings=wanted.for_sites(), federation=wanted.federation, run="run", say=said.append

@@ -20,8 +20,8 @@ from support.worlds import prepare_here, write_cohort, write_world
 from client.privacy.budget import Budget
 from server.journal import facts
 from server.rounds.ledgers import Ledgers
-from server.runs import runs, simulation
-from shared.base import doors
+from server.runs import simulation
+from server.runs.serve import serve as carry_out
 from shared.base.errors import ConfigError, DataError, RunFailed, UpdateRejected
 from shared.base.options import plain
 from shared.base.records import Spent
@@ -50,8 +50,8 @@ def serve(wanted: Config, folder: Path) -> tuple[Path, RecordingGrid]:
     if not (folder / "config.json").exists():
         write(folder, wanted)
     nodes = simulation._node_configs(wanted, folder, simulation.find_cohorts(wanted))
-    grid = RecordingGrid(doors.load(doors.CLIENT_APP), nodes)
-    runs.serve(grid, folder, quiet=True)
+    grid = RecordingGrid(simulation.client_app(), nodes)
+    carry_out(grid, folder, quiet=True)
     return folder, grid
 
 

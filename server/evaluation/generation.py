@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from server.runs import runs
+from server.evaluation.ways import finished
 from shared.base import pictures
 from shared.base.checkpoint import write_text
 from shared.base.display.progress import Progress
@@ -20,7 +20,8 @@ from shared.base.options import plain
 from shared.base.randomness import generator
 from shared.diffusion.operators import none
 from shared.diffusion.samplers import Sampler
-from shared.model.model import AT_ONCE, Restores, read_model
+from shared.model.fill import AT_ONCE
+from shared.model.model import Restores, read_model
 from shared.plan.training import find_device
 
 MOST_DRAWN = 24  # rows of the contact sheet
@@ -31,8 +32,7 @@ def generate(
     folder: Path, out: Path, *, count: int, sampler: Sampler, seed: int, device: str, progress: Progress | None = None
 ) -> Path:
     """Unconditional samples of a finished run's model; set k depends on (seed, k) alone."""
-    if not runs.finished(folder):
-        raise DataError(f"{folder.name}: the run is not finished; go on with it by resume={folder.name}")
+    finished(folder)
     model, on = read_model(folder / "final"), find_device(device)
     if not isinstance(model.method, Restores):
         raise DataError(f"model {model.name}: makes images from images only; complete sets need any2all")

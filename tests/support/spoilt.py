@@ -6,9 +6,9 @@ from pathlib import Path
 from flwr.app import Error, Message, RecordDict
 from support.federation import write
 
-from server.runs import runs, simulation
+from server.runs import simulation
 from server.runs.local_grid import LocalGrid
-from shared.base import doors
+from server.runs.serve import serve
 from shared.plan.config import Config
 
 Spoil = Callable[[str, Message], Message | None]  # (site, reply) -> what arrives; None is nothing
@@ -33,10 +33,10 @@ def start(
     nodes = simulation._node_configs(wanted, folder, cohorts)
     for site, policy in (policies or {}).items():
         nodes[site] |= policy
-    grid = SpoiltGrid(doors.load(doors.CLIENT_APP), nodes)
+    grid = SpoiltGrid(simulation.client_app(), nodes)
     if spoil is not None:
         grid.spoil = spoil  # type: ignore[method-assign]
-    return runs.serve(grid, folder, quiet=True)
+    return serve(grid, folder, quiet=True)
 
 
 def about(reply: Message) -> tuple[str, int] | None:
