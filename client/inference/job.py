@@ -19,6 +19,7 @@ from client.inference.charts import NOTHING, Saying
 from client.inference.outputs import Files, Made, Planes
 from client.inference.slices import SliceStore
 from shared.base.display.progress import Progress
+from shared.base.files import make_folder, move
 from shared.base.vocabulary import Modality
 from shared.data.bids import Clinical, Sources
 from shared.data.preparation import Loaded
@@ -130,8 +131,8 @@ class Job:
         outputs.draw(loaded, given, named, warning).save(partial / preview.name)
         for modality in self.todo:
             outputs.write_volumes(self.files[modality], partial, loaded, made[modality])
-        preview.parent.mkdir(parents=True, exist_ok=True)
-        (partial / preview.name).replace(preview)
+        make_folder(preview.parent)
+        move(partial / preview.name, preview)
         outputs.describe(preview.parent.parent)
         store.clear()
 

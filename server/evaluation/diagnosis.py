@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from server.evaluation.ways import Person, Way, complete, visible
-from shared.base.checkpoint import write_text
 from shared.base.display.progress import Progress
 from shared.base.errors import DataError
+from shared.base.files import write_text, writing
 from shared.base.options import plain
 from shared.base.randomness import seed_of
 from shared.base.vocabulary import Modality, SiteName
@@ -153,11 +153,8 @@ class Sets:
         if not bool(made_MDHW.isfinite().all()):
             raise DataError(f"{way.name}: made values that are not finite")
         path = self.path(way, g, i)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
+        with writing(path, durable=False) as file:  # made again by every run of this
             np.save(file, torch.where(stack.brain_DHW, made_MDHW, 0.0).half().numpy())
-        partial.replace(path)
 
     def read(self, way: Way | None, g: int, i: int, lost: frozenset[int]) -> Tensor:
         """MDHW as the classifier sees it; `way` None: the real set."""
@@ -325,7 +322,6 @@ def _read_cells(path: Path) -> dict[str, Cell]:
 
 
 def _append(path: Path, key: str, cell: Cell) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     whole = before[: before.rfind("\n") + 1]  # without a line that was cut off
     values = [None if isinstance(value, float) and math.isnan(value) else value for value in cell]

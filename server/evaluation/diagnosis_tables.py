@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from server.evaluation.diagnosis import DROP, ORACLE, Cell, Findings, Leak
-from shared.base.checkpoint import write_text
+from shared.base.files import write_text
 from shared.model import tables
 from shared.model.scorecard import blank_figure, save_figure
 from shared.model.tables import Frame, Printable

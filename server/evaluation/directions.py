@@ -30,8 +30,8 @@ from server.evaluation.ways import (
 )
 from server.runs import runs
 from shared.base import pictures
-from shared.base.checkpoint import write_text
 from shared.base.errors import ConfigError
+from shared.base.files import write_text
 from shared.base.options import plain
 from shared.base.vocabulary import Modality
 from shared.data.cohort import Cohort

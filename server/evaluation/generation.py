@@ -13,9 +13,9 @@ import torch
 
 from server.evaluation.ways import finished
 from shared.base import pictures
-from shared.base.checkpoint import write_text
 from shared.base.display.progress import Progress
 from shared.base.errors import DataError
+from shared.base.files import write_text, writing
 from shared.base.options import plain
 from shared.base.randomness import generator
 from shared.diffusion.operators import none
@@ -46,10 +46,8 @@ def generate(
         if progress is not None:
             progress(numbers[-1] + 1, count)
     made_BMHW = torch.cat(sets).numpy()
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / ".sets.partial.npy"
-    np.save(partial, made_BMHW)
-    partial.replace(out / "sets.npy")
+    with writing(out / "sets.npy") as file:
+        np.save(file, made_BMHW)
     rows = [list(stack_MHW) for stack_MHW in made_BMHW[:MOST_DRAWN]]
     sheet = pictures.mosaic(rows, [f"set {k}" for k in range(len(rows))], list(model.modalities), WARNING)
     pictures.save_png(sheet, out / "contact-sheet.png")

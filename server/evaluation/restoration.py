@@ -31,8 +31,8 @@ from server.evaluation.tasks import (
 )
 from server.evaluation.ways import Asked, find_world, finished
 from shared.base import pictures
-from shared.base.checkpoint import write_text
 from shared.base.errors import ConfigError
+from shared.base.files import write_text
 from shared.base.options import plain
 from shared.diffusion.samplers import Sampler
 from shared.model import tables

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.base import pictures
-from shared.base.checkpoint import write_text
 from shared.base.errors import DataError
+from shared.base.files import write_text, writing
 from shared.model import tables
 from shared.model.angiograms import VIEWS
 from shared.model.tables import Column, Frame, Printable
@@ -109,16 +109,13 @@ Views = Mapping[str, NDArray[Any]]  # by name, each H W
 
 def keep_views(path: Path, subjects: Sequence[Views]) -> None:
     """Projections of the drawn subjects, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     arrays = {
         f"{number} {view}": image.astype(np.float16)
         for number, views in enumerate(subjects)
         for view, image in views.items()
     }
-    with partial.open("wb") as file:
+    with writing(path) as file:
         np.savez(file, allow_pickle=False, **arrays)
-    partial.replace(path)
 
 
 def read_views(path: Path) -> list[Views]:

@@ -15,10 +15,10 @@ from server.journal.facts import RoundFacts, SiteFacts
 from server.journal.tracking import without_passwords
 from server.report.charts import FRAME, Chart, Squares, curves, squares
 from server.report.scores import scores
-from shared.base.checkpoint import write_text
 from shared.base.display.figures import duration
 from shared.base.display.page import embedded, render
 from shared.base.errors import DataError
+from shared.base.files import write_text
 from shared.trust import claims
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")

@@ -7,7 +7,6 @@ heat_map.png    PSNR of the first model by shown subset and target
 bought.png      the first model beside the others
 """
 
-import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.base.checkpoint import write_text
+from shared.base.files import write_json, writing
 from shared.base.vocabulary import Modality, SiteName
 from shared.data.missing import all_patterns
 from shared.model import tables
@@ -40,7 +39,7 @@ def write_scorecard(
         "how": dict(how),
         "never_acquired": {s: list(m) for s, m in never.items()},
     }
-    write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_json(folder / "summary.json", summary)
     _heat_map(table, modalities, folder / "heat_map.png")
     _bars(lines, folder / "bought.png")
     return lines
@@ -177,6 +176,5 @@ def blank_figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(partial, dpi=130, metadata={"Software": None})
-    partial.replace(path)
+    with writing(path) as file:
+        figure.savefig(file, format="png", dpi=130, metadata={"Software": None})

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 
-from shared.base.checkpoint import write_text
+from shared.base.files import write_text
 
 Frame: TypeAlias = pd.DataFrame
 Row: TypeAlias = Mapping[str, Any]  # of a frame, by column
