@@ -13,13 +13,14 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from shared.base.display.progress import Progress
 from shared.base.errors import DataError
 from shared.base.randomness import Noise, generator
 from shared.base.vocabulary import Modality
 from shared.data.bids import Clinical
 from shared.diffusion.operators import Measured, clean, none
 from shared.diffusion.samplers import Sampler
-from shared.model.model import Model, Progress, ReadsChart, Restores
+from shared.model.model import Model, ReadsChart, Restores
 from shared.model.taught import passes
 from shared.model.windows import Blend, cut, lay
 

@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 import requests
 
 from client.ingest.arrive.records import Aside
-from client.ingest.arrive.source import SPARE, UID, Bar, Progress, place
+from client.ingest.arrive.source import SPARE, UID, place
+from shared.base.display.progress import Bar, Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import writing
 from shared.base.options import require

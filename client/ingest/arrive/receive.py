@@ -15,7 +15,8 @@ from typing import Any
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 
 from client.ingest.arrive.records import Aside
-from client.ingest.arrive.source import SPARE, UID, Bar, Progress, place
+from client.ingest.arrive.source import SPARE, UID, place
+from shared.base.display.progress import Bar, Progress
 from shared.base.errors import ConfigError
 from shared.base.files import copy
 

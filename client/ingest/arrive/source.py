@@ -2,20 +2,17 @@
 
 import hashlib
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from client.ingest.arrive.records import Aside
+from shared.base.display.progress import Bar
 from shared.base.errors import DataError
 from shared.base.files import private_folder
 
 SPARE = 1e9  # bytes of a disk that are never filled
 UID = re.compile(r"[0-9.]{1,64}")
-Progress = Callable[[int, int], None]  # (done, in all)
-Bar = Callable[[str], AbstractContextManager[Progress]]
 
 
 class Source(Protocol):

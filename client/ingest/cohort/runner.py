@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.ingest.arrive.records import Job
-from client.ingest.arrive.source import Progress
 from client.ingest.cohort import page, review
 from client.ingest.cohort.outcome import QUALITY, Outcome, read_outcome
 from client.ingest.image.preparation import Preparation, Ready, prepare
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import make_folder, new_folder, sweep, write_json, write_text
 from shared.base.options import plain
@@ -45,12 +45,11 @@ def prepare_all(
     options: Preparation,
     weights: Path | None = None,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> tuple[Outcome, ...]:
     """Every job's outcome, in their order. `jobs` are all that the cohort is to hold. `workers` None: one per core."""
     make_folder(cohort / QUALITY)
     _check_disk(jobs, cohort, options)
-    tell = progress or (lambda done, total: None)
     accepted = review.accepted(cohort)
     digest = options.digest
     if _stored_digest(cohort) != digest:
@@ -64,10 +63,10 @@ def prepare_all(
             todo[number] = task
         else:
             kept[number] = stored
-    tell(len(kept), len(jobs))
+    progress(len(kept), len(jobs))
     for number, outcome in _run(todo, _processes(workers, todo)):
         kept[number] = outcome
-        tell(len(kept), len(jobs))
+        progress(len(kept), len(jobs))
     done = tuple(kept[number] for number in range(len(jobs)))
     _sweep(cohort, done)
     write_json(

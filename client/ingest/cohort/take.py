@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.ingest.arrive.records import Acquired, Aside
-from client.ingest.arrive.source import SPARE, Bar
+from client.ingest.arrive.source import SPARE
 from client.ingest.image.convert import convert, estimate, is_converted
 from client.ingest.recognise import bids
 from client.ingest.recognise.listing import Listed
 from client.ingest.recognise.series import Series
 from client.ingest.recognise.visits import Record, Taken, assign, rank
+from shared.base.display.progress import Bar
 from shared.base.errors import DataError
 from shared.base.files import make_folder
 from shared.base.vocabulary import Modality

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from client.ingest.arrive.records import Acquired, Aside, read_sidecar
-from client.ingest.arrive.source import Progress
 from client.ingest.recognise.visits import Taken, Visit
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
 from shared.base.files import copy
 from shared.data.bids import Participant, find_subjects, read_participants
@@ -17,7 +17,7 @@ from shared.data.volumes import shape_and_affine
 FOLDER = "bids:"  # begins the names of what came from a BIDS folder
 
 
-def take(source: Path, folder: Path, progress: Progress | None = None) -> tuple[list[Taken], list[Aside]]:
+def take(source: Path, folder: Path, progress: Progress = unwatched) -> tuple[list[Taken], list[Aside]]:
     """Each subject's volumes, linked (or copied) into `folder`, so that the source may go; and what was left aside."""
     whole = str(source.resolve())
     participants = read_participants(source)
@@ -56,8 +56,7 @@ def take(source: Path, folder: Path, progress: Progress | None = None) -> tuple[
                     rank=(0.0,),
                 )
             )
-        if progress is not None:
-            progress(done, len(subjects))
+        progress(done, len(subjects))
     return taken, asides
 
 
