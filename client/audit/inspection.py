@@ -40,7 +40,7 @@ class Inspection:
     sampler: Sampler
     effort: Effort
     device: torch.device
-    progress: Progress | None
+    progress: Progress
 
     @staticmethod
     def of(
@@ -51,7 +51,7 @@ class Inspection:
         sampler: Sampler,
         effort: Effort,
         device: str,
-        progress: Progress | None,
+        progress: Progress,
     ) -> "Inspection":
         """Of one cohort given twice: its split train against its others."""
         for cohort in (training, heldout):
@@ -87,8 +87,7 @@ class Inspection:
         def one_more() -> None:
             nonlocal done
             done += 1
-            if self.progress is not None:
-                self.progress(done, total)
+            self.progress(done, total)
 
         return one_more
 

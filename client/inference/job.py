@@ -18,7 +18,7 @@ from client.inference import outputs
 from client.inference.charts import NOTHING, Saying
 from client.inference.outputs import Files, Made, Planes
 from client.inference.slices import SliceStore
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.files import make_folder, move
 from shared.base.vocabulary import Modality
 from shared.data.bids import Clinical, Sources
@@ -88,7 +88,7 @@ class Job:
         measured: Mapping[Modality, Scanned] | None = None,
         clinical: Clinical | None = None,
         wanted: Collection[Modality] | None = None,
-        progress: Progress | None = None,
+        progress: Progress = unwatched,
     ) -> Filled:
         """All modalities of the model on the grid, in the slices that the brain reaches; `keyed` is of its noise."""
         model, asked = self._bundle.model, self._asked

@@ -25,7 +25,7 @@ from client.inference.job import DEFAULT, Asked, Done, Job, remarks_of
 from client.inference.measurements import FAR, explain
 from client.inference.outputs import WARNING, Files, Made, Planes
 from client.inference.sources import check_out, check_targets, check_there, find
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import hash_file
 from shared.base.options import plain
@@ -54,7 +54,7 @@ class Reconstructed(Done):
 
 
 def reconstruct(
-    bundle: Bundle, subject: Path, raw: Raw, out: Path, asked: Asked = DEFAULT, *, progress: Progress | None = None
+    bundle: Bundle, subject: Path, raw: Raw, out: Path, asked: Asked = DEFAULT, *, progress: Progress = unwatched
 ) -> Reconstructed:
     """Make what is asked, by default all that was measured or simulated, and all that the subject lacks.
 

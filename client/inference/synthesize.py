@@ -13,7 +13,7 @@ from client.inference.guard import guard
 from client.inference.job import DEFAULT, Asked, Done, Job, remarks_of
 from client.inference.outputs import WARNING, Files, Made
 from client.inference.sources import Subject, check_out, check_targets, check_there, find, load_all
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
 from shared.base.vocabulary import Modality
 from shared.data.bids import Sources
@@ -28,7 +28,7 @@ class Synthesized(Done):
 
 
 def synthesize(
-    bundle: Bundle, subject: Subject, out: Path, asked: Asked = DEFAULT, *, progress: Progress | None = None
+    bundle: Bundle, subject: Subject, out: Path, asked: Asked = DEFAULT, *, progress: Progress = unwatched
 ) -> Synthesized:
     """Fill in what is asked, by default all that the subject lacks.
 

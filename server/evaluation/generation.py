@@ -13,7 +13,7 @@ import torch
 
 from server.evaluation.ways import finished
 from shared.base import pictures
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
 from shared.base.files import write_text, writing
 from shared.base.options import plain
@@ -29,7 +29,7 @@ WARNING = "Generated images. They show nobody."
 
 
 def generate(
-    folder: Path, out: Path, *, count: int, sampler: Sampler, seed: int, device: str, progress: Progress | None = None
+    folder: Path, out: Path, *, count: int, sampler: Sampler, seed: int, device: str, progress: Progress = unwatched
 ) -> Path:
     """Unconditional samples of a finished run's model; set k depends on (seed, k) alone."""
     finished(folder)
@@ -43,8 +43,7 @@ def generate(
         noise = [generator(on, seed, "generate", k) for k in numbers]
         nothing = [none()] * len(model.modalities)
         sets.append(model.method.restore(net, nothing, sampler, noise, like_BMHW=like).cpu())
-        if progress is not None:
-            progress(numbers[-1] + 1, count)
+        progress(numbers[-1] + 1, count)
     made_BMHW = torch.cat(sets).numpy()
     with writing(out / "sets.npy") as file:
         np.save(file, made_BMHW)

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import require
 from shared.base.randomness import generator
@@ -154,7 +154,7 @@ def run(
     held: Held,
     modalities: Sequence[Modality],
     *,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> Iterator[Outcome]:
     """Every way at every task, one after the other, as each is done."""
     pairs = [(task, name) for task in tasks for name in ways]
@@ -171,8 +171,7 @@ def run(
                 seconds=seconds / len(held),
                 made_BHW=made_BHW,
             )
-        if progress is not None:
-            progress(done + 1, len(pairs))
+        progress(done + 1, len(pairs))
 
 
 def _by_slice(metric: str, made_BHW: Tensor, truth_BHW: Tensor, brain_BHW: Tensor) -> tuple[float, ...]:

@@ -156,7 +156,7 @@ def compare_vessels(
 # --- scoring --------------------------------------------------------------------------------------------------------
 
 
-def score(jobs: Sequence[Job], question: Question, out: Path, progress: Progress | None) -> Frame:
+def score(jobs: Sequence[Job], question: Question, out: Path, progress: Progress) -> Frame:
     """Every way from each of its subsets; what `out` has already is taken from there."""
     held = {
         place: list(rows.itertuples(index=False))
@@ -174,15 +174,13 @@ def score(jobs: Sequence[Job], question: Question, out: Path, progress: Progress
                 run, shown, key = job.place
                 found += [(run, shown, number, metric, value, key) for metric, value in values.items()]
                 views += [seen] if number < DRAWN else []
-                if progress is not None:
-                    progress(done + number + 1, total)
+                progress(done + number + 1, total)
             vessel_tables.keep_views(_picture(out, job), views)
             # another sampler, seed or threshold takes the place of the one before
             held = {at: rows for at, rows in held.items() if at[:2] != job.place[:2]} | {job.place: found}
             vessel_tables.write_scores(out, itertools.chain(*held.values()))
         done += len(question.people)
-        if progress is not None:
-            progress(done, total)
+        progress(done, total)
     return tidy([row for job in jobs for row in held[job.place]], vessel_tables.SCORES)
 
 

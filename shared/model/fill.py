@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
 from shared.base.randomness import Noise, generator
 from shared.base.vocabulary import Modality
@@ -57,7 +57,7 @@ class Filling:
     wanted: Collection[Modality] | None = None  # ... and what to make; by default all
     at_once: int | None = None  # slices, or windows
     kept: Kept | None = None
-    progress: Progress | None = None
+    progress: Progress = unwatched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +135,7 @@ def _batches(
         if how.kept is not None:
             how.kept.write(chosen, mean, sd)
         done += len(chosen)
-        if how.progress is not None:
-            how.progress(total - len(todo) + done, total)
+        how.progress(total - len(todo) + done, total)
         yield from zip(chosen, mean, sd, strict=True)
 
 

@@ -11,7 +11,7 @@ from client.inference.dicom.push import Peer, parse_target, push
 from client.inference.dicom.source import SourceSeries, read_study
 from client.inference.sources import find
 from client.ingest.arrive.dicomweb import read_authorization
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 from shared.base.vocabulary import Modality
 from shared.data.modalities import entity
@@ -50,7 +50,7 @@ class Back:
     def write(self, volumes: Mapping[Modality, Path], out: Path) -> tuple[Series, ...]:
         return write_series(volumes, self.study, out, now=datetime.now(), burn_in=self.burn_in)
 
-    def send(self, series: Sequence[Series], *, progress: Progress | None = None) -> str | None:
+    def send(self, series: Sequence[Series], *, progress: Progress = unwatched) -> str | None:
         """Where all of it is now; None where nothing was to be sent."""
         if self.target is None:
             return None
