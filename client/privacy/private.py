@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -98,7 +98,7 @@ class Engine:
 
     plan: PrivacyPlan
     charge: Charge
-    entropy: Entropy
+    entropy: Entropy = field(default_factory=Secret)
 
     def step(
         self, parameters: Sequence[nn.Parameter], units: Sequence[T], loss: Callable[[T], Iterator[Tensor]]
@@ -146,38 +146,22 @@ def train_private(
     options: PhaseTraining,
     owners: Owners,
     round: int,
-    plan: PrivacyPlan,
-    charge: Charge,
+    engine: Engine,
     shares: Mapping[Owner, float],
-    device: torch.device,
-    entropy: Entropy | None = None,
 ) -> Trained:
-    """A round of private training, in place. What it gives out holds no loss, no true count, no time."""
+    """A round of private training, which changes `net`. What it gives out holds no loss, no true count, no time."""
     if processes() > 1:
         raise PlanRefused("a private training runs in one process: start it without torchrun")
     check_layers(net)
     started = time.monotonic()
-    entropy = entropy or Secret()
-    engine = Engine(plan=plan, charge=charge, entropy=entropy)
     parameters = dict(net.named_parameters())
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in owners)
     trainable = {name: parameters[name] for name in owners}
     before = {name: p.detach().cpu().clone() for name, p in trainable.items()}
     anchor = {name: p.detach().clone() for name, p in trainable.items()} if options.prox else {}
-    optimizer = optimizer_of(options, trainable, round, device)
-    least = least_rows(net, device)
-
-    def loss(unit: int) -> Iterator[Tensor]:
-        seed = int(engine.entropy.bits(1)[0] >> np.uint64(1))
-        batch = pool.unit(unit, plan.slices, torch.Generator().manual_seed(seed))
-        noise = torch.Generator(device).manual_seed(seed ^ 1)
-        draws = max(plan.draws, math.ceil(least / len(batch)))
-        whole = len(batch) * draws
-        for part in _parts(batch, draws, plan.rows or whole, least):
-            part = part.to(device)
-            yield method.loss(net, part, phase, noise).loss_B.sum() / whole
-
+    optimizer = optimizer_of(options, trainable, round, device_of(net))
+    loss = _loss_of_units(method, net, pool, phase, engine)
     units = range(pool.units)
     net.train()
     lost = 0
@@ -209,21 +193,36 @@ def train_private(
     )
 
 
+def _loss_of_units(
+    method: Method, net: nn.Module, pool: Pool, phase: str, engine: Engine
+) -> Callable[[int], Iterator[Tensor]]:
+    """A subject's loss in parts of so many rows as the plan says, of slices and noise of its own."""
+    plan, device = engine.plan, device_of(net)
+    least = least_rows(net, device)
+
+    def loss(unit: int) -> Iterator[Tensor]:
+        seed = int(engine.entropy.bits(1)[0] >> np.uint64(1))
+        batch = pool.unit(unit, plan.slices, torch.Generator().manual_seed(seed))
+        noise = torch.Generator(device).manual_seed(seed ^ 1)
+        draws = max(plan.draws, math.ceil(least / len(batch)))
+        whole = len(batch) * draws
+        for part in _parts(batch, draws, plan.rows or whole, least):
+            part = part.to(device)
+            yield method.loss(net, part, phase, noise).loss_B.sum() / whole
+
+    return loss
+
+
+def device_of(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device
+
+
 def sum_private(
-    method: Method,
-    net: nn.Module,
-    pool: Pool,
-    phase: str,
-    *,
-    plan: PrivacyPlan,
-    charge: Charge,
-    rows: int,
-    entropy: Entropy | None = None,
+    method: Method, net: nn.Module, pool: Pool, phase: str, *, engine: Engine, rows: int
 ) -> dict[str, Tensor]:
     """A phase of kind "sums": every subject's mean sums, clipped together to one norm, added up, and noised once."""
-    entropy = entropy or Secret()
-    query = plan.sums
-    charge(query)
+    plan, query = engine.plan, engine.plan.sums
+    engine.charge(query)
     totals: dict[str, Tensor] = {}
     net.eval()
     with torch.no_grad(), threads(ALL_THREADS):
@@ -238,14 +237,14 @@ def sum_private(
                 totals = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in sorted(own.items())}
             add_clipped(list(totals.values()), [own[name] / slices for name in totals], plan.sums_clip)
     sd = query.noise * plan.sums_clip
-    return {name: (total + sd * normal(entropy, total.shape)).double() for name, total in totals.items()}
+    return {name: (total + sd * normal(engine.entropy, total.shape)).double() for name, total in totals.items()}
 
 
 def shares_of(
     method: Method, net: nn.Module, phase: str, patterns: Sequence[tuple[Modality, ...]], height: int, width: int
 ) -> dict[Owner, float]:
     """Which part of the samples trains each owner, from made-up images with the site's public patterns alone."""
-    device = next(net.parameters()).device
+    device = device_of(net)
     found: dict[Owner, float] = {}
     buffers = {name: value.clone() for name, value in net.named_buffers()}
     net.train()

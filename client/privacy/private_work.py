@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from client.privacy.budget import Budget
 from client.privacy.budget_files import enrolled
-from client.privacy.private import shares_of, sum_private, train_private
+from client.privacy.private import Engine, shares_of, sum_private, train_private
 from client.site.ledger import Ledger
 from client.site.site import Site
 from shared.base.errors import BudgetSpent, DataError, PlanRefused
@@ -77,14 +76,7 @@ class PrivateSite:
             raise BudgetSpent(f"{self.site.name}: {why}")
 
     def train(
-        self,
-        plan: RoundPlan,
-        method: Method,
-        net: nn.Module,
-        pool: Pool,
-        owners: Owners,
-        patterns: Patterns,
-        device: torch.device,
+        self, plan: RoundPlan, method: Method, net: nn.Module, pool: Pool, owners: Owners, patterns: Patterns
     ) -> Trained:
         grid = self.settings.grid
         shares = _shares(self.settings.text(), plan.phase, self._public(patterns), (grid.height, grid.width))
@@ -97,20 +89,21 @@ class PrivateSite:
             options=options,
             owners=owners,
             round=plan.round,
-            plan=self.plan,
-            charge=lambda query: self._charge(query, plan),
+            engine=self._engine(plan),
             shares=shares,
-            device=device,
         )
 
     def sum(self, plan: RoundPlan, method: Method, net: nn.Module, pool: Pool) -> Weights:
-        return sum_private(
-            method, net, pool, plan.phase, plan=self.plan, charge=lambda query: self._charge(query, plan), rows=SUM_ROWS
-        )
+        return sum_private(method, net, pool, plan.phase, engine=self._engine(plan), rows=SUM_ROWS)
 
-    def _charge(self, query: Query, plan: RoundPlan) -> None:
-        self.go_on()
-        self.budget.charge(query, 1, run=plan.run, phase=plan.phase, round=plan.round)
+    def _engine(self, plan: RoundPlan) -> Engine:
+        """Of this round: every query is charged to the site's budget."""
+
+        def charge(query: Query) -> None:
+            self.go_on()
+            self.budget.charge(query, 1, run=plan.run, phase=plan.phase, round=plan.round)
+
+        return Engine(plan=self.plan, charge=charge)
 
     def _public(self, patterns: Patterns) -> tuple[tuple[Modality, ...], ...]:
         least = min(self.settings.min_cell, max(patterns.values(), default=1))
