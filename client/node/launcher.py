@@ -99,13 +99,6 @@ def down(state: Path, *, say: Callable[[str], None] = lambda _: None) -> bool:
         return True
 
 
-def last_lines(state: Path, lines: int) -> list[str]:
-    """What the container itself printed, for when it ended before the node had a log."""
-    with _engine() as engine:
-        found = _find(engine, _name(enrol.installed(state).site))
-        return [] if found is None else _printed(found, lines)
-
-
 # --- what is asked of the engine ------------------------------------------------------------------------------------
 
 

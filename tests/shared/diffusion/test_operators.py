@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from support.operators import GaussianBlur, SuperResolution
 from torch import Tensor
 
 from shared.base.errors import ConfigError, DataError
@@ -18,11 +19,9 @@ from shared.data.volumes import Placement
 from shared.diffusion.acquisition import unit_maps
 from shared.diffusion.operators import (
     CartesianMRI,
-    GaussianBlur,
     Measured,
     Operator,
     Place,
-    SuperResolution,
     clean,
     measured,
     none,
