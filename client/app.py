@@ -10,8 +10,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.round import work
-from client.site.ledger import Ledger
-from client.site.site import LEDGER, Site, find_site, own_values
+from client.site.ledger import LEDGER, Ledger
+from client.site.site import Site, find_site, own_values
 from shared.base.errors import ConfigError, LacunaError, PlanRefused, RunFailed
 from shared.plan import wire
 

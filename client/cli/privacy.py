@@ -61,10 +61,10 @@ def budget(
         view.refuse(said)
         return
     if set_epsilon is not None or set_size is not None:
-        with Budget.open(folder) as ledger:
-            ledger.change_budget(set_epsilon, size=set_size, why=why)
-    with Budget.look(folder) as ledger:
-        said = view.facts(ledger)
+        with Budget.open(folder) as own:
+            own.change_budget(set_epsilon, size=set_size, why=why)
+    with Budget.look(folder) as own:
+        said = view.facts(own)
     typer.echo(json.dumps(said, indent=1) if as_json else "\n".join(view.lines(said)))
 
 

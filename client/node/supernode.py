@@ -23,11 +23,10 @@ from client.node import family, flower
 from client.node.flower import Fab, Run
 from client.node.status import CONTACT
 from client.site import bundle_guard
-from client.site.ledger import Ledger
+from client.site.ledger import LEDGER, Ledger
 from shared.base.errors import PlanRefused
 from shared.base.files import sha256
 
-LEDGER = "ledger.jsonl"
 REFUSED = "lacuna: refused: "  # begins the line that the supervisor passes on
 
 

@@ -1,12 +1,14 @@
-"""A site's privacy ledger: all that its cohort was ever asked, in every run, on the disk before the data are looked at.
+"""A site's privacy budget: all that its cohort was ever asked, in every run, on the disk before the data are looked at.
+
+Messages and files call what is kept of it the privacy ledger; the ledger of what left is client/site/ledger.py.
 
     STATE/privacy/key            32 random bytes, mode 0600; without it no row can be written or verified
     STATE/privacy/ledger.db      SQLite: the rows (client/privacy/budget_rows.py), only ever added to
     STATE/privacy/lock           held by the one process that writes
-    STATE/privacy.enrolled       the mark: this site has a ledger, and it had come at least so far
+    STATE/privacy.enrolled       the mark: this site has a budget, and it had come at least so far
 
-The mark makes a ledger that is missing, emptied or older than it was a refusal instead of a fresh start. If mark and
-ledger were rolled back together this disk can't tell; the coordinator can, by the (sequence, head) that it saw last.
+The mark makes a budget that is missing, emptied or older than it was a refusal instead of a fresh start. If mark and
+budget were rolled back together this disk can't tell; the coordinator can, by the (sequence, head) that it saw last.
 """
 
 import fcntl
@@ -52,7 +54,7 @@ class Budget:
     ) -> "Budget":
         """To charge. Enrols the site at first use; later every row is verified before this returns.
 
-        Later, terms that are not given are the ledger's; others than the ledger's are a ConfigError.
+        Later, terms that are not given are those of the first use; others are a ConfigError.
         """
         if files.enrolled(folder):
             files.must_be_there(folder)
@@ -295,12 +297,12 @@ class Budget:
             self._tally.add(Row(**dict(zip(COLUMNS, facts, strict=True))), head, self._key)
 
     def _mark(self) -> None:
-        """How far the ledger has come, beside it."""
+        """Writes beside the budget how far it has come."""
         mark = Mark(ledger=self.id, sequence=self.sequence, head=self.head)
         files.write_mark(files.mark_file(self._folder), mark, self._key)
 
     def _must_know(self, seen: Mark | None) -> None:
-        if seen is None:  # a kill during enrolment, or a hand; the ledger itself is whole
+        if seen is None:  # a kill during enrolment, or a hand; the budget itself is whole
             return
         if seen.ledger != self.id:
             raise DataError(

@@ -1,4 +1,4 @@
-"""The files of a privacy ledger: its key, its database, its lock, and the mark that says that it was there.
+"""The files of a privacy budget: its key, its database, its lock, and the mark that says that it was there.
 
 Each is made whole or not at all, so that a kill during enrolment leaves a site that is not enrolled.
 """
@@ -48,7 +48,7 @@ INSERT = f"INSERT INTO rows ({', '.join(COLUMNS)}, head) VALUES ({', '.join('?' 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """How far the ledger had come when this site last opened or closed it."""
+    """How far the budget had come when this site last opened or closed it."""
 
     ledger: str
     sequence: int
@@ -67,7 +67,7 @@ def must_be_there(folder: Path) -> None:
 
 
 def enrol(folder: Path, *, epsilon: float, delta: float, size: int) -> None:
-    """The key and a ledger with its first row, the budget; the caller holds the lock."""
+    """The key and a database with its first row, the budget's terms; the caller holds the lock."""
     if not (folder / "key").exists():
         _make_key(folder / "key")
     key = read_key(folder / "key")

@@ -1,11 +1,11 @@
-"""The rows of a privacy ledger: what each may say, how it is tied to the one before, and what all come to.
+"""The rows of a privacy budget: what each may say, how it is tied to the one before, and what all come to.
 
     budget   the site's budget and the round figure of its subjects, from here on; the first row is one
     charge   `steps` queries, written before the data were looked at
     spent    a charge was refused: from here on nothing is admitted until a budget row raises the budget
 
 A row's head is a MAC over the head before it and the row itself, under the site's key; the first follows from the
-ledger's id and delta. No row can be changed, swapped, put in or taken out of the middle without the key. That the last
+budget's id and delta. No row can be changed, swapped, put in or taken out of the middle without the key. That the last
 rows are missing can't be seen in what is left: hence the site's mark (client/privacy/budget.py) and the coordinator's
 memory.
 """
@@ -59,7 +59,7 @@ class RunSpent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a ledger is from its first day, and never anything else."""
+    """What a budget is from its first day, and never anything else."""
 
     id: str
     delta: float
@@ -127,7 +127,7 @@ def _mac(key: bytes, words: list[Any]) -> str:
 
 
 def _broken(row: Row, before: Tally) -> str | None:
-    """The rule that a row breaks, whoever wrote it; the rules are those of what a ledger may hold at all."""
+    """The rule that a row breaks, whoever wrote it; the rules are those of what a budget may hold at all."""
     if not is_number(row.time):
         return "time is not a finite number"
     if not is_count(row.steps) or not is_count(row.total) or row.total != before.total + row.steps:

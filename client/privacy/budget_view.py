@@ -1,4 +1,4 @@
-"""What `lacuna-site budget` says: what a privacy ledger comes to, run by run, and what a planned run would add.
+"""What `lacuna-site budget` says: what a privacy budget comes to, run by run, and what a planned run would add.
 
 Epsilons are rounded up and what is left is rounded down: no reader is told of more privacy than there is.
 """

@@ -1,6 +1,6 @@
 """DP-SGD with the subject as the unit (specs/privacy.md §1).
 
-A step charges the ledger, then draws subjects by independent coins, then for each one makes an ordinary backward pass
+A step charges the budget, then draws subjects by independent coins, then for each one makes an ordinary backward pass
 over all its slices and noise draws, clips that one gradient, and adds it to a sum; noise is added once, the sum is
 divided by the fixed expected number of subjects. A draw of nobody is charged, noised and stepped like any other.
 

@@ -33,7 +33,7 @@ SUM_ROWS = 64  # slices at a time in a phase of sums
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivateSite:
-    """A site's open ledger and the mechanism of the run under it."""
+    """A site's open budget and the mechanism of the run under it."""
 
     site: Site
     budget: Budget
@@ -114,7 +114,7 @@ class PrivateSite:
 def private_site(
     site: Site, settings: RunSettings, subjects: int, *, go_on: Callable[[], None] = lambda: None
 ) -> Iterator[PrivateSite]:
-    """The site's ledger, open and locked; made at first use, with the policy's terms or else the run's."""
+    """The site's budget, open and locked; made at first use, with the policy's terms or else the run's."""
     folder, wanted, policy = site.privacy, settings.privacy, site.policy
     if enrolled(folder):
         opened = Budget.open(folder, epsilon=policy.epsilon, delta=policy.delta, size=policy.about)

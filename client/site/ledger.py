@@ -1,4 +1,4 @@
-"""The site's egress record: what left, written before the bytes leave (shared/base/chain.py holds it together).
+"""The site's ledger: what left it, written down before the bytes leave (shared/base/chain.py holds it together).
 
 An entry has when, which run, phase and round it answers, every field in full, every tensor by name, form and norm, the
 whole delta's norm, bytes, and one hash of what was sent. Each reply carries the link of its entry, so that the
@@ -18,6 +18,7 @@ from shared.base.errors import ConfigError, DataError
 from shared.base.files import read_bounded
 
 Key: TypeAlias = tuple[str, str, int]  # run, phase, round
+LEDGER = "ledger.jsonl"  # in STATE
 MOST_RECEIPTS = 2**28
 _RECEIPT = {"site": str, "run": str, "phase": str, "round": int, "sha256": str}
 COLUMNS = (

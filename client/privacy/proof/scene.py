@@ -1,4 +1,4 @@
-"""A site made of nothing but gradients: an engine between a ledger, coins and subjects that write down who asked when.
+"""A site made of nothing but gradients: an engine between a budget, coins and subjects that write down who asked when.
 
 A subject is a tuple of slices, a slice the gradients that it gives to some of the parameters.
 """
@@ -71,7 +71,7 @@ class Scene:
     shapes: Shapes
     source: Entropy = field(default_factory=Secret)
     coins: Callable[[int], Heads | None] = as_they_fall  # of the n subjects of a step
-    broke: bool = False  # the ledger refuses
+    broke: bool = False  # the budget refuses
     events: list[tuple[str, object]] = field(default_factory=list)  # since the last step began
     due: bool = True  # the next bits are coins
 
