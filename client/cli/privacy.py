@@ -90,7 +90,7 @@ def audit_privacy(
     in the last bits, or how long a step takes. A right engine fails less than one audit in a thousand; one that fails
     twice is wrong, and nothing should be trained with it. Exit code 5 where anything fails.
     """
-    from client.privacy.proof.verdicts import audit_privacy as carry_out
+    from client.privacy.proof.audit import audit_privacy as carry_out
 
     carry_out(repeat=repeat, as_json=as_json, bar=bar)
 

@@ -33,7 +33,7 @@ def evaluate_here(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> tuple[Score, ...]:
-    """scores.csv, figures and subjects.csv in `out`; `every`: one brain slice in so many."""
+    """Writes scores.csv, figures and subjects.csv into `out`; `every`: one brain slice in so many."""
     model = bundle.model
     if cohort.grid != model.grid:
         raise DataError(

@@ -89,7 +89,7 @@ def run(state: Path, settings: Settings, *, give_up: float | None = None) -> Non
 
 
 def _stops() -> list[signal.Signals]:
-    """A hang-up too, unless whoever started us wants it ignored."""
+    """The signals that end the node: a hang-up is one too, unless whoever started us wants it ignored."""
     hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGTERM, signal.SIGINT, *hangup]
 
@@ -134,7 +134,7 @@ class _Supervisor:
             _close_log()
 
     def _attend(self, identity: Identity) -> "_Ending":
-        """One life of the node, from its start until nothing of it is left."""
+        """Starts the node once and stays with it until nothing of it is left."""
         port, folder = _free_port(), self._state / FOLDER
         secret = folder / "executor.secret"
         _write_secret(secret)
@@ -180,7 +180,7 @@ class _Supervisor:
         return True
 
     def _watch(self, identity: Identity, connected: bool) -> bool:
-        """True at each beat."""
+        """Writes down how the node is, at every beat (then True); when it is silent, looks at the way to the server."""
         beat = self._beat("connected" if connected else "starting", why=self._why)
         silent = time.monotonic() - self._contact
         if self._give_up is not None and silent >= self._give_up:
@@ -205,7 +205,7 @@ class _Supervisor:
                 raise RunFailed(f"site {identity.site}: no contact in {self._give_up:.0f} s: {self._why}")
 
     def _blame(self, why: str) -> None:
-        """Said once, not at each beat."""
+        """Says why the node does not work, once and not at each look."""
         if why != self._why:
             self._why = why
             self._say(why)
@@ -266,7 +266,7 @@ class _Ending:
 
 
 def network_failure(identity: Identity) -> str | None:
-    """The first thing between here and the server that does not work, in one line."""
+    """Finds the first thing between here and the server that does not work, in one line; None if all does."""
     try:
         authorities = read_bounded(identity.authorities, "the federation's CA")
         failed = reach.first_failure(reach.look(identity.address, authorities))
@@ -300,7 +300,7 @@ def _node_flags(identity: Identity, port: int, folder: Path) -> list[str]:
 
 
 def _write_node_config(path: Path, site: str, settings: Settings, state: Path) -> None:
-    """What `client/site/site.py` reads; it stays in the node's memory. A JSON string is a TOML string too."""
+    """Writes what `client/site/site.py` reads; it stays in the node's memory. A JSON string is a TOML string too."""
     values = {
         "site": site,
         "cohort": os.pathsep.join(settings.cohorts),
@@ -311,7 +311,7 @@ def _write_node_config(path: Path, site: str, settings: Settings, state: Path) -
 
 
 def _write_secret(path: Path) -> None:
-    """Shared by node and executor, so that nobody else on this machine is given the site's tasks."""
+    """Writes what node and executor share, so that nobody else on this machine is given the site's tasks."""
     path.unlink(missing_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as file:
@@ -336,7 +336,7 @@ def _answers(port: int) -> bool:
 
 @contextmanager
 def _alone(state: Path) -> Iterator[None]:
-    """ConfigError when another supervisor works with this state, in a container or beside it."""
+    """Holds the state for this supervisor; ConfigError when another works with it, in a container or beside it."""
     (state / FOLDER).mkdir(mode=0o700, exist_ok=True)
     handle = os.open(state / FOLDER / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:

@@ -60,14 +60,14 @@ def enrolled(folder: Path) -> bool:
 
 
 def must_be_there(folder: Path) -> None:
-    """Of a site that is enrolled."""
+    """Raises DataError where a site is enrolled and a file of its budget is missing."""
     path = folder / "ledger.db"
     if not path.exists() or path.stat().st_size == 0:
         raise DataError(f"{path}: missing or empty, but this site is enrolled: {RECOVER}")
 
 
 def enrol(folder: Path, *, epsilon: float, delta: float, size: int) -> None:
-    """The key and a database with its first row, the budget's terms; the caller holds the lock."""
+    """Makes the key and a database with its first row, the budget's terms; the caller holds the lock."""
     if not (folder / "key").exists():
         _make_key(folder / "key")
     key = read_key(folder / "key")
@@ -90,7 +90,7 @@ def enrol(folder: Path, *, epsilon: float, delta: float, size: int) -> None:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """One that exists already, each commit on the disk before it returns."""
+    """Opens a database that exists already, so that each commit is on the disk before it returns."""
     file = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY, isolation_level=None)
     try:
         (mode,) = file.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -106,7 +106,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def guard(file: sqlite3.Connection) -> None:
-    """The triggers stand again if someone dropped them."""
+    """Puts the triggers back if someone dropped them."""
     file.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
 
 
@@ -131,7 +131,7 @@ def read_key(path: Path) -> bytes:
 
 
 def mark_file(folder: Path) -> Path:
-    """Beside the folder, so that it is still there when the folder is not."""
+    """Where the mark is: beside the folder, so that it is still there when the folder is not."""
     return folder.with_name(f"{folder.name}.enrolled")
 
 
@@ -155,7 +155,7 @@ def write_mark(path: Path, mark: Mark, key: bytes) -> None:
 
 
 def take_lock(path: Path, wait: float) -> int:
-    """A handle to free and close, or DataError after `wait` seconds."""
+    """Waits for the lock and gives a handle to free and close; DataError after `wait` seconds."""
     until = time.monotonic() + wait
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -174,7 +174,7 @@ def take_lock(path: Path, wait: float) -> int:
 
 
 def refuse_network(folder: Path, mounts: str | None = None) -> None:
-    """SQLite's write-ahead log needs memory that all its processes share; /proc/mounts says where there is none."""
+    """Raises DataError on a network disk: SQLite's write-ahead log needs memory that all its processes share."""
     if mounts is None:
         try:
             mounts = Path("/proc/mounts").read_text(errors="surrogateescape")

@@ -42,7 +42,7 @@ class PrivateSite:
     go_on: Callable[[], None]  # called before each query: raises where the site's policy ends the round
 
     def told(self, patterns: Patterns) -> dict[tuple[Modality, ...], int]:
-        """Of public knowledge alone: patterns that are no rarity, each as "fewer than there are subjects"."""
+        """What the coordinator is told of patterns: public ones alone, each as "fewer than there are subjects"."""
         return dict.fromkeys(self._public(patterns), -(self.plan.size + 1))
 
     def spent(self) -> Spent:
@@ -50,7 +50,7 @@ class PrivateSite:
         return self.budget.spent(others=others)
 
     def round(self, phase: Phase) -> dict[Query, int]:
-        """What one round asks."""
+        """What one round of a phase asks of the budget."""
         if phase.kind == "sums":
             return {self.plan.sums: 1}
         return {self.plan.step: self.settings.training[phase.name].steps}
@@ -65,7 +65,7 @@ class PrivateSite:
         )
 
     def check(self, plan: RoundPlan, phase: Phase) -> None:
-        """Before anything is read."""
+        """Refuses a round before anything is read: a budget that went back, or one that cannot pay."""
         if plan.known is not None and not self.budget.knows(*plan.known):
             raise PlanRefused(
                 f"{self.site.name}: the coordinator has seen row {plan.known[0]} of a privacy ledger that is not on "
@@ -97,7 +97,7 @@ class PrivateSite:
         return sum_private(method, net, pool, plan.phase, engine=self._engine(plan), rows=SUM_ROWS)
 
     def _engine(self, plan: RoundPlan) -> Engine:
-        """Of this round: every query is charged to the site's budget."""
+        """The engine of one round, which charges every query to the site's budget."""
 
         def charge(query: Query) -> None:
             self.go_on()
@@ -114,7 +114,7 @@ class PrivateSite:
 def private_site(
     site: Site, settings: RunSettings, subjects: int, *, go_on: Callable[[], None] = lambda: None
 ) -> Iterator[PrivateSite]:
-    """The site's budget, open and locked; made at first use, with the policy's terms or else the run's."""
+    """Opens and locks the site's budget; made at first use, with the policy's terms or else the run's."""
     folder, wanted, policy = site.privacy, settings.privacy, site.policy
     if enrolled(folder):
         opened = Budget.open(folder, epsilon=policy.epsilon, delta=policy.delta, size=policy.about)
@@ -131,12 +131,12 @@ def private_site(
 
 
 def round_figure(subjects: int) -> int:
-    """To the nearest ten; never nought."""
+    """Rounds to the nearest ten, but never to 0."""
     return max(10, 10 * ((subjects + 5) // 10))
 
 
 def check_people(cohorts: Sequence[Cohort]) -> None:
-    """The same images under two names would be two people with half the privacy each."""
+    """Refuses cohorts with the same images under two names: two people with half the privacy each."""
     owner: dict[str, str] = {}
     for cohort in cohorts:
         for subject in cohort.subjects:
@@ -151,7 +151,7 @@ def check_people(cohorts: Sequence[Cohort]) -> None:
 def _shares(
     config: str, phase: str, patterns: tuple[tuple[Modality, ...], ...], size: tuple[int, int]
 ) -> dict[Owner, float]:
-    """On a network of its own, with its first weights."""
+    """Which part of the samples trains each owner, found on a network of its own with its first weights."""
     settings = RunSettings.parse(config)
     method = settings.build_method()
     net = settings.build_net(method)

@@ -34,7 +34,7 @@ SUM_BATCH = 64  # slices at a time in a phase of sums
 
 
 def take_inventory(site: Site, run: str, config: str, schema: str) -> Inventory:
-    """What this site holds for a run; PlanRefused where its policy, or a person here, does not let it take part."""
+    """Says what this site holds for a run; PlanRefused where its policy, or a person here, says no."""
     with plans.considered(site, run, config) as plan:
         settings = RunSettings.parse(config)
         check_schema(site, settings, schema)
@@ -74,7 +74,7 @@ def _inventory(site: Site, settings: RunSettings, method: Method, schema: str, *
 
 
 def of_use(cohort: Cohort, method: Method, phase: str, *, split: str | None) -> Slices:
-    """What of a cohort can train a phase, in the form that the method sees."""
+    """Selects what of a cohort can train a phase, in the form that the method sees."""
     return Slices(
         cohort,
         method.modalities,
@@ -85,18 +85,18 @@ def of_use(cohort: Cohort, method: Method, phase: str, *, split: str | None) -> 
 
 
 def preparation_of(cohorts: Sequence[Cohort]) -> str:
-    """One digest for the site. Cohorts that were prepared in different ways have one of their own, like no other's."""
+    """One digest for the site. Of cohorts prepared in different ways it is like no other site's."""
     digests = sorted({cohort.preparation for cohort in cohorts})
     return digests[0] if len(digests) == 1 else hash_json(["several", *digests])
 
 
 def at_least(patterns: Mapping[tuple[Modality, ...], int], min_cell: int) -> int:
-    """Subjects of the cells that are told, and one for each that is not: a sum must not tell what is hidden."""
+    """The number of subjects that is sent: cells too small to be told count as one subject each."""
     return sum(n if n >= min_cell else 1 for n in patterns.values())
 
 
 def do_round(site: Site, plan: RoundPlan) -> Update:
-    """One round; refused before anything is read where the policy, a person here, or the day's hours say no."""
+    """Works one round; refused before anything is read where the policy, a person here, or the day's hours say no."""
     with plans.considered(site, plan.run, plan.config, phase=plan.phase, round=plan.round) as considered:
         settings = RunSettings.parse(plan.config)
         check_schema(site, settings, plan.schema)
@@ -218,7 +218,7 @@ def open_cohorts(site: Site, settings: RunSettings) -> list[Cohort]:
 
 
 def present(cohorts: Sequence[Cohort], modalities: Sequence[Modality]) -> dict[tuple[Modality, ...], int]:
-    """Training subjects' patterns over all cohorts, in the method's words and order; subjects with none left out."""
+    """Counts training subjects' patterns over all cohorts, in the method's order; subjects with none are left out."""
     patterns: dict[tuple[Modality, ...], int] = {}
     for cohort in cohorts:
         for held, n in cohort.patterns("train").items():
@@ -230,7 +230,7 @@ def present(cohorts: Sequence[Cohort], modalities: Sequence[Modality]) -> dict[t
 
 @functools.lru_cache(maxsize=1)
 def build(config: str, device: str) -> tuple[Method, nn.Module]:
-    """Kept between messages: in a simulation hundreds of sites take turns on one network."""
+    """Builds method and network; kept between messages: in a simulation hundreds of sites take turns on one network."""
     settings = RunSettings.parse(config)
     method = settings.build_method()
     return method, settings.build_net(method).to(device)
@@ -238,7 +238,7 @@ def build(config: str, device: str) -> tuple[Method, nn.Module]:
 
 @contextmanager
 def _personal_layers(task: Task) -> Iterator[None]:
-    """With the personal layers of the round before, in the first the coordinator's; how they end is kept."""
+    """Loads the personal layers of the round before (in the first the coordinator's); keeps them after the block."""
     names = [name for name, owner in task.owners.items() if owner == LOCAL]
     before = _personal_file(task, -1)
     if names and before.exists():

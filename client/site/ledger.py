@@ -63,11 +63,11 @@ class Ledger:
         self._chain.append(enter)
 
     def entries(self) -> Iterator[Entry]:
-        """All entries, or DataError at the first broken link."""
+        """Reads all entries; DataError at the first broken link."""
         return self._chain.entries()
 
     def without_privacy(self) -> int:
-        """Updates that have left without differential privacy."""
+        """Counts updates that have left without differential privacy."""
         last = self._chain.last()
         if last is None:
             return 0
@@ -85,7 +85,7 @@ def _is_open(fields: Mapping[str, Any]) -> bool:
 
 
 def _told(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts, metrics and epsilon, out of an update's fields."""
+    """Takes counts, metrics and epsilon out of an update's fields."""
     if "update.run" not in fields:
         return {}
     spent = json.loads(fields["update.spent"] or "null")
@@ -108,7 +108,7 @@ def what(entry: Mapping[str, Any]) -> str:
 
 
 def row(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One entry as a line of a table; of its tensors only how many."""
+    """Makes one entry a line of a table; of its tensors it says only how many."""
     fields, tensors = entry["fields"], entry["tensors"]
     refusal = f"{fields['refusal.kind']}: {fields['refusal.why']}" if "refusal.kind" in fields else None
     return {
@@ -127,7 +127,7 @@ def row(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def export(entries: Iterable[Entry], path: Path) -> int:
-    """All entries, in JSON with every tensor, in CSV one line each; gives how many."""
+    """Writes all entries, to JSON with every tensor, to CSV one line each; gives how many."""
     every = list(entries)
     if path.suffix == ".json":
         path.write_text(json.dumps(every, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -155,7 +155,7 @@ class Receipts:
 
 
 def read_receipts(path: Path, site: str | None = None) -> Receipts:
-    """As `lacuna receipts RUN --site SITE --export FILE.json` wrote them; DataError for anything else."""
+    """Reads what `lacuna receipts RUN --site SITE --export FILE.json` wrote; DataError for anything else."""
     try:
         found = json.loads(read_bounded(path, "receipts", MOST_RECEIPTS))
         run, receipts = found["run"], found["receipts"]
@@ -174,7 +174,7 @@ def read_receipts(path: Path, site: str | None = None) -> Receipts:
 
 
 def compare(entries: Iterable[Entry], told: Receipts) -> Iterator[str]:
-    """One line for each difference between what left in the run's rounds and what the coordinator says that it got."""
+    """Gives one line for each difference between what left and what the coordinator says that it got in this run."""
     got: dict[Key, list[Mapping[str, Any]]] = {}
     for receipt in told.receipts:
         got.setdefault((receipt["run"], receipt["phase"], receipt["round"]), []).append(receipt)

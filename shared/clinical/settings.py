@@ -38,12 +38,12 @@ class TextSettings:
 
 
 def text_settings(given: Mapping[str, Any], state: Path | None) -> TextSettings:
-    """A site's: what it says itself, then the environment; `state` is where its cache is kept."""
+    """Makes a site's settings of what it says itself, then the environment; `state` is where its cache is kept."""
     return _build({**_from_environment(), **given}, state)
 
 
 def from_environment() -> TextSettings:
-    """A coordinator's. It keeps no cache: it has the probes to ask, and no patient."""
+    """Makes a coordinator's. It keeps no cache: it has the probes to ask, and no patient."""
     return _build(_from_environment(), None)
 
 

@@ -95,7 +95,7 @@ def write_series(
     now: datetime,
     burn_in: bool = False,
 ) -> tuple[Series, ...]:
-    """Each volume, and its spread where there is one, as a series below `out`; what is there and whole is kept.
+    """Writes each volume, and its spread where there is one, as a series below `out`; what is there and whole is kept.
 
     `volumes` are the means as client/inference/outputs.py wrote them, each beside its sidecar.
     """
@@ -121,7 +121,7 @@ def write_series(
 
 
 def _whole(folder: Path, key: Mapping[str, Any], modality: Modality, uncertainty: bool) -> Series | None:
-    """Written before, from the same volume to the same study: it keeps its UIDs, and a PACS knows it again."""
+    """Finds a series written before from the same volume to the same study: with its UIDs a PACS knows it again."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         files = {folder / name: digest for name, digest in record["files"].items()}
@@ -246,7 +246,7 @@ def _model(sidecar: Mapping[str, Any], what: str, now: datetime) -> Dataset:
 
 
 def _scanners(study: Sequence[SourceSeries]) -> list[Dataset]:
-    """What took the images that it was made from."""
+    """Names what took the images that it was made from."""
     items: dict[tuple[str, ...], Dataset] = {}
     for series in study:
         header, item = series.header, Dataset()
@@ -298,7 +298,7 @@ def _window(kind: Kind, top: int, *, mean: bool) -> tuple[float, float]:
 
 
 def _decimal(value: float) -> str:
-    """A number as a decimal string of at most 16 characters."""
+    """Writes a number as a decimal string of at most 16 characters."""
     for digits in range(12, 3, -1):
         text = f"{float(value) + 0.0:.{digits}g}"
         if len(text) <= 16:
@@ -307,7 +307,7 @@ def _decimal(value: float) -> str:
 
 
 def _refer(image: Dataset, study: Sequence[SourceSeries], slices: Slices, k: int) -> None:
-    """The source slices at this place, and the series they are of."""
+    """Names the source slices at this place, and the series they are of."""
     reach = max(slices.slice_spacing / 2, 1e-3)
     found: list[tuple[SourceSeries, Frame]] = []
     for series in study:

@@ -26,7 +26,7 @@ Heads: TypeAlias = NDArray[np.bool_]
 
 
 def engine_of(plan: PrivacyPlan, charge: Charge, entropy: Entropy) -> Engine:
-    """The one real engine."""
+    """Makes the one real engine."""
     return Engine(plan=plan, charge=charge, entropy=entropy)
 
 
@@ -47,7 +47,7 @@ def plan_of(*, noise: float, rate: float, size: int) -> PrivacyPlan:
 
 
 class Replay:
-    """The same bits again: what differs then between two runs is not the noise."""
+    """Gives the same bits again: what differs then between two runs is not the noise."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
@@ -65,7 +65,7 @@ def tails(n: int) -> Heads | None:
 
 
 @dataclass(kw_only=True)
-class Scene:
+class MadeUpSite:
     make: Make
     plan: PrivacyPlan
     shapes: Shapes
