@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from server.runs import runs
 from server.runs.local_grid import LocalGrid
+from server.runs.serve import serve
 from shared import methods
 from shared.base import doors
 from shared.base.randomness import Noise
@@ -104,7 +104,7 @@ def main(tensors: int, rounds: int, sites: int) -> None:
         f"site-{i:03d}": {"site": f"site-{i:03d}", "cohort": str(bids.resolve()), "state": str(folder / f"s{i}")}
         for i in range(sites)
     }
-    runs.serve(LocalGrid(doors.load(doors.CLIENT_APP), nodes), folder, quiet=True)
+    serve(LocalGrid(doors.load(doors.CLIENT_APP), nodes), folder, quiet=True)
 
 
 if __name__ == "__main__":

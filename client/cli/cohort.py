@@ -126,6 +126,7 @@ def ingest(
     add to the same OUT as long as STATE is the same. STATE/identity.key links pseudonyms to patients: keep it, and keep
     it private. A table STATE/participants.tsv (participant_id = PatientID; age, sex, diagnosis, mmse, ...) is merged.
     """
+    from client.ingest.cohort.pipeline import Options
     from client.ingest.cohort.pipeline import ingest as carry_out
 
     done = carry_out(
@@ -134,10 +135,7 @@ def ingest(
         state,
         prepare=partial(image.prepare, workers),
         preparation=image.preparation().digest,
-        modalities=modality,
-        review=review,
-        visit_days=visit_days,
-        workers=workers,
+        options=Options(modalities=modality, review=review, visit_days=visit_days, workers=workers),
         bar=bar,
     )
     _print_ingested(done)

@@ -86,7 +86,7 @@ class Filling:
 
 
 def sampler_of(kind: str | None) -> "Sampler | None":
-    from shared.plan.config import load_sampler
+    from shared.plan.settings import load_sampler
 
     return None if kind is None else load_sampler(kind)
 

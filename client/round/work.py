@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from client.privacy.private_work import PrivateSite, check_people, private_site
@@ -17,6 +17,7 @@ from client.round.text import check_text
 from client.site import plans
 from client.site.checks import check, check_round, check_schema, is_private, why_not
 from client.site.site import Site
+from shared.base import checkpoint
 from shared.base.errors import PlanRefused
 from shared.base.owners import frozen
 from shared.base.records import Batch, Inventory, Owners, RoundPlan, Spent, Update
@@ -27,7 +28,7 @@ from shared.data.missing import suppress
 from shared.data.preparation import hash_json
 from shared.data.slices import Pool, Slices
 from shared.methods import Method
-from shared.plan.config import RunSettings
+from shared.plan.settings import RunSettings
 from shared.plan.training import find_device, pool, train
 
 SUM_BATCH = 64  # slices at a time in a phase of sums
@@ -96,7 +97,7 @@ def at_least(patterns: Mapping[tuple[Modality, ...], int], min_cell: int) -> int
 
 
 def do_round(site: Site, plan: RoundPlan) -> Update:
-    """Works one round; refused before anything is read where the policy, a person here, or the day's hours say no."""
+    """Do one round's work; refuse before anything is read where the policy, a person here or the day's hours say no."""
     with plans.considered(site, plan.run, plan.config, phase=plan.phase, round=plan.round) as considered:
         settings = RunSettings.parse(plan.config)
         check_schema(site, settings, plan.schema)
@@ -247,10 +248,7 @@ def _personal_layers(task: Task) -> Iterator[None]:
     if not names:
         return
     state, file = task.net.state_dict(), _personal_file(task, 0)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    save_file({name: state[name].detach().cpu().contiguous() for name in names}, partial)
-    partial.replace(file)
+    checkpoint.save_tensors(file, {name: state[name] for name in names})
     _personal_file(task, -3).unlink(missing_ok=True)
 
 

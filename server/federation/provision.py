@@ -2,8 +2,6 @@
 server/federation/federation.py.
 """
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,8 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from server.federation import federation as disk
 from server.federation.authority import make_authority, make_server
 from server.federation.federation import Federation, Retired, SiteEntry, State, opened
+from shared.base.change import Change
 from shared.base.errors import ConfigError
-from shared.base.files import Change, canonical, private_folder, read_bounded
+from shared.base.files import canonical, new_folder, private_folder, read_bounded
 from shared.base.names import check_name
 from shared.base.options import plain
 from shared.trust import certificates
@@ -32,55 +31,60 @@ class Admission:
     notes: tuple[str, ...]
 
 
-def init(
-    folder: Path,
-    *,
-    name: str,
-    address: str,
-    names: Sequence[str] = disk.OWN_NAMES,
-    modalities: Sequence[str],
-    methods: Sequence[str],
-    min_holders: int = 2,
-    quorum: int = 2,
-    grid: Plane | None = None,
-    now: datetime,
-    server_days: int = 730,
-    ca_days: int = 3650,
-) -> Federation:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewFederation:
+    """What a federation begins with; `amend` changes most of it."""
+
+    name: str
+    address: str  # HOST:PORT where sites reach the server
+    names: Sequence[str] = disk.OWN_NAMES  # of the server's certificate besides
+    modalities: Sequence[str]
+    methods: Sequence[str]
+    min_holders: int = 2
+    quorum: int = 2
+    grid: Plane | None = None
+    server_days: int = 730  # how long the server's certificate holds
+    ca_days: int = 3650
+
+
+def init(folder: Path, new: NewFederation, *, now: datetime) -> Federation:
     """Make the whole folder, or nothing."""
-    state = State(federation=check_name(name, "name"), address=address, names=tuple(names), server_days=server_days)
+    state = State(
+        federation=check_name(new.name, "name"),
+        address=new.address,
+        names=tuple(new.names),
+        server_days=new.server_days,
+    )
     agreed = Manifest(
-        federation=name,
+        federation=new.name,
         version=1,
         before="",
         made=certificates.utc(now),
         lacuna=version("lacuna"),
-        modalities=tuple(modalities),
-        intensities=intensities(modalities),
-        methods=known_methods(methods),
-        min_holders=min_holders,
-        quorum=quorum,
-        grid=grid,
+        modalities=tuple(new.modalities),
+        intensities=intensities(new.modalities),
+        methods=known_methods(new.methods),
+        min_holders=new.min_holders,
+        quorum=new.quorum,
+        grid=new.grid,
     )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: something is there already; a federation is made in a new folder")
-    ca_key, ca = make_authority(name, now=now, days=ca_days)
-    server_key, server = make_server(ca_key, ca, state.hosts, federation=name, now=now, days=server_days)
+    ca_key, ca = make_authority(new.name, now=now, days=new.ca_days)
+    server_key, server = make_server(ca_key, ca, state.hosts, federation=new.name, now=now, days=new.server_days)
     signing = Ed25519PrivateKey.generate()
-    beside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    private_folder(beside)
-    change = Change(beside)
-    disk.write_manifest(change, agreed, signing)
-    change.write(disk.STATE, canonical(plain(state)))
-    disk.write_pair(change, (disk.CA_KEY, ca_key), (disk.CA, ca))
-    disk.write_pair(change, (disk.SERVER_KEY, server_key), (disk.SERVER, server))
-    change.write(disk.SERVER_CA, ca)
-    disk.write_pair(
-        change, (disk.SIGNING_KEY, private_pem(signing)), (disk.SIGNING_PUBLIC, public_pem(signing.public_key()))
-    )
-    change.commit()
-    os.replace(beside, folder)
+    private_folder(folder.parent)
+    with new_folder(folder, mode=0o700) as made:
+        change = Change(made)
+        disk.write_manifest(change, agreed, signing)
+        change.write(disk.STATE, canonical(plain(state)))
+        disk.write_pair(change, (disk.CA_KEY, ca_key), (disk.CA, ca))
+        disk.write_pair(change, (disk.SERVER_KEY, server_key), (disk.SERVER, server))
+        change.write(disk.SERVER_CA, ca)
+        disk.write_pair(
+            change, (disk.SIGNING_KEY, private_pem(signing)), (disk.SIGNING_PUBLIC, public_pem(signing.public_key()))
+        )
+        change.commit()
     return disk.load(folder)
 
 

@@ -9,15 +9,13 @@ What can't be decrypted (another key, damage, an entry under another's name) is 
 import contextlib
 import hashlib
 import hmac
-import os
-import secrets
 from pathlib import Path
 
 import numpy as np
 from cryptography.fernet import Fernet, InvalidToken
 from numpy.typing import NDArray
 
-from shared.base.files import private_folder, read_secret
+from shared.base.files import private_folder, read_secret, write_bytes, write_once
 
 FOLDER = "text"  # in the site's STATE
 
@@ -41,14 +39,14 @@ class Cache:
         return np.frombuffer(content[64:], np.float32).copy()
 
     def write(self, text: str, vector: NDArray[np.float32]) -> None:
-        """Whole or not at all. A full disk costs no more than the next look-up."""
+        """Keep vectors, whole or not at all. A full disk costs no more than the next look-up."""
         name = self._name(text)
         content = self._fernet.encrypt(name.encode() + np.ascontiguousarray(vector, np.float32).tobytes())
         with contextlib.suppress(OSError):
-            _place(self._folder, name, content)
+            write_bytes(self._folder / name, content, mode=0o600, durable=False)
 
     def clear(self) -> None:
-        """All entries, whatever provider made them; the key stays."""
+        """Delete all entries, whatever provider made them; the key stays."""
         for path in self._folder.iterdir():
             if path.name != "key":
                 path.unlink(missing_ok=True)
@@ -58,7 +56,7 @@ class Cache:
 
 
 def _read_key(path: Path) -> bytes:
-    """ConfigError when others may read it; one that is no key is replaced, and all entries with it."""
+    """Read the key; ConfigError when others may, too. One that is no key is replaced, with all entries."""
     if path.exists():
         key = read_secret(path, "key of the text cache")
         with contextlib.suppress(ValueError):
@@ -66,19 +64,5 @@ def _read_key(path: Path) -> bytes:
             return key
         path.unlink(missing_ok=True)
     with contextlib.suppress(FileExistsError):  # another process was first
-        _place(path.parent, path.name, Fernet.generate_key(), new=True)
+        write_once(path, Fernet.generate_key())
     return read_secret(path, "key of the text cache")
-
-
-def _place(folder: Path, name: str, content: bytes, *, new: bool = False) -> None:
-    partial = folder / f".{secrets.token_hex(8)}"
-    try:
-        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        if new:
-            os.link(partial, folder / name)
-        else:
-            os.replace(partial, folder / name)
-    finally:
-        partial.unlink(missing_ok=True)

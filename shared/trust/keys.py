@@ -6,7 +6,6 @@ eight groups of four hex digits. That of a signing key starts with its id, as bu
 
 import base64
 import hashlib
-import os
 import re
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from shared.base.errors import ConfigError, DataError
-from shared.base.files import read_secret
+from shared.base.files import read_secret, write_bytes, write_once
 
 _KIND, _POINT = "ecdsa-sha2-nistp384", 97  # a site's key on one line: the kind, the curve, 0x04 and two coordinates
 _BEFORE_POINT = b"\0\0\0\x13ecdsa-sha2-nistp384\0\0\0\x08nistp384\0\0\0\x61"
@@ -29,14 +28,11 @@ _PEM, _SPKI = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPubl
 def make_signing_key(path: Path) -> str:
     """A new Ed25519 key at `path` for its owner alone, its public half at `path`.pub; gives the key's id."""
     key = Ed25519PrivateKey.generate()
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_once(path, private_pem(key))
     except FileExistsError:
         raise ConfigError(f"signing key {path}: there is one already, and it is never overwritten") from None
-    with os.fdopen(handle, "wb") as file:
-        file.write(private_pem(key))
-    public_path(path).write_bytes(public_pem(key.public_key()))
+    write_bytes(public_path(path), public_pem(key.public_key()))
     return key_id(key.public_key())
 
 
@@ -45,7 +41,7 @@ def public_path(path: Path) -> Path:
 
 
 def read_signing_key(path: Path) -> Ed25519PrivateKey:
-    """ConfigError when anybody but its owner may read it."""
+    """Read a signing key; ConfigError when anybody but its owner may read the file."""
     try:
         key = serialization.load_pem_private_key(read_secret(path, "signing key"), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -76,7 +72,7 @@ def private_pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def public_pem(key: Ed25519PublicKey | ec.EllipticCurvePublicKey) -> bytes:
-    """For an EC key also the form in which a SuperLink keeps it."""
+    """Write a public key as PEM; for an EC key that is also the form in which a SuperLink keeps it."""
     return key.public_bytes(_PEM, _SPKI)
 
 
@@ -92,7 +88,7 @@ def signed_by(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
 
 
 def new_site_key() -> bytes:
-    """A private key as OpenSSH writes it, which is what `flower-supernode --auth-supernode-private-key` reads."""
+    """Make a private key as OpenSSH writes it, which is what `flower-supernode --auth-supernode-private-key` reads."""
     return ec.generate_private_key(ec.SECP384R1()).private_bytes(
         _PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
@@ -114,7 +110,7 @@ def site_line(key: ec.EllipticCurvePublicKey) -> str:
 
 
 def parse_site_line(line: str, where: str) -> ec.EllipticCurvePublicKey:
-    """By its fixed form alone: a stranger wrote it, so no parser of many formats sees it."""
+    """Read a site's line by its fixed form alone: a stranger wrote it, so no parser of many formats sees it."""
     kind, _, rest = line.partition(" ")
     if kind != _KIND:
         raise DataError(f"{where}: public_key: must be a P-384 key ({_KIND})")
@@ -154,12 +150,12 @@ def fingerprint(key: Ed25519PublicKey | ec.EllipticCurvePublicKey) -> str:
 
 
 def spoken(print_: str) -> str:
-    """In groups, to be read out."""
+    """Write a fingerprint in groups of four, to be read out."""
     return " ".join(print_[i : i + 4] for i in range(0, len(print_), 4))
 
 
 def parse_fingerprint(text: str, key: str) -> str:
-    """As a person types it: any case, with spaces, colons or dashes, or none."""
+    """Read a fingerprint as a person types it: any case, with spaces, colons or dashes, or none."""
     plain = re.sub(r"[\s:-]", "", text).lower()
     if not re.fullmatch(r"[0-9a-f]{32}", plain):
         raise ConfigError(f"{key}={text[:80]!r}: must be the 32 hex digits of a fingerprint; spaces don't matter")

@@ -15,8 +15,6 @@
 Whatever is wrong with one file, series or subject costs that one alone.
 """
 
-import fcntl
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,23 +29,36 @@ from client.ingest.arrive.records import Acquired, Job
 from client.ingest.arrive.source import Bar, Folder, Progress, Source
 from client.ingest.arrive.source import place as own_folder
 from client.ingest.clean.burned_in import suspect_text
-from client.ingest.clean.deidentify import clean_age, clean_sidecar
 from client.ingest.clean.identity import Identity
+from client.ingest.clean.sidecar import clean_age, clean_sidecar
 from client.ingest.cohort import tables
+from client.ingest.cohort.outcome import Outcome
 from client.ingest.cohort.take import Found, aside, take
 from client.ingest.image.convert import decode
 from client.ingest.recognise import bids, listing
 from client.ingest.recognise.listing import Listed
 from client.ingest.recognise.series import group
 from client.ingest.recognise.visits import Record
+from shared.base import locks
 from shared.base.errors import ConfigError
+from shared.base.files import make_folder, private_folder, write_json, write_text
 from shared.data.bids import Participant, read_participants
 from shared.data.modalities import in_order, parse
 
 MARK = ".lacuna-ingest"  # in a cohort: by whose key its subjects are named
 
 
-Prepare = Callable[[Sequence[Job], Path, Progress], Sequence[tables.Outcome]]
+Prepare = Callable[[Sequence[Job], Path, Progress], Sequence[Outcome]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What of a source is wanted, and how far to go."""
+
+    modalities: Sequence[str] | None = None  # None: all that are found
+    review: bool = False  # stop after the list of series is written
+    visit_days: int = 0  # a patient's studies within so many days are one visit
+    workers: int | None = None  # conversions at a time; None: one per core
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,17 +93,15 @@ def ingest(
     *,
     prepare: Prepare,
     preparation: str,
-    modalities: Sequence[str] | None = None,
-    review: bool = False,
-    visit_days: int = 0,
-    workers: int | None = None,
+    options: Options | None = None,
     bar: Bar = lambda title: nullcontext(lambda done, total: None),
 ) -> Ingested:
-    """Bring a source into a cohort; `review` stops after the list of series is written.
+    """Bring a source into a cohort.
 
     `prepare` turns jobs into subjects' folders (runner.py); `preparation` is the hash of how it does.
     """
-    wanted = None if modalities is None else in_order(parse(name) for name in modalities)
+    options = options or Options()
+    wanted = None if options.modalities is None else in_order(parse(name) for name in options.modalities)
     _check_apart(source, cohort, state)
     folder = state / "ingest"
     with _alone(state):
@@ -108,13 +117,13 @@ def ingest(
             mapped=sum(one.modality is not None for one in found.listed),
             asides=len(found.asides),
         )
-        if review:
+        if options.review:
             return done
-        record, more = take(found, wanted, folder, days=visit_days, workers=workers, bar=bar)
+        record, more = take(found, wanted, folder, days=options.visit_days, workers=options.workers, bar=bar)
         record.write(folder)
         tables.write_asides(folder, source.name, [*found.asides, *more])
         jobs = _jobs(record, state, identity)
-        tables.write_json(state / "provenance.json", _provenance(record, identity))
+        write_json(state / "provenance.json", _provenance(record, identity))
         with bar("preparing") as advance:
             outcomes = prepare(jobs, cohort, advance)
         excluded = {_name(o.subject, o.session): o.excluded for o in outcomes if o.excluded}
@@ -235,8 +244,8 @@ def _claim(cohort: Path, identity: Identity) -> None:
         return
     if cohort.exists() and (not cohort.is_dir() or any(cohort.iterdir())):
         raise ConfigError(f"out={cohort}: must be a new or empty folder, or a cohort of an earlier ingest")
-    cohort.mkdir(parents=True, exist_ok=True)
-    tables.write_text(mark, ours + "\n")
+    make_folder(cohort)
+    write_text(mark, ours + "\n")
     tables.write_description(cohort)
 
 
@@ -266,15 +275,8 @@ def _check_apart(source: Source, cohort: Path, state: Path) -> None:
 @contextmanager
 def _alone(state: Path) -> Iterator[None]:
     """One ingest at a time on a site's private disk."""
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (state / "ingest").mkdir(exist_ok=True, mode=0o700)
-    lock = os.open(state / "ingest" / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise ConfigError(f"state={state}: another ingest is at work there") from None
-    try:
+    private_folder(state)
+    private_folder(state / "ingest")
+    busy = ConfigError(f"state={state}: another ingest is at work there")
+    with locks.held(state / "ingest" / ".lock", busy=busy):
         yield
-    finally:
-        os.close(lock)

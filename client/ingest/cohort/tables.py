@@ -9,15 +9,14 @@ COHORT/participants.tsv, dataset_description.json, .bidsignore, README, cohort.j
 import csv
 import hashlib
 import io
-import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 from client.ingest.arrive.records import Aside, Job
-from shared.base.vocabulary import Modality
+from client.ingest.clean.identity import Identity
+from client.ingest.cohort.outcome import Outcome
+from shared.base.files import write_json, write_text
 from shared.data.bids import NUMBERS, WORDS
 from shared.data.modalities import in_order
 
@@ -43,28 +42,6 @@ prepared, quality.html shows them. Pseudonyms can be undone with the site's key 
 """
 
 
-class Outcome(Protocol):
-    """What became of one job in the preparation."""
-
-    @property
-    def subject(self) -> str: ...
-    @property
-    def session(self) -> str | None: ...
-    @property
-    def files(self) -> Mapping[Modality, str]: ...
-    @property
-    def left(self) -> Mapping[Modality, str]: ...
-    @property
-    def excluded(self) -> str | None: ...
-
-
-class Named(Protocol):
-    """Whoever gives pseudonyms (identity.py)."""
-
-    def subject(self, patient: str) -> str: ...
-    def uid(self, uid: str) -> str: ...
-
-
 def write_asides(folder: Path, source: str, asides: Sequence[Aside]) -> Path:
     """The site's own list for one source; it is written anew each time that the source is ingested."""
     name = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:12]
@@ -84,7 +61,7 @@ def read_asides(folder: Path) -> list[Aside]:
     return found
 
 
-def write_exclusions(cohort: Path, asides: Iterable[Aside], outcomes: Sequence[Outcome], identity: Named) -> None:
+def write_exclusions(cohort: Path, asides: Iterable[Aside], outcomes: Sequence[Outcome], identity: Identity) -> None:
     """Under pseudonyms: what the ingest left aside, and what the preparation did."""
     counts = Counter(
         (
@@ -155,15 +132,3 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]],
     table.writerow(columns)
     table.writerows(rows)
     write_text(path, text.getvalue())
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1, default=os.fspath) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all; names that are not UTF-8 are written with backslashes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)
