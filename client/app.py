@@ -41,7 +41,7 @@ def _round(site: Site, content: RecordDict) -> RecordDict:
 
 
 def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict], RecordDict]) -> Message:
-    """Does the work, and enters the reply in the ledger before it is handed over. Of a failure only its kind leaves."""
+    """Do the work, and enter the reply in the ledger before it is handed over. Of a failure only its kind leaves."""
     own = own_values(context.node_config)
     name = str(own["site"])
     try:
@@ -59,7 +59,7 @@ def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict],
 
 
 def _own_site(own: Mapping[str, Any]) -> Site:
-    """Reads the site's own settings; what is wrong with them (paths, hosts) stays in its log."""
+    """Read the site's own settings; what is wrong with them (paths, hosts) stays in its log."""
     try:
         return find_site(own)
     except ConfigError as error:

@@ -32,12 +32,12 @@ def die_with(parent: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """Makes this process the parent of what was started below it and lost its own parent."""
+    """Make this process the parent of what was started below it and lost its own parent."""
     _prctl(_SET_CHILD_SUBREAPER, 1)
 
 
 def below(pid: int) -> set[int]:
-    """Finds all living processes that descend from this one."""
+    """Find all living processes that descend from this one."""
     children: dict[int, list[int]] = {}
     for child, (parent, _) in _processes().items():
         children.setdefault(parent, []).append(child)
@@ -52,13 +52,13 @@ def below(pid: int) -> set[int]:
 
 
 def beside(pid: int) -> set[int]:
-    """Finds the other living processes of this one's group."""
+    """Find the other living processes of this one's group."""
     group = os.getpgid(pid)
     return {other for other, (_, its) in _processes().items() if its == group and other != pid}
 
 
 def end(find: Callable[[], Iterable[int]], patience: float) -> None:
-    """Ends those that `find` finds: SIGTERM, and SIGKILL after `patience` seconds, until it finds none."""
+    """End those that `find` finds: SIGTERM, and SIGKILL after `patience` seconds, until it finds none."""
     limit = time.monotonic() + patience
     asked: set[int] = set()
     while living := set(find()):

@@ -175,7 +175,7 @@ def _wait(
 
 
 def _ended(found: Any, name: str) -> None:
-    """Raises RunFailed with the last words of a container that ended; it is not started again for ever."""
+    """Raise RunFailed with the last words of a container that ended; it is not started again for ever."""
     code = found.attrs["State"].get("ExitCode")
     if found.attrs["State"].get("OOMKilled"):
         raise RunFailed(f"container {name}: was ended for memory: give it more, [site] memory in STATE/site.toml")
@@ -196,7 +196,7 @@ def _printed(found: Any, lines: int) -> list[str]:
 
 @contextmanager
 def _engine() -> Iterator[Any]:
-    """Connects to the Docker engine; ConfigError, with what to do, when there is none or we may not use it."""
+    """Connect to the Docker engine; ConfigError, with what to do, when there is none or we may not use it."""
     host = os.environ.get("DOCKER_HOST") or SOCKET
     try:
         _knock(host)
@@ -217,7 +217,7 @@ def _engine() -> Iterator[Any]:
 
 
 def _knock(host: str) -> None:
-    """Asks whether anybody answers at the socket; docker itself leaves sockets open that it cannot connect."""
+    """Ask whether anybody answers at the socket; docker itself leaves sockets open that it cannot connect."""
     scheme, _, rest = host.partition("://")
     if scheme == "unix":
         with socket.socket(socket.AF_UNIX) as channel:

@@ -142,7 +142,7 @@ class _Supervisor:
             _close_log()
 
     def _attend(self, identity: Identity) -> "_Ending":
-        """Starts the node once and stays with it until nothing of it is left."""
+        """Start the node once and stay with it until nothing of it is left."""
         port, folder = _free_port(), self._state / FOLDER
         secret = folder / "executor.secret"
         _write_secret(secret)
@@ -272,7 +272,7 @@ class _Ending:
 
 
 def network_failure(identity: Identity) -> str | None:
-    """Finds the first thing between here and the server that does not work, in one line; None if all does."""
+    """Find the first thing between here and the server that does not work, in one line; None if all does."""
     try:
         authorities = read_bounded(identity.authorities, "the federation's CA")
         failed = reach.first_failure(reach.look(identity.address, authorities))
@@ -306,7 +306,7 @@ def _node_flags(identity: Identity, port: int, folder: Path) -> list[str]:
 
 
 def _write_node_config(path: Path, site: str, settings: Settings, state: Path) -> None:
-    """Writes what `client/site/site.py` reads; it stays in the node's memory. A JSON string is a TOML string too."""
+    """Write what `client/site/site.py` reads; it stays in the node's memory. A JSON string is a TOML string too."""
     values = {
         "site": site,
         "cohort": os.pathsep.join(settings.cohorts),
@@ -318,7 +318,7 @@ def _write_node_config(path: Path, site: str, settings: Settings, state: Path) -
 
 
 def _write_secret(path: Path) -> None:
-    """Writes what node and executor share, so that nobody else on this machine is given the site's tasks."""
+    """Write what node and executor share, so that nobody else on this machine is given the site's tasks."""
     write_bytes(path, secrets.token_bytes(32), mode=0o600, durable=False)
 
 
@@ -340,7 +340,7 @@ def _answers(port: int) -> bool:
 
 @contextmanager
 def _alone(state: Path) -> Iterator[None]:
-    """Holds the state for this supervisor; ConfigError when another works with it, in a container or beside it."""
+    """Hold the state for this supervisor; ConfigError when another works with it, in a container or beside it."""
     private_folder(state / FOLDER)
     busy = ConfigError(f"state={state}: a node runs with it already (`lacuna-site status`)")
     with locks.held(state / FOLDER / "lock", busy=busy):

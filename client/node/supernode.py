@@ -49,7 +49,7 @@ def guard(state: Path) -> None:
 def _pull(
     folder: Path, tell: Callable[[Mapping[str, Any]], None], pull: flower.Pull, given: Mapping[str, Any]
 ) -> int | None:
-    """Takes a message as Flower does, and looks at the run and the bundle as they come in."""
+    """Take a message as Flower does, and look at the run and the bundle as they come in."""
     taken: list[Message] = []
     runs: dict[int, Run] = {}
 
@@ -108,7 +108,7 @@ def _admit(run: Run, fab: Fab) -> None:
 
 
 def _enter(ledger: Path, site: str, message: Message, reason: str) -> None:
-    """Enters a refusal in the ledger before it leaves: its reason is what leaves."""
+    """Enter a refusal in the ledger before it leaves: its reason is what leaves."""
     facts = {
         "bytes": len(reason.encode()),
         "tensors": [],

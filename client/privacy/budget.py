@@ -53,7 +53,7 @@ class Budget:
         size: int | None = None,
         wait: float = WAIT,
     ) -> "Budget":
-        """Opens the budget to charge it; enrols the site at first use, later verifies every row before this returns.
+        """Open the budget to charge it; enrol the site at first use, later verify every row before this returns.
 
         Later, terms that are not given are those of the first use; others are a ConfigError.
         """
@@ -85,7 +85,7 @@ class Budget:
 
     @staticmethod
     def look(folder: Path) -> "Budget":
-        """Opens the budget to read it, also while a run is charging: as it is at this moment, every row verified."""
+        """Open the budget to read it, also while a run is charging: as it is at this moment, every row verified."""
         if not files.enrolled(folder):
             raise ConfigError(f"{folder}: no privacy ledger; this site has never been enrolled for private training")
         return Budget(folder, None)
@@ -115,7 +115,7 @@ class Budget:
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def charge(self, query: Query, steps: int, *, run: str, phase: str, round: int) -> None:
-        """Writes a query down; durable when this returns: only then may the data be looked at. Never given back.
+        """Write a query down; durable when this returns: only then may the data be looked at. Never given back.
 
         BudgetSpent where it would pass the budget; from then on nothing is admitted, however cheap, until the budget is
         raised.
@@ -143,7 +143,7 @@ class Budget:
         )
 
     def change_budget(self, epsilon: float | None, *, why: str, size: int | None = None) -> None:
-        """Writes down another budget, a decision of the site's; below it charges are admitted again."""
+        """Write down another budget, a decision of the site's; below it charges are admitted again."""
         _check_word("why", why)
         with self._adding() as add:
             epsilon, size = self.budget if epsilon is None else epsilon, self.size if size is None else size
@@ -194,7 +194,7 @@ class Budget:
         return tuple(self._tally.runs.values())
 
     def decisions(self) -> tuple[Row, ...]:
-        """Lists budgets as they were set, and charges that were refused."""
+        """List budgets as they were set, and charges that were refused."""
         return tuple(self._tally.decisions)
 
     def bound(self) -> float:
@@ -215,7 +215,7 @@ class Budget:
         return privacy.fits(self._tally.spending, more, budget=self.budget, delta=self.delta)
 
     def spent(self, *, others: int) -> Spent:
-        """Says what goes out with an update; `others` are the updates that left this cohort without privacy."""
+        """Say what goes out with an update; `others` are the updates that left this cohort without privacy."""
         return Spent(
             ledger=self.id,
             sequence=self.sequence,
@@ -238,7 +238,7 @@ class Budget:
     # --- the file -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Closes the file and frees the lock; closing twice does nothing."""
+        """Close the file and free the lock; closing twice does nothing."""
         lock, self._lock = self._lock, None
         if os.getpid() != self._process:
             return  # the file and the lock are the parent's
@@ -259,7 +259,7 @@ class Budget:
 
     @contextmanager
     def _adding(self) -> Iterator[Callable[..., None]]:
-        """Opens one transaction on what the file holds now; what is added in it counts when it is on the disk."""
+        """Open one transaction on what the file holds now; what is added in it counts when it is on the disk."""
         if self._lock is None or os.getpid() != self._process:
             raise DataError(f"{self._folder}: opened for reading, closed, or by another process; nothing can be added")
         added: list[tuple[Row, str]] = []
@@ -285,7 +285,7 @@ class Budget:
                 self._tally.add(row, head, self._key)
 
     def _read_on(self) -> None:
-        """Verifies what the file holds beyond what was verified; the row where we stood must be there unchanged."""
+        """Verify what the file holds beyond what was verified; the row where we stood must be there unchanged."""
         last = self._tally.last
         rows = self._file.execute(_SELECT, (self._tally.sequence,))
         if last is not None:
@@ -319,7 +319,7 @@ class Budget:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Puts the name of the file into errors in it or about it."""
+        """Put the name of the file into errors in it or about it."""
         try:
             yield
         except (DataError, sqlite3.OperationalError) as error:

@@ -85,7 +85,7 @@ class Tally:
     decisions: list[Row] = field(default_factory=list)
 
     def add(self, row: Row, head: str, key: bytes) -> None:
-        """Adds one row, or raises DataError that says which rule it breaks."""
+        """Add one row, or raise DataError that says which rule it breaks."""
         if row.sequence != self.sequence + 1:
             raise DataError(f"row {row.sequence} follows row {self.sequence}: rows were taken out or put in")
         if not chain.fits(head, link(self.head, row, key)):
@@ -118,7 +118,7 @@ def link(before: str, row: Row, key: bytes) -> str:
 
 
 def sign(words: list[Any], key: bytes) -> str:
-    """Signs what else stands beside the rows, with the same key."""
+    """Sign what else stands beside the rows, with the same key."""
     return _mac(key, ["beside", *words])
 
 

@@ -64,7 +64,7 @@ class Secret:
 
 
 def normal(entropy: Entropy, shape: Sequence[int]) -> Tensor:
-    """Draws standard normal values in fp32 (Box-Muller; radii from 53 bits, so that tails are there)."""
+    """Draw standard normal values in fp32 (Box-Muller; radii from 53 bits, so that tails are there)."""
     n = math.prod(shape)
     half = (n + 1) // 2
     bits = entropy.bits(half + (half + 1) // 2)
@@ -87,7 +87,7 @@ def normal(entropy: Entropy, shape: Sequence[int]) -> Tensor:
 
 
 def draw(entropy: Entropy, n: int, rate: float) -> list[int]:
-    """Tosses a coin for each of n, and gives those whose coin fell."""
+    """Toss a coin for each of n, and give those whose coin fell."""
     coins = (entropy.bits(n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return [int(i) for i in np.flatnonzero(coins < rate)]
 
@@ -126,7 +126,7 @@ class Engine:
 
 
 def add_clipped(sums: Sequence[Tensor], gradients: Sequence[Tensor], clip: float) -> bool:
-    """Adds one unit's gradients, all together no longer than `clip`; False, and nothing added, if not finite."""
+    """Add one unit's gradients, all together no longer than `clip`; False, and nothing added, if not finite."""
     if not gradients:
         return True
     gradients = [g.float() for g in gradients]
@@ -149,7 +149,7 @@ def train_private(
     engine: Engine,
     shares: Mapping[Owner, float],
 ) -> Trained:
-    """Trains `net` privately for one round. What it gives out holds no loss, no true count, no time."""
+    """Train `net` privately for one round. What it gives out holds no loss, no true count, no time."""
     if processes() > 1:
         raise PlanRefused("a private training runs in one process: start it without torchrun")
     check_layers(net)
@@ -275,7 +275,7 @@ def shares_of(
 
 
 def check_layers(net: nn.Module) -> None:
-    """Refuses networks with layers whose state or output mixes subjects."""
+    """Refuse networks with layers whose state or output mixes subjects."""
     for name, module in net.named_modules():
         mixes = isinstance(module, nn.modules.batchnorm._BatchNorm)
         tracks = isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats
@@ -296,7 +296,7 @@ def least_rows(net: nn.Module, device: torch.device) -> int:
 
 
 def _parts(batch: Batch, draws: int, rows: int, least: int = 1) -> Iterator[Batch]:
-    """Gives every slice `draws` times, in parts of about `rows` rows and never fewer than the least."""
+    """Give every slice `draws` times, in parts of about `rows` rows and never fewer than the least."""
     order = torch.arange(len(batch)).repeat_interleave(draws)
     count = max(1, min(math.ceil(len(order) / rows), len(order) // least))
     for index in torch.tensor_split(order, count):

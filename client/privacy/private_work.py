@@ -65,7 +65,7 @@ class PrivateSite:
         )
 
     def check(self, plan: RoundPlan, phase: Phase) -> None:
-        """Refuses a round before anything is read: a budget that went back, or one that cannot pay."""
+        """Refuse a round before anything is read: a budget that went back, or one that cannot pay."""
         if plan.known is not None and not self.budget.knows(*plan.known):
             raise PlanRefused(
                 f"{self.site.name}: the coordinator has seen row {plan.known[0]} of a privacy ledger that is not on "
@@ -114,7 +114,7 @@ class PrivateSite:
 def private_site(
     site: Site, settings: RunSettings, subjects: int, *, go_on: Callable[[], None] = lambda: None
 ) -> Iterator[PrivateSite]:
-    """Opens and locks the site's budget; made at first use, with the policy's terms or else the run's."""
+    """Open and lock the site's budget; made at first use, with the policy's terms or else the run's."""
     folder, wanted, policy = site.privacy, settings.privacy, site.policy
     if enrolled(folder):
         opened = Budget.open(folder, epsilon=policy.epsilon, delta=policy.delta, size=policy.about)
@@ -131,12 +131,12 @@ def private_site(
 
 
 def round_figure(subjects: int) -> int:
-    """Rounds to the nearest ten, but never to 0."""
+    """Round to the nearest ten, but never to 0."""
     return max(10, 10 * ((subjects + 5) // 10))
 
 
 def check_people(cohorts: Sequence[Cohort]) -> None:
-    """Refuses cohorts with the same images under two names: two people with half the privacy each."""
+    """Refuse cohorts with the same images under two names: two people with half the privacy each."""
     owner: dict[str, str] = {}
     for cohort in cohorts:
         for subject in cohort.subjects:

@@ -35,7 +35,7 @@ SUM_BATCH = 64  # slices at a time in a phase of sums
 
 
 def take_inventory(site: Site, run: str, config: str, schema: str) -> Inventory:
-    """Says what this site holds for a run; PlanRefused where its policy, or a person here, says no."""
+    """Say what this site holds for a run; PlanRefused where its policy, or a person here, says no."""
     with plans.considered(site, run, config) as plan:
         settings = RunSettings.parse(config)
         check_schema(site, settings, schema)
@@ -75,7 +75,7 @@ def _inventory(site: Site, settings: RunSettings, method: Method, schema: str, *
 
 
 def of_use(cohort: Cohort, method: Method, phase: str, *, split: str | None) -> Slices:
-    """Selects what of a cohort can train a phase, in the form that the method sees."""
+    """Select what of a cohort can train a phase, in the form that the method sees."""
     return Slices(
         cohort,
         method.modalities,
@@ -219,7 +219,7 @@ def open_cohorts(site: Site, settings: RunSettings) -> list[Cohort]:
 
 
 def present(cohorts: Sequence[Cohort], modalities: Sequence[Modality]) -> dict[tuple[Modality, ...], int]:
-    """Counts training subjects' patterns over all cohorts, in the method's order; subjects with none are left out."""
+    """Count training subjects' patterns over all cohorts, in the method's order; subjects with none are left out."""
     patterns: dict[tuple[Modality, ...], int] = {}
     for cohort in cohorts:
         for held, n in cohort.patterns("train").items():
@@ -231,7 +231,7 @@ def present(cohorts: Sequence[Cohort], modalities: Sequence[Modality]) -> dict[t
 
 @functools.lru_cache(maxsize=1)
 def build(config: str, device: str) -> tuple[Method, nn.Module]:
-    """Builds method and network; kept between messages: in a simulation hundreds of sites take turns on one network."""
+    """Build method and network; kept between messages: in a simulation hundreds of sites take turns on one network."""
     settings = RunSettings.parse(config)
     method = settings.build_method()
     return method, settings.build_net(method).to(device)
@@ -239,7 +239,7 @@ def build(config: str, device: str) -> tuple[Method, nn.Module]:
 
 @contextmanager
 def _personal_layers(task: Task) -> Iterator[None]:
-    """Loads the personal layers of the round before (in the first the coordinator's); keeps them after the block."""
+    """Load the personal layers of the round before (in the first the coordinator's); keep them after the block."""
     names = [name for name, owner in task.owners.items() if owner == LOCAL]
     before = _personal_file(task, -1)
     if names and before.exists():

@@ -63,11 +63,11 @@ class Ledger:
         self._chain.append(enter)
 
     def entries(self) -> Iterator[Entry]:
-        """Reads all entries; DataError at the first broken link."""
+        """Read all entries; DataError at the first broken link."""
         return self._chain.entries()
 
     def without_privacy(self) -> int:
-        """Counts updates that have left without differential privacy."""
+        """Count updates that have left without differential privacy."""
         last = self._chain.last()
         if last is None:
             return 0
@@ -85,7 +85,7 @@ def _is_open(fields: Mapping[str, Any]) -> bool:
 
 
 def _told(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Takes counts, metrics and epsilon out of an update's fields."""
+    """Take counts, metrics and epsilon out of an update's fields."""
     if "update.run" not in fields:
         return {}
     spent = json.loads(fields["update.spent"] or "null")
@@ -108,7 +108,7 @@ def what(entry: Mapping[str, Any]) -> str:
 
 
 def row(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes one entry a line of a table; of its tensors it says only how many."""
+    """Make one entry a line of a table; of its tensors it says only how many."""
     fields, tensors = entry["fields"], entry["tensors"]
     refusal = f"{fields['refusal.kind']}: {fields['refusal.why']}" if "refusal.kind" in fields else None
     return {
@@ -127,7 +127,7 @@ def row(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def export(entries: Iterable[Entry], path: Path) -> int:
-    """Writes all entries, to JSON with every tensor, to CSV one line each; gives how many."""
+    """Write all entries, to JSON with every tensor, to CSV one line each; give how many."""
     every = list(entries)
     rows = ({key: json.dumps(v) if isinstance(v, dict) else v for key, v in row(entry).items()} for entry in every)
     chain.export(path, every, COLUMNS, rows, sort_keys=True)
@@ -147,7 +147,7 @@ class Receipts:
 
 
 def read_receipts(path: Path, site: str | None = None) -> Receipts:
-    """Reads what `lacuna receipts RUN --site SITE --export FILE.json` wrote; DataError for anything else."""
+    """Read what `lacuna receipts RUN --site SITE --export FILE.json` wrote; DataError for anything else."""
     try:
         found = json.loads(read_bounded(path, "receipts", MOST_RECEIPTS))
         run, receipts = found["run"], found["receipts"]
@@ -166,7 +166,7 @@ def read_receipts(path: Path, site: str | None = None) -> Receipts:
 
 
 def compare(entries: Iterable[Entry], told: Receipts) -> Iterator[str]:
-    """Gives one line for each difference between what left and what the coordinator says that it got in this run."""
+    """Give one line for each difference between what left and what the coordinator says that it got in this run."""
     got: dict[Key, list[Mapping[str, Any]]] = {}
     for receipt in told.receipts:
         got.setdefault((receipt["run"], receipt["phase"], receipt["round"]), []).append(receipt)

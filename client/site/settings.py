@@ -61,7 +61,7 @@ class SiteFile:
 
 
 def read_file(state: Path) -> SiteFile:
-    """Reads STATE/site.toml, for whoever asks for one of its tables; ConfigError for a table that is not ours."""
+    """Read STATE/site.toml, for whoever asks for one of its tables; ConfigError for a table that is not ours."""
     path = state / SETTINGS
     if not path.exists():
         return SiteFile()
@@ -80,7 +80,7 @@ def read_file(state: Path) -> SiteFile:
 
 
 def load(state: Path) -> Settings:
-    """Reads [site], with defaults for what it does not say; ConfigError for a key that is not ours."""
+    """Read [site], with defaults for what it does not say; ConfigError for a key that is not ours."""
     table = read_file(state).site
     try:
         return build(Settings, table, "site")

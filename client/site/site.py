@@ -45,7 +45,7 @@ class Site:
 
 
 def own_values(node_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives the node config, or this node's row in the list of sites; it has a site, a cohort and a state."""
+    """Give the node config, or this node's row in the list of sites; it has a site, a cohort and a state."""
     values = dict(node_config)
     if "site" not in values:
         listing = os.environ.get(SITES_VARIABLE)

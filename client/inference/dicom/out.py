@@ -94,7 +94,7 @@ def write_series(
     now: datetime,
     burn_in: bool = False,
 ) -> tuple[Series, ...]:
-    """Writes each volume, and its spread where there is one, as a series below `out`; what is there and whole is kept.
+    """Write each volume, and its spread where there is one, as a series below `out`; what is there and whole is kept.
 
     `volumes` are the means as client/inference/outputs.py wrote them, each beside its sidecar.
     """
@@ -120,7 +120,7 @@ def write_series(
 
 
 def _whole(folder: Path, key: Mapping[str, Any], modality: Modality, uncertainty: bool) -> Series | None:
-    """Finds a series written before from the same volume to the same study: with its UIDs a PACS knows it again."""
+    """Find a series written before from the same volume to the same study: with its UIDs a PACS knows it again."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         files = {folder / name: digest for name, digest in record["files"].items()}
@@ -239,7 +239,7 @@ def _model(sidecar: Mapping[str, Any], what: str, now: datetime) -> Dataset:
 
 
 def _scanners(study: Sequence[SourceSeries]) -> list[Dataset]:
-    """Names what took the images that it was made from."""
+    """Name what took the images that it was made from."""
     items: dict[tuple[str, ...], Dataset] = {}
     for series in study:
         header, item = series.header, Dataset()
@@ -291,7 +291,7 @@ def _window(kind: Kind, top: int, *, mean: bool) -> tuple[float, float]:
 
 
 def _decimal(value: float) -> str:
-    """Writes a number as a decimal string of at most 16 characters."""
+    """Write a number as a decimal string of at most 16 characters."""
     for digits in range(12, 3, -1):
         text = f"{float(value) + 0.0:.{digits}g}"
         if len(text) <= 16:
@@ -300,7 +300,7 @@ def _decimal(value: float) -> str:
 
 
 def _refer(image: Dataset, study: Sequence[SourceSeries], slices: Slices, k: int) -> None:
-    """Names the source slices at this place, and the series they are of."""
+    """Name the source slices at this place, and the series they are of."""
     reach = max(slices.slice_spacing / 2, 1e-3)
     found: list[tuple[SourceSeries, Frame]] = []
     for series in study:

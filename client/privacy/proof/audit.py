@@ -20,7 +20,7 @@ Bar = Callable[[str], AbstractContextManager[Progress]]
 
 
 def audit_privacy(*, repeat: int, as_json: bool, bar: Bar, make: Make = engine_of) -> None:
-    """Runs the audit and prints what it found; RunFailed where anything failed."""
+    """Run the audit and print what it found; RunFailed where anything failed."""
     started = time.process_time()
     audits: list[list[Finding]] = []
     with bar("auditing") as advance:

@@ -26,7 +26,7 @@ Heads: TypeAlias = NDArray[np.bool_]
 
 
 def engine_of(plan: PrivacyPlan, charge: Charge, entropy: Entropy) -> Engine:
-    """Makes the one real engine."""
+    """Make the one real engine."""
     return Engine(plan=plan, charge=charge, entropy=entropy)
 
 
@@ -47,7 +47,7 @@ def plan_of(*, noise: float, rate: float, size: int) -> PrivacyPlan:
 
 
 class Replay:
-    """Gives the same bits again: what differs then between two runs is not the noise."""
+    """Give the same bits again: what differs then between two runs is not the noise."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)

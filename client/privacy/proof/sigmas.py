@@ -12,7 +12,7 @@ Tails = tuple[float, float]  # chances of so little or less, and of so much or m
 
 
 def sigmas(tails: Tails) -> float:
-    """Turns tails into standard deviations of a normal, two-sided."""
+    """Turn tails into standard deviations of a normal, two-sided."""
     chance = 2 * min(tails)
     if not chance > 0:
         return MOST
