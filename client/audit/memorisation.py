@@ -47,7 +47,7 @@ def audit_memorisation(
     device: str = "auto",
     progress: Progress = unwatched,
 ) -> Audit:
-    """Figures, pictures and a summary in `out`. Of one cohort given twice: its split train against its others."""
+    """Write figures, pictures and a summary. Of one cohort given twice: its split train against its others."""
     sampler = dataclasses.replace(sampler or bundle.model.sampler, samples=1)  # a mean over samples would hide a copy
     inspection = Inspection.of(
         bundle.model, training, heldout, sampler=sampler, effort=effort, device=device, progress=progress

@@ -213,8 +213,7 @@ def verify(
 
 
 def _ledger(state: Path | None):  # type: ignore[no-untyped-def]
-    from client.site.ledger import Ledger
-    from client.site.site import LEDGER
+    from client.site.ledger import LEDGER, Ledger
 
     path = _state(state) / LEDGER
     if not path.exists():

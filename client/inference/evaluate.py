@@ -30,7 +30,7 @@ def evaluate_here(
     device: str = "auto",
     progress: Progress = unwatched,
 ) -> Frame:
-    """scores.csv, figures and subjects.csv in `out`; `every`: one brain slice in so many."""
+    """Write scores.csv, figures and subjects.csv into `out`; `every`: one brain slice in so many."""
     model = bundle.model
     if cohort.grid != model.grid:
         raise DataError(

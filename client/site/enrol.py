@@ -111,7 +111,7 @@ def join(state: Path, path: Path, *, told: str | None = None, now: datetime) -> 
 
 
 def lifetimes(state: Path) -> dict[str, Lifetime]:
-    """Of the CA certificates that this site trusts."""
+    """Name each CA certificate that this site trusts, with its lifetime."""
     path = state / FEDERATION / kit.AUTHORITIES
     found = parse_authorities(read_bounded(path, "certificate"), str(path))
     return {
@@ -125,7 +125,7 @@ def lifetimes(state: Path) -> dict[str, Lifetime]:
 
 
 def installed(state: Path) -> Head:
-    """Of the kit that is installed; DataError when there is none, or it is damaged."""
+    """Read the head of the kit that is installed; DataError when there is none, or it is damaged."""
     return build(Head, parse_canonical(read_bounded(state / HEAD, "site"), str(state / HEAD)), HEAD)
 
 
@@ -208,7 +208,7 @@ def _check_intensities(agreed: Manifest, where: str) -> None:
 
 
 def _check_own_files(opened: Kit, where: str) -> None:
-    """What would run here is this site's own text, with two names filled in."""
+    """Check that what would run here is this site's own text, with two names filled in."""
     head = opened.head
     address = kit.read_address(opened.files[kit.ADDRESSES], where)
     for name, own in kit.site_files(head.site, head.federation, address).items():

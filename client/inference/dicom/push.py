@@ -41,7 +41,7 @@ class Peer:
 
 
 def parse_target(text: str) -> str | Peer:
-    """A DICOMweb address or AET@host:port; ConfigError for anything else."""
+    """Read a DICOMweb address or AET@host:port; ConfigError for anything else."""
     if re.fullmatch(r"https?://[^\s/]+(/\S*)?", text):
         return text.rstrip("/")
     found = re.fullmatch(r"([\x21-\x5b\x5d-\x7e]{1,16})@([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})", text)
@@ -53,7 +53,7 @@ def parse_target(text: str) -> str | Peer:
 def push(
     files: Sequence[Path], target: str | Peer, *, authorization: str | None = None, progress: Progress = unwatched
 ) -> None:
-    """All files, each acknowledged; else a DataError with how many were, and why the next was not."""
+    """Send all files, each acknowledged; else a DataError with how many were, and why the next was not."""
     uids = {path: _uid(path) for path in files}
     if isinstance(target, Peer):
         stored, why = _store(files, uids, target, progress)
@@ -135,7 +135,7 @@ def _post(url: str, batch: Iterable[Path], authorization: str | None) -> Any:
 
 
 def _read(answer: Any) -> tuple[set[str], dict[str, str]]:
-    """SOP instances that were stored, and those that were refused, with the reason."""
+    """Read which SOP instances were stored, and which were refused, with the reason."""
     found: dict[str, dict[str, str]] = {"stored": {}, "failed": {}}
     try:
         for tag, what in SEQUENCES.items():

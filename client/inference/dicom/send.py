@@ -32,7 +32,7 @@ class Back:
     def asked(
         dicom: Path | None, subject: Path, *, burn_in: bool, push: str | None, auth_file: Path | None
     ) -> "Back | None":
-        """What the command line asks for; a wrong address or study fails here, before minutes of sampling."""
+        """Read what the command line asks for; a wrong address or study fails here, before minutes of sampling."""
         if dicom is None:
             for name, given in (("--push", push), ("--burn-in", burn_in), ("--auth-file", auth_file)):
                 if given:
@@ -51,7 +51,7 @@ class Back:
         return write_series(volumes, self.study, out, now=datetime.now(), burn_in=self.burn_in)
 
     def send(self, series: Sequence[Series], *, progress: Progress = unwatched) -> str | None:
-        """Where all of it is now; None where nothing was to be sent."""
+        """Send the series, and say where all of it is now; None where nothing was to be sent."""
         if self.target is None:
             return None
         files = [path for one in series for path in one.files]
@@ -60,7 +60,7 @@ class Back:
 
 
 def source_files(state: Path, subject: Path) -> list[Path]:
-    """The DICOM files that an ingest made a subject of, at the visit that the model is shown."""
+    """Find the DICOM files that an ingest made a subject of, at the visit that the model is shown."""
     try:
         entries = json.loads((state / PROVENANCE).read_text(encoding="utf-8"))
         found = [entry for entry in entries if entry["subject"] == subject.name]

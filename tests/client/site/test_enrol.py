@@ -22,7 +22,7 @@ from shared.base.errors import ConfigError, DataError
 from shared.base.names import Address
 from shared.base.options import plain
 from shared.trust import kit
-from shared.trust.keys import fingerprint, parse_site_line, read_site_key, site_line
+from shared.trust.keys import fingerprint, parse_site_key, parse_site_line, site_line
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_site_makes_its_own_key_in_the_form_that_flower_takes(tmp_path: Path) 
     assert stat.S_IMODE(key.parent.stat().st_mode) == 0o700
     assert key.read_bytes().startswith(b"-----BEGIN OPENSSH PRIVATE KEY-----")
     public = (key.parent / "site.pub").read_text()
-    assert public == site_line(read_site_key(key).public_key()) + "\n"
+    assert public == site_line(parse_site_key(key.read_bytes(), "key").public_key()) + "\n"
     assert public.startswith("ecdsa-sha2-nistp384 ")
     assert done.fingerprint == fingerprint(parse_site_line(public.strip(), "here"))
 
@@ -167,7 +167,7 @@ def test_a_site_changes_its_key_without_a_gap(federation: Path, north: Path, tmp
     assert done.notes == ("the site's new key is in use from its next start",)
     assert key.read_bytes() != old
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    assert site_line(read_site_key(key).public_key()) == load(federation).sites["north"].public_key
+    assert site_line(parse_site_key(key.read_bytes(), "key").public_key()) == load(federation).sites["north"].public_key
     assert {p.name for p in key.parent.iterdir()} == {"site.json", "site.key", "site.pub", "north.request.json"}
     again = enrol.init_site(north, "north", again=True).request
     provision.rotate_site(federation, "north", again, now=NOW)

@@ -21,8 +21,7 @@ from typer.testing import CliRunner
 
 from client.cli.cli import app
 from client.site import ledger as egress
-from client.site.ledger import Ledger, compare, read_receipts
-from client.site.site import LEDGER
+from client.site.ledger import LEDGER, Ledger, compare, read_receipts
 from server.journal import receipts
 from shared import methods
 from shared.base import chain

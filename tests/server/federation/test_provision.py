@@ -178,10 +178,10 @@ def test_a_site_revoked_and_taken_back_with_another_key_keeps_both_on_record(thr
 def test_names_and_keys_belong_to_one_site_each(three: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is a site 'north'; names differ in more than case"):
         provision.admit(three, site(tmp_path / "other", "NORTH"), now=NOW)
-    from shared.trust.keys import read_site_key
+    from shared.trust.keys import parse_site_key
     from shared.trust.kit import Versions, write_request
 
-    key = read_site_key(tmp_path / "north" / "enrolment" / "site.key")
+    key = parse_site_key((tmp_path / "north" / "enrolment" / "site.key").read_bytes(), "north")
     (tmp_path / "copy.json").write_bytes(write_request("west", key, Versions(lacuna="0.1.0", flwr="1.41.0")))
     with pytest.raises(ConfigError, match="its key is that of site 'north'"):
         provision.admit(three, tmp_path / "copy.json", now=NOW)

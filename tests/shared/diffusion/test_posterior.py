@@ -22,11 +22,12 @@ from support.gaussians import (
     second_order,
     standard_errors,
 )
+from support.operators import SuperResolution
 from torch import Tensor
 
 from shared.base.errors import ConfigError
 from shared.diffusion.gaussian import SPACINGS, Grid, Schedule, cosine, evenly, linear
-from shared.diffusion.operators import Measured, SuperResolution
+from shared.diffusion.operators import Measured
 from shared.diffusion.posterior import POSTERIORS, mds, mds_fast, restore
 from shared.diffusion.samplers import GUIDED, Guess, Sampler, ddim
 
