@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +15,14 @@ from server.runs import runs
 from server.runs.local_grid import LocalGrid
 from shared import methods
 from shared.base import doors
+from shared.base.randomness import Noise
 from shared.base.records import Batch, Losses, Owners, Phase
 from shared.base.vocabulary import SHARED, Modality
 from shared.data.cohort import prepare
 from shared.data.modalities import bids_path
 from shared.data.volumes import Grid, write
 from shared.diffusion.samplers import Sampler
+from shared.methods import Method, Network
 from shared.plan.config import Choice, Config, Federation, Tracking, Validation
 from shared.plan.training import PhaseTraining
 
@@ -28,15 +30,21 @@ GRID = Grid(height=8, width=8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noop:
+class Noop(Method):
     """N tensors of 1 MB that a step leaves as they are."""
 
     modalities: tuple[Modality, ...] = ("T1", "T2")
     tensors: int = 100
-    phases: tuple[Phase, ...] = (Phase(name="nothing"),)
 
-    def build(self, seed: int) -> nn.Module:
-        return nn.ParameterDict({f"t{i:04d}": nn.Parameter(torch.zeros(512, 512)) for i in range(self.tensors)})
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(name="nothing"),)
+
+    def network(self) -> Network:
+        net = Network()
+        for i in range(self.tensors):
+            net.register_parameter(f"t{i:04d}", nn.Parameter(torch.zeros(512, 512)))
+        return net
 
     def owners(self, net: nn.Module, phase: str) -> Owners:
         return {name: SHARED for name, _ in net.named_parameters()}
@@ -45,14 +53,8 @@ class Noop:
         first = next(net.parameters())
         return Losses(loss_B=first[:1, 0] * 0, gave={SHARED: torch.ones(1, dtype=torch.bool)})
 
-    def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
-        return {}
-
-    def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
-        return
-
     def synthesize(
-        self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: torch.Generator
+        self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: Noise
     ) -> Tensor:
         return images_BMHW
 

@@ -41,7 +41,7 @@ from shared.data.bids import (
     read_participants,
     read_preparation,
 )
-from shared.data.intensities import RULES_VERSION, Scaling
+from shared.data.intensities import Scaling, rules_version
 from shared.data.modalities import in_order, parse
 from shared.data.preparation import PIPELINE, Result, has_sizes, hash_file, hash_json, prepare_subject
 from shared.data.volumes import Grid, Placement, shape_and_affine
@@ -91,7 +91,7 @@ class Cohort:
         try:
             content = json.loads((cache / "cohort.json").read_text(encoding="utf-8"))
             entries = content["subjects"]
-            if (content["pipeline"], content["rules"]) != (PIPELINE, RULES_VERSION):
+            if (content["pipeline"], content["rules"]) != (PIPELINE, _rules(entries)):
                 raise DataError(f"cohort {cache.name}: was prepared by another version; {again}")
             if content["digest"] != _digest(content):
                 raise DataError(f"cohort {cache.name}: cohort.json was changed after it was written; {again}")
@@ -271,7 +271,7 @@ def _conclude(
     _write_text(folder / "exclusions.csv", _table(remarks))
     content = {
         "pipeline": PIPELINE,
-        "rules": RULES_VERSION,
+        "rules": _rules(entries),
         "grid": plain(grid),
         "modalities": found,
         "subjects": entries,
@@ -312,6 +312,10 @@ def _write_text(path: Path, text: str) -> None:
     partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial_file.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8
     partial_file.replace(path)
+
+
+def _rules(entries: Sequence[Mapping[str, Any]]) -> str:
+    return rules_version(modality for entry in entries for modality in entry["modalities"])
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -19,59 +19,22 @@ from torch import Tensor, nn
 
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import build
-from shared.base.randomness import Noise, generator
+from shared.base.randomness import generator
 from shared.base.vocabulary import Modality, Weights
 from shared.clinical.attach import attach_own
 from shared.data.bids import Clinical
 from shared.data.volumes import Grid
 from shared.diffusion.operators import Measured, clean, none
 from shared.diffusion.samplers import Sampler
-from shared.methods import METHODS, Method
+from shared.methods import METHODS, TAKE_RAW, Method
+from shared.methods import ReadsChart as ReadsChart
+from shared.methods import Restores as Restores
 from shared.model.windows import Blend, cut, lay
 
 AT_ONCE: Mapping[str, int] = {"cpu": 8, "cuda": 64}  # slices, or windows; halved as often as memory asks
 KEYS = ("method", "options", "modalities", "grid", "sampler", "provenance")  # of model.json
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
-
-
-@runtime_checkable
-class Restores(Protocol):
-    """A method that takes raw measurements as well as images."""
-
-    def restore(
-        self,
-        net: nn.Module,
-        measured: Sequence[Measured],
-        sampler: Sampler,
-        generator: Noise,
-        *,
-        like_BMHW: Tensor,
-        silent: Collection[int] = (),
-    ) -> Tensor:
-        """All modalities in [0, 1], of the shape and on the device of `like_BMHW`; `silent` ones take no part."""
-
-
-@runtime_checkable
-class ReadsChart(Protocol):
-    """A method that hears what is known of a subject beside its images, and makes each modality by itself."""
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The fields of the chart that it hears, where they are known."""
-
-    def synthesize(
-        self,
-        net: nn.Module,
-        images_BMHW: Tensor,
-        shown_BM: Tensor,
-        sampler: Sampler,
-        generator: Noise,
-        *,
-        clinical: Sequence[Clinical] = (),
-        wanted: Collection[Modality] | None = None,
-    ) -> Tensor:
-        """`clinical`: one record for each sample, or none at all; `wanted`: what to make, by default all."""
 
 
 class Told(NamedTuple):
@@ -196,7 +159,8 @@ def fill(
     are for methods that read the chart: what it says, and what to make.
     """
     if measured and not isinstance(model.method, Restores):
-        raise DataError(f"model {model.name}: works from images only; raw data of {', '.join(measured)} need any2all")
+        names = ", ".join(measured)
+        raise DataError(f"model {model.name}: works from images only; raw data of {names} need {TAKE_RAW}")
     net, told = model.net.to(device), Told(clinical or {}, wanted)
     shown_MDHW = torch.where(shown_M[:, None, None, None], images_MDHW, 0.0)
     if model.method.slab > 1:

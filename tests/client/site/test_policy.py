@@ -45,8 +45,8 @@ def toml(state: Path, text: str) -> Path:
 def install(state: Path, agreed: Manifest = AGREED) -> None:
     """Of a kit, what `lacuna-site join` leaves of its head and its manifest."""
     (state / "federation").mkdir(parents=True)
-    (state / policy.KIT).write_bytes(canonical({"manifest": agreed.digest}))
-    (state / policy.AGREED).write_bytes(agreed.content())
+    (state / checks.KIT).write_bytes(canonical({"manifest": agreed.digest}))
+    (state / checks.AGREED).write_bytes(agreed.content())
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def site(tmp_path: Path, **rules: Any) -> Site:
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "method": ({"methods": ("amm_diff",)}, {}, "plan.method=probe: this site's policy allows only methods: amm_diff"),
-    "size": ({"sizes": ("tiny",)}, {}, "plan.size=none: this site's policy allows only sizes: tiny"),
+    "size": ({"sizes": ("tiny",)}, {}, "plan.size=small: this site's policy allows only sizes: tiny"),
     "holders": ({"min_holders": 3}, {}, "plan.min_holders=2: this site's policy allows only min_holders: at least 3"),
     "no manifest": ({"manifest": "installed"}, {}, f"plan.manifest=None: .* manifest: {KIT}"),
     "another manifest": ({}, {"manifest": "b" * 64}, f"plan.manifest=b{{64}}: .* manifest: {KIT}"),
@@ -197,7 +197,7 @@ def test_a_plan_that_names_what_was_agreed_must_keep_to_it(what: str, tmp_path: 
 
 def test_a_manifest_that_is_not_the_kits_is_no_manifest(tmp_path: Path) -> None:
     install(tmp_path)
-    (tmp_path / policy.AGREED).write_bytes(dataclasses.replace(AGREED, min_holders=1).content())
+    (tmp_path / checks.AGREED).write_bytes(dataclasses.replace(AGREED, min_holders=1).content())
     asked = settings(tmp_path)
     with pytest.raises(DataError, match="has not the hash"):
         checks.check(site(tmp_path), asked, asked.build_method())
