@@ -6,7 +6,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server.runs.runs import FOLDER_VARIABLE, serve
+from server.runs.serve import FOLDER_VARIABLE, serve
 
 app = ServerApp()
 

@@ -15,6 +15,7 @@ from server.journal import facts
 from server.rounds.strategies import STRATEGIES
 from server.runs import runs, simulation
 from server.runs.local_grid import LocalGrid
+from server.runs.serve import serve
 from shared.base import checkpoint
 from shared.base.errors import ConfigError, PlanRefused, RunFailed
 from shared.plan import wire
@@ -44,7 +45,7 @@ def start(folder: Path, wanted: Config, spoil: Spoil | None = None) -> Path:
     grid = SpoiltGrid(simulation.client_app(), simulation._node_configs(wanted, folder, cohorts))
     if spoil is not None:
         grid.spoil = spoil  # type: ignore[method-assign]
-    return runs.serve(grid, folder, quiet=True)
+    return serve(grid, folder, quiet=True)
 
 
 def is_update(reply: Message) -> bool:
@@ -98,7 +99,7 @@ def test_arrival_order_changes_no_bit(world: Path, tmp_path: Path) -> None:
     folder = write(tmp_path / "b", wanted)
     cohorts = simulation.find_cohorts(wanted)
     grid = LateGrid(simulation.client_app(), simulation._node_configs(wanted, folder, cohorts))
-    runs.serve(grid, folder, quiet=True)
+    serve(grid, folder, quiet=True)
     assert weights_digest(tmp_path / "a") == weights_digest(tmp_path / "b")
 
 

@@ -19,8 +19,8 @@ ROUNDS = 6
 def command(world: Path, runs: Path, *more: str) -> list[str]:
     return [
         sys.executable,
-        "-c",
-        "from server.cli import main; main()",
+        "-m",
+        "server.cli",
         "simulate",
         "size=tiny",
         "tracking=none",

@@ -10,8 +10,9 @@ from support.federation import config, write
 from support.worlds import write_world
 
 from server.journal import facts
-from server.runs import runs, simulation
+from server.runs import simulation
 from server.runs.local_grid import LocalGrid
+from server.runs.serve import serve as carry_out
 from shared.base.errors import PlanRefused, RunFailed
 from shared.diffusion.samplers import Sampler
 from shared.model.model import read_model
@@ -33,7 +34,7 @@ def serve(folder: Path, of: Config) -> Path:
     cohorts = simulation.find_cohorts(of)
     simulation.prepare_cohorts(of, cohorts)
     grid = LocalGrid(simulation.client_app(), simulation._node_configs(of, folder, cohorts))
-    return runs.serve(grid, folder, quiet=True)
+    return carry_out(grid, folder, quiet=True)
 
 
 def test_an_expert_is_trained_where_its_source_is_and_nowhere_else(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from support.worlds import prepare_here, write_cohort, write_world
 from client.privacy.budget import Budget
 from server.journal import facts
 from server.rounds.ledgers import Ledgers
-from server.runs import runs, simulation
+from server.runs import simulation
+from server.runs.serve import serve as carry_out
 from shared.base.errors import ConfigError, DataError, RunFailed, UpdateRejected
 from shared.base.options import plain
 from shared.base.records import Spent
@@ -50,7 +51,7 @@ def serve(wanted: Config, folder: Path) -> tuple[Path, RecordingGrid]:
         write(folder, wanted)
     nodes = simulation._node_configs(wanted, folder, simulation.find_cohorts(wanted))
     grid = RecordingGrid(simulation.client_app(), nodes)
-    runs.serve(grid, folder, quiet=True)
+    carry_out(grid, folder, quiet=True)
     return folder, grid
 
 

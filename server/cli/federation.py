@@ -1,6 +1,7 @@
 """`lacuna federation`: who may take part, and by which keys. Thin: every verb calls one function elsewhere."""
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shared.base.errors import ConfigError
+from shared.base.verbs import flat
 
 if TYPE_CHECKING:
     from server.federation.provision import Admission
@@ -47,23 +49,31 @@ Grid = Annotated[
 ]
 
 
-@app.command()
-def init(
-    folder: Annotated[Path, typer.Argument(help="New folder, on the coordinator's private disk.")],
-    name: Annotated[str, typer.Option(help="Of the federation: letters, digits, `.`, `_`, `-`.")],
-    address: Annotated[str, typer.Option(help="HOST:PORT where sites reach the server.")],
-    modality: Modalities = None,
-    method: Methods = None,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """What a new federation agrees on, and the names of its server."""
+
+    modality: Modalities = None
+    method: Methods = None
     server_name: Annotated[
         list[str] | None,
         typer.Option(
             help="Another name or IP address in the server's certificate, besides the host of --address; repeat it.",
             show_default="localhost, 127.0.0.1, superlink",
         ),
-    ] = None,
-    min_holders: Annotated[int, typer.Option(help="What fewer sites have trained is not released.")] = 2,
-    quorum: Annotated[int, typer.Option(help="Updates without which a round changes nothing.")] = 2,
-    grid: Grid = None,
+    ] = None
+    min_holders: Annotated[int, typer.Option(help="What fewer sites have trained is not released.")] = 2
+    quorum: Annotated[int, typer.Option(help="Updates without which a round changes nothing.")] = 2
+    grid: Grid = None
+
+
+@app.command()
+@flat
+def init(
+    folder: Annotated[Path, typer.Argument(help="New folder, on the coordinator's private disk.")],
+    name: Annotated[str, typer.Option(help="Of the federation: letters, digits, `.`, `_`, `-`.")],
+    address: Annotated[str, typer.Option(help="HOST:PORT where sites reach the server.")],
+    agreement: Agreement,
     server_days: Annotated[int, typer.Option(help="How long the server's certificate holds.")] = 730,
     ca_days: Annotated[int, typer.Option(help="How long the CA holds.")] = 3650,
 ) -> None:
@@ -75,22 +85,22 @@ def init(
     from server.federation import provision
     from server.federation.federation import OWN_NAMES
 
-    if not modality or not method:
+    modalities, methods = agreement.modality, agreement.method
+    if not modalities or not methods:
         raise ConfigError("--modality and --method: name one or more of each")
-    provision.init(
-        folder,
+    wanted = provision.NewFederation(
         name=name,
         address=address,
-        names=OWN_NAMES if server_name is None else server_name,
-        modalities=[_modality(text) for text in modality],
-        methods=method,
-        min_holders=min_holders,
-        quorum=quorum,
-        grid=_grid(grid),
-        now=_now(),
+        names=OWN_NAMES if agreement.server_name is None else agreement.server_name,
+        modalities=[_modality(text) for text in modalities],
+        methods=methods,
+        min_holders=agreement.min_holders,
+        quorum=agreement.quorum,
+        grid=_grid(agreement.grid),
         server_days=server_days,
         ca_days=ca_days,
     )
+    provision.init(folder, wanted, now=_now())
     list_(folder)
 
 

@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
+from server.cli.options import RUNS, Run, Runs
+
 app = typer.Typer()
 
 
 @app.command()
 def receipts(
-    run: Annotated[str, typer.Argument(help="Name of the run.")],
-    runs_folder: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
+    run: Run,
+    runs_folder: Runs = RUNS,
     site: Annotated[str | None, typer.Option(help="Of this site alone.", show_default=False)] = None,
     export: Annotated[
         Path | None, typer.Option(help="FILE.json for the site to verify with, or FILE.csv.", show_default=False)

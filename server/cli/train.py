@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.options import RUNS, Json, Run, Runs
 from shared.base.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode="markdown")
 
-Run = Annotated[str, typer.Argument(help="Name of the run.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
-RUNS = Path("runs")
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -47,7 +45,6 @@ Authority = Annotated[
 ]
 Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for sites that are not online yet.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Submit and return; nobody supervises until `lacuna follow`.")]
-Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
 @app.command()

@@ -32,40 +32,47 @@ class Admission:
     notes: tuple[str, ...]
 
 
-def init(
-    folder: Path,
-    *,
-    name: str,
-    address: str,
-    names: Sequence[str] = disk.OWN_NAMES,
-    modalities: Sequence[str],
-    methods: Sequence[str],
-    min_holders: int = 2,
-    quorum: int = 2,
-    grid: Plane | None = None,
-    now: datetime,
-    server_days: int = 730,
-    ca_days: int = 3650,
-) -> Federation:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewFederation:
+    """What a federation begins with; `amend` changes most of it."""
+
+    name: str
+    address: str  # HOST:PORT where sites reach the server
+    names: Sequence[str] = disk.OWN_NAMES  # of the server's certificate besides
+    modalities: Sequence[str]
+    methods: Sequence[str]
+    min_holders: int = 2
+    quorum: int = 2
+    grid: Plane | None = None
+    server_days: int = 730  # how long the server's certificate holds
+    ca_days: int = 3650
+
+
+def init(folder: Path, new: NewFederation, *, now: datetime) -> Federation:
     """Make the whole folder, or nothing."""
-    state = State(federation=check_name(name, "name"), address=address, names=tuple(names), server_days=server_days)
+    state = State(
+        federation=check_name(new.name, "name"),
+        address=new.address,
+        names=tuple(new.names),
+        server_days=new.server_days,
+    )
     agreed = Manifest(
-        federation=name,
+        federation=new.name,
         version=1,
         before="",
         made=certificates.utc(now),
         lacuna=version("lacuna"),
-        modalities=tuple(modalities),
-        intensities=intensities(modalities),
-        methods=known_methods(methods),
-        min_holders=min_holders,
-        quorum=quorum,
-        grid=grid,
+        modalities=tuple(new.modalities),
+        intensities=intensities(new.modalities),
+        methods=known_methods(new.methods),
+        min_holders=new.min_holders,
+        quorum=new.quorum,
+        grid=new.grid,
     )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: something is there already; a federation is made in a new folder")
-    ca_key, ca = make_authority(name, now=now, days=ca_days)
-    server_key, server = make_server(ca_key, ca, state.hosts, federation=name, now=now, days=server_days)
+    ca_key, ca = make_authority(new.name, now=now, days=new.ca_days)
+    server_key, server = make_server(ca_key, ca, state.hosts, federation=new.name, now=now, days=new.server_days)
     signing = Ed25519PrivateKey.generate()
     beside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)

@@ -9,8 +9,8 @@ from torch import nn
 from server.rounds.aggregation import holding
 from shared.base.errors import UpdateRejected
 from shared.base.owners import named, taken_shape
-from shared.base.records import Batch, Owners, Update
-from shared.base.vocabulary import LOCAL, SHARED, Weights
+from shared.base.records import Batch, Owners, RoundPlan, Update
+from shared.base.vocabulary import LOCAL, SHARED
 from shared.data.volumes import Grid
 from shared.methods import Method
 from shared.plan.config import Limits
@@ -19,28 +19,10 @@ from shared.plan.training import pool
 MOST_SUM = 1e15  # far above any sum over images in [0, 1], far below where a total overflows
 
 
-def admit(
-    update: Update,
-    *,
-    run: str,
-    phase: str,
-    round: int,
-    schema: str,
-    weights: Weights,
-    owners: Owners,
-    frozen: str,
-    limits: Limits,
-    samples: int,
-) -> Update:
+def admit(update: Update, plan: RoundPlan, *, owners: Owners, frozen: str, limits: Limits, samples: int) -> Update:
     """The same update, or UpdateRejected naming the site, the value and the rule."""
     site = update.site
-    if (update.run, update.phase, update.round) != (run, phase, round):
-        raise UpdateRejected(
-            f"{site}: update is for {update.run}/{update.phase}/{update.round}, this is {run}/{phase}/{round}"
-        )
-    if update.schema != schema:
-        raise UpdateRejected(f"{site}: schema {update.schema[:12]} differs from the run's {schema[:12]}")
-    _check_frozen(update, frozen)
+    _check_asked("update is", update, plan, frozen)
     unknown = set(update.counts) - named(owners)
     if unknown:
         raise UpdateRejected(f"{site}: counts for unknown owners {sorted(unknown)[:3]}")
@@ -55,7 +37,7 @@ def admit(
     expected = {
         name: shape
         for name, owner in owners.items()
-        if (shape := taken_shape(weights[name].shape, owner, held)) is not None
+        if (shape := taken_shape(plan.weights[name].shape, owner, held)) is not None
     }
     if update.delta.keys() != expected.keys():
         differing = sorted(update.delta.keys() ^ expected.keys())
@@ -93,25 +75,10 @@ def sums_form(method: Method, net: nn.Module, phase: str, grid: Grid) -> dict[st
     return {name: tuple(value.shape) for name, value in pool(method, net, [nothing], phase).items()}
 
 
-def admit_sums(
-    update: Update,
-    *,
-    run: str,
-    phase: str,
-    round: int,
-    schema: str,
-    frozen: str,
-    form: Mapping[str, tuple[int, ...]],
-) -> Update:
+def admit_sums(update: Update, plan: RoundPlan, *, frozen: str, form: Mapping[str, tuple[int, ...]]) -> Update:
     """The same for a phase of sums: finite fp64 totals of this run, phase and round, in the phase's own form."""
     site = update.site
-    if (update.run, update.phase, update.round) != (run, phase, round):
-        raise UpdateRejected(
-            f"{site}: sums are for {update.run}/{update.phase}/{update.round}, this is {run}/{phase}/{round}"
-        )
-    if update.schema != schema:
-        raise UpdateRejected(f"{site}: schema {update.schema[:12]} differs from the run's {schema[:12]}")
-    _check_frozen(update, frozen)
+    _check_asked("sums are", update, plan, frozen)
     if update.delta.keys() != form.keys():
         differing = sorted(update.delta.keys() ^ form.keys())
         raise UpdateRejected(f"{site}: {len(differing)} sums missing or unknown, such as {differing[:3]}")
@@ -127,10 +94,21 @@ def admit_sums(
     return update
 
 
-def _check_frozen(update: Update, frozen: str) -> None:
-    """Latents of two versions of an autoencoder, or of two scales, never mix."""
+def _check_asked(what: str, update: Update, plan: RoundPlan, frozen: str) -> None:
+    """Is it an answer to this plan, trained around the same frozen weights?
+
+    Latents of two versions of an autoencoder, or of two scales, never mix.
+    """
+    site, schema = update.site, plan.schema
+    if (update.run, update.phase, update.round) != (plan.run, plan.phase, plan.round):
+        raise UpdateRejected(
+            f"{site}: {what} for {update.run}/{update.phase}/{update.round}, "
+            f"this is {plan.run}/{plan.phase}/{plan.round}"
+        )
+    if update.schema != schema:
+        raise UpdateRejected(f"{site}: schema {update.schema[:12]} differs from the run's {schema[:12]}")
     if update.frozen != frozen:
         raise UpdateRejected(
-            f"{update.site}: trained around frozen weights {update.frozen[:12] or 'without a hash'}, "
+            f"{site}: trained around frozen weights {update.frozen[:12] or 'without a hash'}, "
             f"the round's are {frozen[:12]}"
         )

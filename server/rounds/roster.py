@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message, MessageType, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from server.flower import bundle_refused
 from server.journal.facts import Coverage, coverage
 from shared.base.errors import ConfigError, LacunaError, PlanRefused, PlanWaits, RunFailed, UpdateRejected
 from shared.base.randomness import seed_of
@@ -42,7 +42,7 @@ class Roster:
         return {site: why for site, why in refused.items() if why is not None} | self.left
 
     def drawn(self, phase: str, round: int, *, seed: int, federation: Federation) -> list[SiteName]:
-        """The sites asked in a round: all that are willing, or a fraction of them drawn by seed."""
+        """Choose the sites asked in a round: all that are willing, or a fraction of them drawn by seed."""
         willing = self.willing(phase)
         n = max(min(federation.min_sites, len(willing)), round_up(federation.fraction * len(willing)))
         ordered = sorted(willing, key=lambda site: seed_of(seed, phase, round, site, "roster"))
@@ -134,8 +134,8 @@ class Handshake:
     def _hear(self, node: int, reply: Message | None, roster: Roster) -> None:
         known, why = self.waiting.pop(node, None), SILENT
         try:
-            if reply is not None and reply.has_error() and reply.error.code == ErrorCode.INVALID_FAB:
-                raise PlanRefused(f"node {node}: {reply.error.reason}")  # client/node/supernode.py: the run's bundle
+            if reply is not None and bundle_refused(reply):
+                raise PlanRefused(f"node {node}: {reply.error.reason}")  # said by client/node/supernode.py
             if reply is not None and not reply.has_error():
                 self._admit(node, reply, roster)
                 self.settled.add(node)
@@ -201,7 +201,7 @@ def _named(digest: str) -> str:
 
 
 def check_coverage(roster: Roster, method: Method, targets: Sequence[Modality] | None) -> Coverage:
-    """What can be taught at all. A target that nobody holds, or holds beside no other modality, is PlanRefused."""
+    """Find what can be taught at all. A target that nobody holds, or holds beside no other modality, is PlanRefused."""
     found = coverage(list(roster.inventories.values()), method.modalities)
     for target in method.targets if targets is None else targets:
         if target not in method.targets:

@@ -5,14 +5,13 @@ turn, and hundreds of them need the memory of one. Nothing is copied that the wi
 """
 
 import logging
-import uuid
 from collections.abc import Iterable, Mapping
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
+
+from server.flower import Run, act_as_server, give_id
 
 log = logging.getLogger("lacuna.grid")
 SERVER_NODE = 1
@@ -36,7 +35,7 @@ class LocalGrid(Grid):
             for node, name in self._names.items()
         }
         self._waiting: dict[str, Message] = {}
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SERVER_NODE, 1
+        act_as_server(SERVER_NODE)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self._names)
@@ -44,9 +43,8 @@ class LocalGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = uuid.uuid4().hex  # as the SuperLink would
-            self._waiting[message.metadata.message_id] = message
-            ids.append(message.metadata.message_id)
+            ids.append(give_id(message))
+            self._waiting[ids[-1]] = message
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

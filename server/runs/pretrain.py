@@ -16,8 +16,8 @@ import torch.distributed as dist
 
 from server.runs import runs
 from server.runs.local_grid import LocalGrid
-from server.runs.simulation import find_cohorts, prepare_cohorts
-from shared.base import doors
+from server.runs.serve import serve
+from server.runs.simulation import client_app, find_cohorts, prepare_cohorts
 from shared.base.checkpoint import write_text
 from shared.plan.config import Config
 
@@ -39,7 +39,7 @@ def pretrain(config: Config, folder: Path) -> Path:
                 "state": str((mine / "sites" / runs.POOLED).resolve()),
                 "device": config.device,
             }
-            runs.serve(LocalGrid(doors.load(doors.CLIENT_APP), {runs.POOLED: node}), mine, quiet=not first)
+            serve(LocalGrid(client_app(), {runs.POOLED: node}), mine, quiet=not first)
             _wait_for_all()
     finally:
         if started_here:

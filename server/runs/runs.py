@@ -1,4 +1,4 @@
-"""A run as a folder: made or found again, carried out over any grid, and its outcome told truthfully.
+"""A run as a folder: made, or found again.
 
 runs/RUN/config.json      what was asked          overrides.json   how, for `resume=RUN`
          rounds.jsonl     a line per round        inventory.json   who can teach what
@@ -6,26 +6,20 @@ runs/RUN/config.json      what was asked          overrides.json   how, for `res
          events.jsonl     what is going on         outcome.json     how it ended (server/journal/chronicle.py)
          sites/<name>/    simulated sites' own disks, never read by the server
          alone/<name>/    the same run for one site alone
+
+Carried out by server/runs/serve.py.
 """
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flwr.serverapp import Grid
-
-from server.journal import chronicle, progress, tracking
-from server.rounds.rounds import Rounds
-from server.rounds.validation import Validator
 from shared.base.checkpoint import write_text
 from shared.base.errors import ConfigError, DataError
 from shared.plan.config import Config, load, same_run
-from shared.plan.training import threads
 
-FOLDER_VARIABLE = "LACUNA_RUN_FOLDER"  # in a Ray simulation, where Flower passes no run config
 POOLED = "pooled"  # the one site of a pretraining: all cohorts of the world
 
 Check = Callable[[Config], object]
@@ -82,44 +76,8 @@ def read_config(folder: Path) -> Config:
         raise DataError(f"{folder}: config.json is damaged: {error}") from None
 
 
-def serve(grid: Grid, folder: Path, *, quiet: bool = False, flower_run: int = 1) -> Path:
-    """Carry out the run in `folder` over the grid; gives the released model's folder."""
-    config = read_config(folder)
-    with (
-        chronicle.working(folder, flower_run),
-        progress.live(title(folder, config), quiet=quiet) as shown,
-        chronicle.recorded(shown, folder) as view,
-    ):
-        tracker = tracking.open(
-            config.tracking.uri,
-            experiment=config.tracking.experiment,
-            model=f"lacuna-{config.method.name}",
-            folder=folder,
-            config=json.loads(config.text()),
-            note=view.note,
-        )
-        with _told(tracker), threads(1):
-            validator = None if quiet else Validator.find(config, folder)
-            rounds = Rounds(grid, config, folder=folder, view=view, tracker=tracker, validator=validator)
-            return rounds.run()
-
-
 def title(folder: Path, config: Config) -> str:
     return f"{folder.name}: {config.method.name}, {config.size}"
-
-
-@contextmanager
-def _told(tracker: tracking.Tracker) -> Iterator[None]:
-    """MLflow learns how the run ended, whichever way it did."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        tracker.close("KILLED")
-        raise
-    except BaseException:
-        tracker.close("FAILED")
-        raise
-    tracker.close("FINISHED")
 
 
 def finished(folder: Path) -> bool:

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
 
 from server.journal import progress
 from server.runs import runs
 from server.runs.local_grid import LocalGrid
+from server.runs.serve import FOLDER_VARIABLE
 from shared.base import doors
 from shared.base.checkpoint import write_text
 from shared.base.errors import ConfigError, RunFailed
@@ -30,6 +32,12 @@ def simulate(config: Config, folder: Path) -> Path:
         for site in cohorts:
             _run_alone(config, folder / "alone" / site, site, cohorts[site])
     return folder / "final"
+
+
+def client_app() -> ClientApp:
+    """What a site runs; loaded by its name, as Flower does, since `server` never imports `client`."""
+    app: ClientApp = doors.load(doors.CLIENT_APP)
+    return app
 
 
 def find_cohorts(config: Config) -> dict[str, Path]:
@@ -81,7 +89,7 @@ def _run(config: Config, folder: Path, node_configs: Mapping[str, Mapping[str, s
     if config.federation.engine == "ray":
         _run_ray(folder, node_configs)
     else:
-        grid = LocalGrid(doors.load(doors.CLIENT_APP), node_configs)
+        grid = LocalGrid(client_app(), node_configs)
         context = Context(
             run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={"folder": str(folder.resolve())}
         )
@@ -96,10 +104,10 @@ def _run_ray(folder: Path, node_configs: Mapping[str, Mapping[str, str]]) -> Non
     listing = folder / "sites.json"
     write_text(listing, json.dumps(list(node_configs.values())))
     os.environ[SITES_VARIABLE] = str(listing.resolve())
-    os.environ[runs.FOLDER_VARIABLE] = str(folder.resolve())
+    os.environ[FOLDER_VARIABLE] = str(folder.resolve())
     run_simulation(
         server_app=doors.load(doors.SERVER_APP),
-        client_app=doors.load(doors.CLIENT_APP),
+        client_app=client_app(),
         num_supernodes=len(node_configs),
         backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from server.flower import Unreachable
 from server.journal import chronicle, facts
 from server.journal.chronicle import Tail
 from server.journal.facts import RoundFacts
@@ -13,7 +14,7 @@ from server.journal.progress import duration, number
 from server.runs import runs
 from server.superlink import submission
 from server.superlink.submission import Submission
-from server.superlink.superlink import SiteState, Unreachable
+from server.superlink.superlink import SiteState
 from shared.base.errors import LacunaError, RunFailed
 
 State = Literal["running", "submitted", "finished", "failed", "stopped", "interrupted"]

@@ -5,25 +5,11 @@ executor ends. Here it waits for a minute, in which whoever asked asks again. An
 not 30.
 """
 
-from flwr.supercore import sql_mixin
-from flwr.supercore.constant import SQLITE_PRAGMAS
-from flwr.supercore.corestate import in_memory_corestate, sql_corestate
-from flwr.superlink.cli import flower_superlink
-
-DATABASE = "60000"  # milliseconds
-START = (
-    90  # seconds for a task to begin; after as many without a sign of life it is over (in Flower 30, and twice that)
-)
+from server import flower
 
 
 def main() -> None:
-    pragmas = dict(SQLITE_PRAGMAS)
-    if "busy_timeout" not in pragmas or not hasattr(sql_corestate, "HEARTBEAT_PATIENCE"):
-        raise SystemExit("superlink: this version of Flower is another one; see server/superlink/process.py")
-    vars(sql_mixin).update(SQLITE_PRAGMAS=tuple((pragmas | {"busy_timeout": DATABASE}).items()))
-    for state in (in_memory_corestate, sql_corestate):
-        vars(state).update(HEARTBEAT_DEFAULT_INTERVAL=START, HEARTBEAT_PATIENCE=1)
-    flower_superlink()
+    flower.run_superlink(database=60_000, start=90)
 
 
 if __name__ == "__main__":

@@ -8,31 +8,15 @@ names are those that the server and the sites have installed.
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import httpx
-from flwr.proto.control_pb2 import (
-    ListNodesRequest,
-    ListRunsRequest,
-    RegisterNodeRequest,
-    StartRunRequest,
-    StopRunRequest,
-    UnregisterNodeRequest,
-)
-from flwr.proto.fab_pb2 import Fab
-from flwr.proto.transport_pb2 import Scalar
-from flwr.supercore.constant import NodeStatus
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.error import ApiErrorCode, FlowerError
-from flwr.supercore.interceptors.http import RuntimeVersionHttpInterceptor
-
 from server.federation.federation import Federation, opened
+from server.flower import Control, FlowerRun, control
 from shared.base.doors import CLIENT_APP, SERVER_APP
-from shared.base.errors import ConfigError, RunFailed
+from shared.base.errors import RunFailed
 from shared.base.names import Address
 from shared.trust.keys import parse_site_line, public_pem
 
@@ -56,38 +40,10 @@ folder = ""
 """
 
 
-class Unreachable(ConfigError):
-    """Nobody there, or somebody else."""
-
-
-class Answered(RunFailed):
-    """It is there and says no; Flower's number for why."""
-
-    def __init__(self, message: str, code: int | None) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteState:
     online: bool
     since: float | None = None  # offline: when it was last heard of, in seconds since 1970; None: never
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlowerRun:
-    """What Flower says of a run; it calls one finished that failed, was stopped, or died."""
-
-    status: str  # pending, starting, running, finished
-    how: str = ""  # completed, failed, stopped
-    details: str = ""
-
-    @property
-    def over(self) -> bool:
-        return self.status == "finished"
-
-    def __str__(self) -> str:
-        return self.status + (f": {self.how}" if self.how else "") + (f", {self.details}" if self.details else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,53 +55,36 @@ class SuperLink:
 
     def sites(self) -> dict[str, SiteState]:
         """All whose key may take part, by name."""
-        with self._control() as control:
-            nodes = control.ListNodes(ListNodesRequest()).nodes_info
+        with self._control() as link:
+            nodes = link.nodes()
         return {
             node.name: SiteState(
-                online=node.status == NodeStatus.ONLINE,
-                since=(node.online_until or None) if node.status == NodeStatus.OFFLINE else None,
+                online=node.status == "online", since=node.online_until if node.status == "offline" else None
             )
             for node in sorted(nodes, key=lambda node: node.name)
-            if node.status != NodeStatus.UNREGISTERED
+            if node.status != "unregistered"
         }
 
     def start(self, folder: Path) -> int:
         """Submit the run in `folder`, as the executor sees that path; gives Flower's number of it."""
-        content = bundle()
-        fab = Fab(hash_str=hashlib.sha256(content).hexdigest(), content=content)
-        request = StartRunRequest(fab=fab, override_config={"folder": Scalar(string=str(folder))})
-        with self._control() as control:
-            started = control.StartRun(request)
-        if not started.HasField("run_id"):
+        with self._control() as link:
+            number = link.start(bundle(), {"folder": str(folder)})
+        if number is None:
             raise RunFailed(f"superlink={self.address}: took no run; its log says why")
-        return int(started.run_id)
+        return number
 
     def run(self, number: int) -> FlowerRun | None:
         """None where it knows no such run, as when it was started without its database."""
-        try:
-            with self._control() as control:
-                found = control.ListRuns(ListRunsRequest(run_id=number)).run_dict.get(number)
-        except Answered as no:
-            if no.code == ApiErrorCode.RUN_ID_NOT_FOUND:
-                return None
-            raise
-        if found is None:
-            return None
-        return FlowerRun(status=found.status.status, how=found.status.sub_status, details=found.status.details)
+        with self._control() as link:
+            return link.run(number)
 
     def stop(self, number: int) -> bool:
         """False where there is nothing to stop any more."""
-        try:
-            with self._control() as control:
-                return bool(control.StopRun(StopRunRequest(run_id=number)).success)
-        except Answered as no:
-            if no.code in (ApiErrorCode.RUN_ID_NOT_FOUND, ApiErrorCode.RUN_ALREADY_FINISHED):
-                return False
-            raise
+        with self._control() as link:
+            return link.stop(number)
 
-    def _control(self) -> AbstractContextManager[ControlHttpClient]:
-        return _control(Address.parse(self.address, "superlink"), self.authorities.encode("ascii"))
+    def _control(self) -> AbstractContextManager[Control]:
+        return control(str(Address.parse(self.address, "superlink")), self.authorities.encode("ascii"))
 
 
 def bundle() -> bytes:
@@ -169,25 +108,25 @@ class Synced:
 
 def sync(folder: Path, superlink: str) -> Synced:
     """Register what is admitted, unregister everything else; sites whose key is right are not touched."""
-    address = Address.parse(superlink, "superlink")
+    address = str(Address.parse(superlink, "superlink"))
     with opened(folder) as federation:
         wanted, others = _keys(federation)
     registered, unregistered, strangers, spent = [], [], [], []
-    with _control(address, federation.authorities) as control:
-        nodes = {node.public_key: node for node in control.ListNodes(ListNodesRequest()).nodes_info}
+    with control(address, federation.authorities) as link:
+        nodes = {node.key: node for node in link.nodes()}
         for key, site in wanted.items():
             if key not in nodes:
-                control.RegisterNode(RegisterNodeRequest(public_key=key, name=site))
+                link.register(key, site)
                 registered.append(site)
-            elif nodes[key].status == NodeStatus.UNREGISTERED:
+            elif nodes[key].status == "unregistered":
                 spent.append(site)
         for key, node in nodes.items():
-            if key not in wanted and node.status != NodeStatus.UNREGISTERED:
-                control.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
+            if key not in wanted and node.status != "unregistered":
+                link.unregister(node.number)
                 if key in others:
                     unregistered.append(others[key])
                 else:
-                    strangers.append(node.node_id)
+                    strangers.append(node.number)
     return Synced(
         registered=tuple(registered),
         unregistered=tuple(unregistered),
@@ -208,27 +147,3 @@ def _keys(federation: Federation) -> tuple[dict[bytes, str], dict[bytes, str]]:
 
 def _pem(line: str) -> bytes:
     return public_pem(parse_site_line(line, "site"))
-
-
-@contextmanager
-def _control(address: Address, authorities: bytes) -> Iterator[ControlHttpClient]:
-    client = ControlHttpClient.from_server_address(
-        server_address=str(address),
-        insecure=False,
-        root_certificates=authorities,
-        interceptors=[RuntimeVersionHttpInterceptor(component_name="lacuna")],
-    )
-    try:
-        yield client
-    except httpx.HTTPStatusError as error:
-        said = FlowerError.from_json(error.response.text)
-        raise Answered(
-            f"superlink={address}: answered {error.response.status_code}: {error.response.text[:200]}",
-            None if said is None else int(said.code),
-        ) from None
-    except httpx.HTTPError as error:
-        raise Unreachable(
-            f"superlink={address}: can't be reached: {error}; it must run, and its certificate be of this federation"
-        ) from None
-    finally:
-        client.close()

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from server.flower import FlowerRun, Unreachable
 from server.journal import chronicle, facts, progress
 from server.journal.chronicle import Outcome, Tail
 from server.journal.progress import View
 from server.runs import runs
 from server.superlink import submission
 from server.superlink.submission import Submission
-from server.superlink.superlink import FlowerRun, Unreachable
 from shared.base.errors import LacunaError, RunFailed
 
 MOST = 4  # submissions without a round finished between them

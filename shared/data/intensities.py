@@ -1,4 +1,6 @@
-"""Values to [0, 1] and back: a fixed rule per modality, so that no site exchanges an intensity (seed_systems.md §7.4).
+"""Values to [0, 1] and back: a fixed rule per modality, so that no site exchanges an intensity.
+
+Why fixed: docs/methods/data.md, "Values to [0, 1]".
 
 Input is expected brain-only with background 0. MR has no unit: robust percentiles of the volume's own brain. CT and
 PET have: fixed windows in Hounsfield units and in uptake ratio (SUVR), the same at every site.
@@ -32,7 +34,7 @@ RULES: Mapping[Modality, Percentiles | Window] = {modality: form.values for moda
 
 
 def rules_version(modalities: Iterable[Modality]) -> str:
-    """Of the rules of just these: caches, plans, bundles and kits are not refused for a modality they don't have."""
+    """Hash the rules of just these: caches, plans, bundles and kits are not refused for what they don't hold."""
     used = {modality: RULES[modality] for modality in modalities if modality in RULES}
     return hashlib.sha256(json.dumps(plain(used), sort_keys=True).encode()).hexdigest()[:12]
 

@@ -1,7 +1,7 @@
 """Which modalities are there, which are shown: random subsets for training, every subset for evaluation.
 
 "Missing" is two things, kept apart: a modality that does not exist for a subject has no ground truth; one that is
-hidden exists, and the network may not see it in this step (seed_systems.md §1.3).
+hidden exists, and the network may not see it in this step (docs/methods/data.md, "Missing is two things").
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ def random_shown(exists_BM: Tensor, generator: torch.Generator, *, proper: bool 
 
 
 def randomly_less(exists_BM: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Of `share` of the samples a proper part, where there are several; all that exists of the others."""
+    """Choose a proper part of what exists in `share` of the samples, if there are several; all of it in the others."""
     device = exists_BM.device
     less_B = torch.rand(len(exists_BM), generator=generator, device=device) < share
     part_BM = random_shown(exists_BM, generator)

@@ -110,7 +110,7 @@ MODALITIES: Mapping[Modality, Form] = {  # the canonical order; a row more chang
         folder="anat",
         ending="acq-tof_angio",
         aliases=("tofmra", "mratof", "tofangio", "mra"),
-        values=Percentiles(low=0.5, high=99.9),  # vessels are few and bright (seed_systems.md §5.1)
+        values=Percentiles(low=0.5, high=99.9),  # vessels are few and bright (docs/methods/mmdm.md, "The data")
         reference=6,
         shading=False,  # N4 would take inflow for it
     ),

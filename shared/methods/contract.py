@@ -35,7 +35,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method(ABC):
-    """Options, checked when made; everything else is passed in."""
+    """A method is its options, checked when made; everything else is passed in."""
 
     modalities: tuple[Modality, ...]
     size: Size = "small"
@@ -48,7 +48,7 @@ class Method(ABC):
 
     @property
     def targets(self) -> tuple[Modality, ...]:
-        """Those that it can make."""
+        """The modalities that it can make."""
         return self.modalities
 
     @property
@@ -67,7 +67,7 @@ class Method(ABC):
     @property
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
-        """In order; each with its own trainable set and federation."""
+        """Its stages of training in order, each with its own trainable tensors and federation."""
 
     # --- the clinical chart: nothing is heard unless a method says so ------------------------------------------------
 
@@ -94,29 +94,29 @@ class Method(ABC):
     # --- training ------------------------------------------------------------------------------------------------
 
     def build(self, seed: int) -> Network:
-        """The whole network with its initial weights: the same bits for the same seed."""
+        """Make the whole network with its initial weights: the same bits for the same seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.network()
 
     @abstractmethod
     def network(self) -> Network:
-        """The whole network, its weights drawn from torch's own generator."""
+        """Make the whole network, its weights drawn from torch's own generator."""
 
     def lacks(self, held: Collection[Modality], phase: str) -> str | None:
-        """What a subject with just these modalities lacks to train this phase; None if it can."""
+        """Say what a subject with just these modalities lacks to train this phase; None if it can."""
         return None if held else "all of the method's modalities"
 
     @abstractmethod
     def owners(self, net: nn.Module, phase: str) -> Owners:
-        """The phase's trainable tensors, each with its owner; what is not named is frozen."""
+        """Name the phase's trainable tensors, each with its owner; what is not named is frozen."""
 
     @abstractmethod
     def loss(self, net: nn.Module, batch: Batch, phase: str, generator: torch.Generator) -> Losses:
-        """Per sample; draws what it shows, its noise and its times from `generator` (on the batch's device)."""
+        """Score every sample by itself; what is shown, noise and times are drawn from `generator` (on its device)."""
 
     def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
-        """For a phase of kind "sums": fp64 totals over the batch, to be added over batches and sites."""
+        """In a phase of kind "sums", total the batch in fp64: totals are added over batches and sites."""
         raise AssertionError(f"{type(self).__name__} has no phase of sums")
 
     def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
@@ -129,7 +129,7 @@ class Method(ABC):
     def synthesize(
         self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: Noise
     ) -> Tensor:
-        """All modalities in [0, 1] (BMHW) from any non-empty shown subset; one Monte-Carlo sample.
+        """Make all modalities in [0, 1] (BMHW) from any non-empty shown subset: one Monte-Carlo sample.
 
         With a generator per sample of the batch, the same bits of noise whatever batch it comes in.
         """
@@ -169,4 +169,4 @@ class Restores(Method):
         like_BMHW: Tensor,
         silent: Collection[int] = (),
     ) -> Tensor:
-        """All modalities in [0, 1], of the shape and on the device of `like_BMHW`; `silent` ones take no part."""
+        """Make all modalities in [0, 1], of the shape and on the device of `like_BMHW`; `silent` ones take no part."""

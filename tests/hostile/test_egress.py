@@ -16,8 +16,9 @@ from support.federation import config, write
 from support.worlds import SITES_MMSE, prepare_here, write_cohort
 
 from client.site.ledger import Ledger
-from server.runs import runs, simulation
+from server.runs import simulation
 from server.runs.local_grid import LocalGrid
+from server.runs.serve import serve
 from shared.clinical import FIELDS, TextSettings, chart_of, make_encoder
 from shared.clinical.prompts import prompt
 from shared.data.bids import read_participants
@@ -128,7 +129,7 @@ def test_no_byte_that_a_site_sends_is_an_id_a_path_an_image_or_a_record(
     cohorts = simulation.find_cohorts(wanted)
     simulation.prepare_cohorts(wanted, cohorts)
     grid = RecordingGrid(simulation.client_app(), simulation._node_configs(wanted, folder, cohorts))
-    runs.serve(grid, folder, quiet=True)
+    serve(grid, folder, quiet=True)
     secrets = list(secrets_of(leaky_world, wanted))
     assert len(grid.sent) >= 3 * 3
     assert len(secrets) > 200
@@ -232,7 +233,7 @@ def test_no_prompt_no_token_and_no_value_of_a_chart_leaves_or_is_logged(
         else:
             nodes["odd"]["text-url"] = other.url
         grid = RecordingGrid(simulation.client_app(), nodes)
-        runs.serve(grid, folder, quiet=True)
+        serve(grid, folder, quiet=True)
         tokens = tokens_of(charted_world, text, settings)
         assert (len(server.prompts) > 0) is (text == "openai_compatible")
     finally:
@@ -273,7 +274,7 @@ def test_every_reply_stands_in_the_sites_ledger_with_its_hash(leaky_world: Path,
     cohorts = simulation.find_cohorts(wanted)
     simulation.prepare_cohorts(wanted, cohorts)
     grid = RecordingGrid(simulation.client_app(), simulation._node_configs(wanted, folder, cohorts))
-    runs.serve(grid, folder, quiet=True)
+    serve(grid, folder, quiet=True)
     for site in cohorts:
         entries = list(Ledger(folder / "sites" / site / "ledger.jsonl").entries())
         assert len(entries) == sum(name == site for name, _ in grid.sent)
@@ -300,5 +301,5 @@ def test_an_unknown_error_says_only_its_kind(
     from shared.base.errors import RunFailed
 
     with pytest.raises(RunFailed, match="KeyError in local work, see its log"):
-        runs.serve(grid, folder, quiet=True)
+        serve(grid, folder, quiet=True)
     assert search(grid.sent, [("id", b"northsecret")]) == []

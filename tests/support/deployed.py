@@ -73,14 +73,13 @@ class Deployed:
             return SuperLink(address=self.address, authorities=found.authorities.decode())
 
     def start(self, sites: Sequence[str], modalities: Sequence[str]) -> None:
-        provision.init(
-            self.federation,
+        new = provision.NewFederation(
             name="loopback",
             address=f"localhost:{self.port}",
             modalities=list(modalities),
             methods=["amm_diff"],
-            now=_now(),
         )
+        provision.init(self.federation, new, now=_now())
         for site in sites:
             enter(self.federation, self.folder / site, site, now=_now())
         self.start_superlink()

@@ -18,9 +18,10 @@ ADDRESS = "localhost:18443"
 
 
 def make(folder: Path, *, now: datetime = NOW, name: str = "strokes", address: str = ADDRESS, **options: int) -> Path:
-    provision.init(
-        folder, name=name, address=address, modalities=["T1", "FLAIR"], methods=["amm_diff"], now=now, **options
+    new = provision.NewFederation(
+        name=name, address=address, modalities=["T1", "FLAIR"], methods=["amm_diff"], **options
     )
+    provision.init(folder, new, now=now)
     return folder
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from flwr.app import Error, Message, RecordDict
 from support.federation import write
 
-from server.runs import runs, simulation
+from server.runs import simulation
 from server.runs.local_grid import LocalGrid
+from server.runs.serve import serve
 from shared.plan.config import Config
 
 Spoil = Callable[[str, Message], Message | None]  # (site, reply) -> what arrives; None is nothing
@@ -35,7 +36,7 @@ def start(
     grid = SpoiltGrid(simulation.client_app(), nodes)
     if spoil is not None:
         grid.spoil = spoil  # type: ignore[method-assign]
-    return runs.serve(grid, folder, quiet=True)
+    return serve(grid, folder, quiet=True)
 
 
 def about(reply: Message) -> tuple[str, int] | None:

@@ -1,7 +1,6 @@
 """A site's node against a real SuperLink: it takes part, refuses code, and leaves nothing behind however it ends."""
 
 import contextlib
-import hashlib
 import json
 import os
 import signal
@@ -14,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from flwr.proto.control_pb2 import StartRunRequest
-from flwr.proto.fab_pb2 import Fab
-from flwr.proto.transport_pb2 import Scalar
 from support import superlinks
 from support.bundles import bundle
 from support.federations import enter, make
@@ -28,8 +24,8 @@ from client.node.status import CONTACT, HEALTH, read_record, status
 from server.federation import provision
 from server.federation.federation import CA, SERVER_KEY, opened
 from server.federation.federation import SERVER as CERTIFICATE
-from server.superlink.superlink import _control, sync
-from shared.base.names import Address
+from server.flower import control
+from server.superlink.superlink import sync
 
 ASKS = '''
 import json, time
@@ -76,10 +72,8 @@ class World:
         """Start a run with this bundle; gives the file with the answers."""
         with opened(self.folder / "federation") as found:
             authorities = found.authorities
-        fab = Fab(hash_str=hashlib.sha256(content).hexdigest(), content=content)
-        folder = Scalar(string=str(self.folder / name))
-        with _control(Address.parse(f"127.0.0.1:{self.port}", "superlink"), authorities) as control:
-            control.StartRun(StartRunRequest(fab=fab, override_config={"folder": folder}))
+        with control(f"127.0.0.1:{self.port}", authorities) as link:
+            link.start(content, {"folder": str(self.folder / name)})
         return self.folder / name / "told.json"
 
 
@@ -93,7 +87,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         enter(federation, folder / name, name)
     (folder / "cohort").mkdir()
     (folder / "path" / "server").mkdir(parents=True)
-    ours = Path(provision.__file__).parent
+    ours = Path(provision.__file__).parents[1]
     (folder / "path" / "server" / "__init__.py").write_text(f"__path__.append({str(ours)!r})")  # all but app.py is ours
     (folder / "path" / "server" / "app.py").write_text(ASKS)
     with pytest.MonkeyPatch.context() as patch:

@@ -11,8 +11,8 @@ from scipy import optimize, stats
 from support.planted import CAUGHT_BY, MORE_CAUGHT_BY, NoNoise, Pieces
 from typer.testing import CliRunner
 
-import client.cli
-import server.cli
+import client.cli.cli
+import server.cli.cli
 from client.privacy.proof import proof as audit
 from client.privacy.proof.odds import binomial, dispersion, sigmas
 from client.privacy.proof.one_run import guessed, least_epsilon, proved
@@ -35,7 +35,7 @@ def no_bar(title: str) -> Any:
 
 
 def test_the_real_engine_passes() -> None:
-    done = CliRunner().invoke(client.cli.app, ["audit", "privacy", "--json"])
+    done = CliRunner().invoke(client.cli.cli.app, ["audit", "privacy", "--json"])
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
     assert (said["passed"], said["alarms"], said["failed"]) == (True, 0, {})
@@ -186,7 +186,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("short")
 def test_both_commands_show_a_table() -> None:
-    for app in (client.cli.app, server.cli.app):
+    for app in (client.cli.cli.app, server.cli.cli.app):
         done = CliRunner().invoke(app, ["audit", "privacy"])
         assert done.exit_code == 0, done.output
         assert "2 of 2 tests passed: noise, ledger" in done.stdout

@@ -76,9 +76,9 @@ def test_the_manifest_says_what_was_agreed_and_is_signed(federation: Path) -> No
     ],
 )
 def test_a_wrong_word_is_named_and_nothing_is_left(tmp_path: Path, wrong: dict[str, object], says: str) -> None:
-    right = {"name": "strokes", "address": "localhost:443", "modalities": ["T1"], "methods": ["amm_diff"], "now": NOW}
+    right = {"name": "strokes", "address": "localhost:443", "modalities": ["T1"], "methods": ["amm_diff"]}
     with pytest.raises(ConfigError, match=says):
-        provision.init(tmp_path / "new", **(right | wrong))  # type: ignore[arg-type]
+        provision.init(tmp_path / "new", provision.NewFederation(**(right | wrong)), now=NOW)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 

@@ -8,7 +8,7 @@ import torch
 
 from server.rounds.admission import admit, admit_sums
 from shared.base.errors import UpdateRejected
-from shared.base.records import Cut, Owners, Update
+from shared.base.records import Cut, Owners, RoundPlan, Update
 from shared.base.vocabulary import LOCAL, SHARED
 from shared.plan.config import Limits
 
@@ -26,14 +26,13 @@ HONEST = Update(
 )
 
 
+PLAN = RoundPlan(run="r", phase="p", round=3, config="", schema="s" * 64, weights=WEIGHTS)
+
+
 def judge(update: Update) -> Update:
     return admit(
         update,
-        run="r",
-        phase="p",
-        round=3,
-        schema="s" * 64,
-        weights=WEIGHTS,
+        PLAN,
         owners=OWNERS,
         frozen="f" * 64,
         limits=Limits(norm=10.0, entry=4.0),
@@ -89,12 +88,4 @@ def test_a_hostile_update_is_rejected_by_name(name: str) -> None:
 )
 def test_hostile_sums_are_rejected(value: torch.Tensor, says: str) -> None:
     with pytest.raises(UpdateRejected, match=says):
-        admit_sums(
-            dataclasses.replace(HONEST, delta={"gram": value}),
-            run="r",
-            phase="p",
-            round=3,
-            schema="s" * 64,
-            frozen="f" * 64,
-            form={"gram": (1,)},
-        )
+        admit_sums(dataclasses.replace(HONEST, delta={"gram": value}), PLAN, frozen="f" * 64, form={"gram": (1,)})

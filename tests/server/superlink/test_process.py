@@ -6,8 +6,9 @@ import sys
 LOOK = """
 import sqlite3
 from flwr.supercore import sql_mixin
+from flwr.superlink import cli
 from server.superlink import process as superlink_process
-superlink_process.flower_superlink = lambda: None
+cli.flower_superlink = lambda: None
 superlink_process.main()
 connection = sqlite3.connect(":memory:")
 sql_mixin._set_sqlite_pragmas(connection, None)

@@ -10,12 +10,13 @@ import pytest
 from support.disks import full
 from support.federation import config
 
+from server.flower import FlowerRun, Unreachable
 from server.journal import chronicle, facts
 from server.journal.chronicle import Outcome
 from server.journal.facts import RoundFacts, SiteFacts
 from server.superlink import submission, supervision
 from server.superlink.submission import Submission
-from server.superlink.superlink import FlowerRun, SiteState, Unreachable
+from server.superlink.superlink import SiteState
 from server.superlink.supervision import Sight
 from shared.base import options
 from shared.base.errors import ConfigError, LacunaError, PlanRefused, RunFailed

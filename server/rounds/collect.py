@@ -1,0 +1,147 @@
+"""One round's plan, sent to its sites, and their answers: waited for, judged, and asked for again without quorum."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from server.journal.facts import SiteFacts, Status
+from server.journal.progress import View
+from server.journal.receipts import Receipts
+from server.rounds.ledgers import Ledgers
+from server.rounds.roster import Roster
+from shared.base.errors import BudgetSpent, RunFailed, UpdateRejected
+from shared.base.records import RoundPlan, Update
+from shared.base.vocabulary import SiteName
+from shared.plan import wire
+from shared.plan.config import Federation
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One round's question and how its answers are judged."""
+
+    plan: RoundPlan
+    sites: tuple[SiteName, ...]
+    take: Callable[[Update], None]  # admits and folds in, or raises UpdateRejected
+
+
+@dataclass(kw_only=True)
+class Answers:
+    sites: dict[SiteName, SiteFacts] = field(default_factory=dict)
+    metrics: dict[SiteName, Mapping[str, float]] = field(default_factory=dict)  # of the sites folded in
+
+    @property
+    def ok(self) -> list[SiteName]:
+        return sorted(self.metrics)
+
+    @property
+    def loss(self) -> float | None:
+        """Over the sites, weighed by their samples."""
+        weighted = [(m["loss"], m["samples"]) for m in self.metrics.values() if "loss" in m and m.get("samples")]
+        total = sum(n for _, n in weighted)
+        return sum(loss * n for loss, n in weighted) / total if total else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collector:
+    """Carries a round's messages over any Flower grid."""
+
+    grid: Grid
+    federation: Federation
+    ledgers: Ledgers
+    receipts: Receipts
+    view: View
+
+    def collect(self, ask: Ask, roster: Roster) -> Answers:
+        """Send, wait, admit, fold in; ask again those that gave nothing. Without quorum: RunFailed, nothing changed."""
+        federation, answers = self.federation, Answers()
+        content = wire.pack_plan(ask.plan)
+        waiting = list(ask.sites)
+        for attempt in range(federation.retries + 1):
+            self._attempt(ask, roster, content, waiting, answers)
+            if len(answers.ok) >= federation.min_sites:
+                return answers
+            waiting = [site for site in ask.sites if answers.sites[site].status in ("error", "timeout")]
+            if not waiting:
+                break
+            if attempt < federation.retries:
+                self.view.note(f"no quorum ({len(answers.ok)} of {federation.min_sites}): asking {waiting} again")
+        said = {site: f"{f.status} {f.reason}" for site, f in answers.sites.items() if f.status != "ok"}
+        reasons = "; ".join(f"{site}: {why}" for site, why in {**roster.unwilling(ask.plan.phase), **said}.items())
+        raise RunFailed(
+            f"{ask.plan.phase} round {ask.plan.round}: {len(answers.ok)} updates admitted, "
+            f"min_sites={federation.min_sites} after {federation.retries} retries ({reasons}); nothing was changed"
+        )
+
+    def _attempt(
+        self, ask: Ask, roster: Roster, content: RecordDict, waiting: list[SiteName], answers: Answers
+    ) -> None:
+        deadline = self.federation.deadline
+        end = time.monotonic() + deadline
+        sent: dict[str, SiteName] = {}
+        down = wire.size(content)
+        for site in waiting:
+            own = wire.address(content, self.ledgers.known(site))
+            message = Message(own, roster.nodes[site], MessageType.TRAIN, ttl=deadline, group_id=str(ask.plan.round))
+            (message_id,) = self.grid.push_messages([message])
+            sent[message_id] = site
+        while sent and time.monotonic() < end:
+            arrived = 0
+            for message_id, site in list(sent.items()):  # one id a pull: one update alive at a time
+                if time.monotonic() > end:
+                    break
+                self.view.site_started(site)
+                for reply in self.grid.pull_messages([message_id]):
+                    del sent[message_id]
+                    arrived += 1
+                    answers.sites[site] = self._received(reply, site, ask, answers, roster, down)
+                    self.view.site_finished(site, answers.sites[site])
+            if sent and not arrived:
+                time.sleep(POLL_SECONDS)
+        for site in sent.values():
+            answers.sites[site] = SiteFacts(status="timeout", reason=f"no answer in {deadline:.0f} s", bytes_down=down)
+            self.view.site_finished(site, answers.sites[site])
+
+    def _received(
+        self, reply: Message, site: SiteName, ask: Ask, answers: Answers, roster: Roster, down: int
+    ) -> SiteFacts:
+        """Judged, with a receipt kept of it; taken first, since reading an update empties it."""
+        came = None if reply.has_error() else wire.received(reply.content)
+        found = self._judge(reply, site, ask, answers, roster, down)
+        if came is not None:
+            self.receipts.keep(site, ask.plan, came, found)
+        return found
+
+    def _judge(
+        self, reply: Message, site: SiteName, ask: Ask, answers: Answers, roster: Roster, down: int
+    ) -> SiteFacts:
+        if reply.has_error():
+            return SiteFacts(status="error", reason=f"{reply.error.code}: {reply.error.reason}", bytes_down=down)
+        up = wire.size(reply.content)
+        refusal = wire.refusal_in(reply.content)
+        if refusal is not None:
+            status: Status = "error" if isinstance(refusal, RunFailed) else "refused"
+            if isinstance(refusal, BudgetSpent):
+                roster.left[site] = str(refusal)
+                self.view.note(f"{site} leaves the roster: {refusal}")
+            return SiteFacts(status=status, reason=str(refusal), bytes_up=up, bytes_down=down)
+        try:
+            update = wire.unpack_update(reply, site)
+            ask.take(update)
+        except UpdateRejected as rejected:
+            return SiteFacts(status="rejected", reason=str(rejected), bytes_up=up, bytes_down=down)
+        answers.metrics[site] = update.metrics
+        return SiteFacts(
+            status="ok",
+            loss=update.metrics.get("loss"),
+            samples=int(update.metrics.get("samples", 0)),
+            seconds=update.metrics.get("seconds", 0.0),
+            bytes_up=up,
+            bytes_down=down,
+            epsilon_spent=None if update.spent is None else update.spent.epsilon,
+        )
