@@ -160,7 +160,6 @@ def _train(
             owners=owners,
             round=plan.round,
             seed=(settings.seed, site.name),
-            device=device,
             on_step=lambda *_: work.go_on(),
         )
         metrics = {"loss": trained.loss, "samples": trained.samples, "seconds": trained.seconds, **trained.watch}

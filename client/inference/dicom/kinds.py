@@ -72,9 +72,9 @@ def _describe_pet(image: Dataset, modality: Modality, slices: int, k: int) -> No
     image.pop("PatientPosition", None)  # PET says it by codes, and has no more to say where the study had none
     image.PatientOrientationCodeSequence = []
     image.PatientGantryRelationshipCodeSequence = []
-    tracer = MODALITIES[modality].tracer
-    assert tracer is not None, "every PET of the table has one"
-    value, scheme, meaning = tracer
+    named = MODALITIES[modality].tracer
+    assert named is not None, "every PET of the table has one"
+    value, scheme, meaning = named
     tracer = Dataset()
     tracer.Radiopharmaceutical = meaning.replace("^", "")
     tracer.RadionuclideCodeSequence = [code("77004003", "SCT", "^18^Fluorine")]

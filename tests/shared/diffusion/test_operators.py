@@ -10,19 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from support.separable import means
 from torch import Tensor
 
-from shared.base.errors import ConfigError, DataError
+from shared.base.errors import DataError
 from shared.data.volumes import Placement
 from shared.diffusion.acquisition import unit_maps
 from shared.diffusion.operators import (
     CartesianMRI,
-    GaussianBlur,
     Measured,
     Operator,
     Place,
-    SuperResolution,
     clean,
     measured,
     none,
@@ -44,8 +42,8 @@ class Draw:
         pick = random.Random(self.seed)
         self.g = torch.Generator().manual_seed(self.seed)
         self.H, self.W = (2 * pick.randint(3, 6) + odd for odd in self.parity)
-        self.coils, self.factor, self.sd = pick.randint(1, 4), pick.randint(1, 3), pick.uniform(0.3, 3)
-        print(f"seed {self.seed}: {self.H} x {self.W}, {self.coils} coils, factor {self.factor}, blur {self.sd:.3g}")
+        self.coils = pick.randint(1, 4)
+        print(f"seed {self.seed}: {self.H} x {self.W}, {self.coils} coils")
 
     def normal(self, *shape: int, dtype: torch.dtype = F64) -> Tensor:
         return torch.randn(shape, generator=self.g, dtype=dtype)
@@ -94,15 +92,6 @@ def mri_placed_each(d: Draw) -> CartesianMRI:
     return CartesianMRI(maps_BCHW=d.maps(B, H, W), mask=d.mask(1, H, W), sigma=torch.rand(B), placement=place)
 
 
-def super_resolution(d: Draw) -> SuperResolution:
-    d.H, d.W = d.H * d.factor, d.W * d.factor
-    return SuperResolution(factor=d.factor, sigma=0.1)
-
-
-def blur(d: Draw) -> GaussianBlur:
-    return GaussianBlur(sd=d.sd, sigma=0.1)
-
-
 OPERATORS: Mapping[str, Callable[[Draw], Any]] = {
     f.__name__: f
     for f in (
@@ -113,8 +102,6 @@ OPERATORS: Mapping[str, Callable[[Draw], Any]] = {
         mri_espirit,
         mri_placed,
         mri_placed_each,
-        super_resolution,
-        blur,
     )
 }
 PARITIES = [(0, 0), (1, 1), (0, 1), (1, 0)]
@@ -165,7 +152,7 @@ def dense(operator: Operator, H: int, W: int) -> Tensor:
     return operator.normal(torch.eye(H * W, dtype=F64).reshape(-1, H, W)).flatten(1)
 
 
-@pytest.mark.parametrize("make", [mri_lines, mri_whole, mri_espirit, super_resolution, blur])
+@pytest.mark.parametrize("make", [mri_lines, mri_whole, mri_espirit])
 def test_the_normal_operator_is_symmetric_and_between_0_and_1(draw: Draw, make: Callable[[Draw], Any]) -> None:
     matrix = dense(make(draw), draw.H, draw.W)
     torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=1e-12)
@@ -301,7 +288,7 @@ def test_the_noise_is_sigma_per_sample_of_kspace_and_half_its_variance_in_each_p
     assert y.real.std().item() == pytest.approx(sigma / 2**0.5, rel=5 / (2 * n) ** 0.5)
     assert y.imag.std().item() == pytest.approx(sigma / 2**0.5, rel=5 / (2 * n) ** 0.5)
     assert abs((y.real * y.imag).mean().item()) < 5 * sigma**2 / 2 / n**0.5
-    image = simulate(GaussianBlur(sd=1.0, sigma=sigma), torch.zeros(B, 64, 64, dtype=F64), d.g)
+    image = simulate(means(64, 64, 1, sigma), torch.zeros(B, 64, 64, dtype=F64), d.g)
     assert image.std().item() == pytest.approx(sigma, rel=5 / (2 * image.numel()) ** 0.5)
 
 
@@ -397,23 +384,6 @@ def test_the_place_is_that_of_the_cohorts_geometry(one: Draw) -> None:
     np.testing.assert_allclose(placed.numpy(), placement.from_grid(stack), atol=1e-5)
 
 
-# --- super-resolution and blur ----------------------------------------------------------------------------------------
-
-
-def test_super_resolution_sees_means_of_blocks(one: Draw) -> None:
-    operator = super_resolution(one)
-    x, f = one.normal(B, one.H, one.W), one.factor
-    y = operator.forward(x)
-    for b, i, j in np.ndindex(*y.shape):
-        assert y[b, i, j].item() == pytest.approx(x[b, i * f : (i + 1) * f, j * f : (j + 1) * f].mean().item())
-
-
-def test_the_blur_is_a_gaussian_with_nothing_beyond_the_border(one: Draw) -> None:
-    x = one.normal(B, one.H, one.W)
-    expected = ndimage.gaussian_filter(x.numpy(), (0, one.sd, one.sd), mode="constant", truncate=9)
-    np.testing.assert_allclose(GaussianBlur(sd=one.sd).forward(x).numpy(), expected, atol=1e-7)
-
-
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -473,17 +443,6 @@ def test_a_scale_that_is_none_is_refused(one: Draw, scale: float | Tensor) -> No
     operator = mri_lines(one)
     with pytest.raises(DataError, match=r"scale .*must be"):
         measured(operator.forward(one.normal(B, one.H, one.W)), operator, scale)
-
-
-def test_what_does_not_divide_or_is_no_width_is_refused() -> None:
-    for shape in ((9, 8), (8, 9)):
-        with pytest.raises(DataError, match=r"image of shape .*: must divide by the factor 2"):
-            SuperResolution(factor=2).forward(torch.zeros(1, *shape))
-    with pytest.raises(ConfigError, match="factor=0"):
-        SuperResolution(factor=0)
-    for sd in (0.0, -1.0, math.nan):
-        with pytest.raises(ConfigError, match="sd="):
-            GaussianBlur(sd=sd)
 
 
 def test_a_measurement_is_one_of_three_kinds() -> None:

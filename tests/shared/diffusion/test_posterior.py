@@ -22,11 +22,12 @@ from support.gaussians import (
     second_order,
     standard_errors,
 )
+from support.separable import means
 from torch import Tensor
 
 from shared.base.errors import ConfigError
 from shared.diffusion.gaussian import SPACINGS, Grid, Schedule, cosine, evenly, linear
-from shared.diffusion.operators import Measured, SuperResolution
+from shared.diffusion.operators import Measured
 from shared.diffusion.posterior import POSTERIORS, mds, mds_fast, restore
 from shared.diffusion.samplers import GUIDED, Guess, Sampler, ddim
 
@@ -227,7 +228,7 @@ def pointwise(x: Tensor, t: int) -> Guess:
 def restored(kind: str, index: list[int], seed: int) -> Tensor:
     """These samples of a batch of four, each with a generator of its own."""
     images = torch.randn(4, 3, 4, 6, generator=seeded(seed), dtype=torch.float64)
-    operator = SuperResolution(factor=2, sigma=0.1)
+    operator = means(4, 6, factor=2, sigma=0.1)
     measured = [
         Measured("clean", images[:, 0]),
         Measured("none"),

@@ -8,12 +8,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy import optimize
+from support.separable import Separable, blur, means
 from torch import Tensor
 from torch.nn import functional as F
 
 from shared.base.errors import ConfigError, DataError
 from shared.diffusion.acquisition import birdcage, equispaced, unit_maps
-from shared.diffusion.operators import CartesianMRI, GaussianBlur, Operator, Place, SuperResolution, simulate
+from shared.diffusion.operators import CartesianMRI, Operator, Place, simulate
 from shared.methods.baselines.reconstruction import (
     cg_sense,
     gradient,
@@ -161,7 +162,7 @@ def test_zero_filled_keeps_the_brightness_of_a_plain_image_on_any_grid(seed: int
         maps_BCHW=birdcage(4, 31, 31, dtype=C128), mask=torch.ones(31, dtype=torch.bool), placement=place
     )
     plain = torch.full((2, 24, 24), random.Random(seed).uniform(0.1, 5), dtype=F64)
-    for operator in (whole, SuperResolution(factor=3)):
+    for operator in (whole, means(24, 24, 3)):
         torch.testing.assert_close(zero_filled(operator.forward(plain), operator), plain)
 
 
@@ -213,7 +214,7 @@ def test_total_variation_never_raises_its_objective_and_reaches_its_least(seed: 
 def test_total_variation_is_the_minimum_that_a_plain_search_finds(seed: int) -> None:
     """Four pixels through an identity: lengths of gradients, not sums of their parts."""
     pick = random.Random(seed)
-    identity, strength = GaussianBlur(sd=0.05), pick.uniform(0.05, 0.15)
+    identity, strength = blur(2, 2, sd=0.05), pick.uniform(0.05, 0.15)
     y = torch.tensor([pick.uniform(0.2, 1) for _ in range(4)], dtype=F64).reshape(1, 2, 2)
 
     def cost(x: NDArray[np.float64]) -> float:
@@ -265,8 +266,8 @@ def test_total_variation_of_c_times_the_data_is_c_times_the_image(seed: int) -> 
     torch.testing.assert_close(total_variation(64 * y, operator, strength=0.64, iterations=20), 64 * one)
 
 
-@pytest.mark.parametrize("operator", [GaussianBlur(sd=1.5, sigma=0.01), SuperResolution(factor=2, sigma=0.01)])
-def test_they_take_any_operator(seed: int, operator: Operator) -> None:
+@pytest.mark.parametrize("operator", [blur(24, 24, 1.5, 0.01), means(24, 24, 2, 0.01)])
+def test_they_take_any_operator(seed: int, operator: Separable) -> None:
     x = ellipses(seed)
     y = simulate(operator, x, torch.Generator().manual_seed(seed))
     plain, sense, tv = (
@@ -302,8 +303,8 @@ def test_the_largest_eigenvalue_is_found_from_above(seed: int) -> None:
     operators: list[Operator] = [
         scan(12, 3),
         CartesianMRI(maps_BCHW=maps, mask=equispaced(12, 2), placement=place),
-        GaussianBlur(sd=pick.uniform(0.3, 4)),
-        SuperResolution(factor=3),
+        blur(12, 12, pick.uniform(0.3, 4)),
+        means(12, 12, 3),
     ]
     for operator in operators:
         whole = operator.normal(torch.eye(144, dtype=F64).reshape(-1, 12, 12)).flatten(1)
