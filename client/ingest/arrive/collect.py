@@ -5,14 +5,14 @@ Nothing is unpacked. A folder is entered once, however many links lead to it; a 
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from client.ingest.arrive.headers import Header, read
 from client.ingest.arrive.records import Aside
+from client.ingest.arrive.source import Progress
 from shared.base.errors import DataError
 
-Progress = Callable[[int, int], None]
 MAX_DEPTH = 64
 
 

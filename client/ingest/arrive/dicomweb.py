@@ -22,8 +22,9 @@ from urllib.parse import urlsplit
 import requests
 
 from client.ingest.arrive.records import Aside
-from client.ingest.arrive.source import Bar, place
+from client.ingest.arrive.source import SPARE, UID, Bar, Progress, place
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import writing
 from shared.base.options import require
 
 AUTH_VARIABLE = "LACUNA_DICOMWEB_AUTH"
@@ -36,9 +37,7 @@ CONNECTIONS = 4
 ATTEMPTS = 6
 FIRST_WAIT, MOST_WAIT = 0.5, 30.0  # seconds before the second attempt, and the longest wait
 TIMEOUT = (10.0, 120.0)  # to connect, and between two pieces of an answer
-SPARE = 1e9  # bytes of the disk that are never filled
 PASSING = {408, 425, 429, 500, 502, 503, 504}
-_UID = re.compile(r"[0-9.]{1,64}")
 _STUDY, _SERIES, _INSTANCE, _MODALITY = "0020000D", "0020000E", "00080018", "00080060"
 
 
@@ -56,7 +55,7 @@ class Web:
     def __post_init__(self) -> None:
         check_url(self.url)
         for uid in self.studies:
-            require(_UID.fullmatch(uid) is not None, "studies", uid, "StudyInstanceUIDs, one a line")
+            require(UID.fullmatch(uid) is not None, "studies", uid, "StudyInstanceUIDs, one a line")
         require(
             re.fullmatch(r"(\d{8})?-?(\d{8})?", self.dates) is not None, "dates", self.dates, "like 20240101-20241231"
         )
@@ -68,7 +67,6 @@ class Web:
     def bring(self, incoming: Path, bar: Bar) -> tuple[Path, list[Aside]]:
         """All files of the wanted studies in a folder; those that are there already are not fetched again."""
         folder = place(incoming, self.name)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         asides: list[Aside] = []
         with bar("searching") as advance:
             wanted = self._search(asides, advance)
@@ -86,7 +84,7 @@ class Web:
 
     # QIDO-RS ----------------------------------------------------------------------------------------------------------
 
-    def _search(self, asides: list[Aside], advance: Callable[[int, int], None]) -> list[tuple[str, str, str]]:
+    def _search(self, asides: list[Aside], advance: Progress) -> list[tuple[str, str, str]]:
         """(study, series, instance) of every file of a series whose modality Lacuna may use."""
         session = self._session()
         studies = list(self.studies)
@@ -120,7 +118,7 @@ class Web:
                     continue
                 seen.add(uid)
                 new += 1
-                if _UID.fullmatch(uid):
+                if UID.fullmatch(uid):
                     yield uid, modality
                 else:
                     asides.append(Aside(what="series", where=path, why="the server names a UID that is none"))
@@ -167,8 +165,6 @@ class Web:
         if not hasattr(local, "session"):
             local.session = self._session()
         target = _path(folder, key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.partial")
         study, series, instance = key
         url = f"{self.name}/studies/{study}/series/{series}/instances/{instance}"
         accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
@@ -178,16 +174,13 @@ class Web:
                 url, headers={"Accept": accept}, timeout=TIMEOUT, stream=True, allow_redirects=False
             ) as answer:
                 _check(answer)
-                with partial.open("wb") as file:
+                with writing(target, durable=False) as file:  # a damaged one is fetched again
                     _write_part(answer, file.write)
 
         try:
             self._again(ask)
-            partial.replace(target)
         except DataError as error:
             return Aside(what="file", where=instance, why=f"on the server, not fetched: {error}", series=series)
-        finally:
-            partial.unlink(missing_ok=True)
         return None
 
     def _session(self) -> requests.Session:

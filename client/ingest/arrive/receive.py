@@ -4,11 +4,8 @@ The receiver listens until nothing has come for `idle` seconds after the first i
 it has is kept, so a second sending adds to it. It answers to its own AE title alone.
 """
 
-import contextlib
-import os
 import re
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +15,10 @@ from typing import Any
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 
 from client.ingest.arrive.records import Aside
-from client.ingest.arrive.source import Bar, place
+from client.ingest.arrive.source import SPARE, UID, Bar, Progress, place
 from shared.base.errors import ConfigError
+from shared.base.files import copy
 
-SPARE = 1e9  # bytes of the disk that are never filled
 OUT_OF_RESOURCES, WRONG_IDENTITY, SUCCESS = 0xA700, 0xA900, 0x0000
 SYNTAXES = [
     "1.2.840.10008.1.2",
@@ -31,7 +28,6 @@ SYNTAXES = [
     *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91)),
 ]
 VERIFICATION = "1.2.840.10008.1.1"
-_UID = re.compile(r"[0-9.]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +47,12 @@ class Receiver:
 
     def bring(self, incoming: Path, bar: Bar) -> tuple[Path, list[Aside]]:
         folder = place(incoming, self.name)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         refused: list[Aside] = []
         with bar("receiving") as advance:
             self._listen(folder, refused, advance)
         return folder, refused
 
-    def _listen(self, folder: Path, refused: list[Aside], advance: Callable[[int, int], None]) -> None:
+    def _listen(self, folder: Path, refused: list[Aside], advance: Progress) -> None:
         _config.STORE_RECV_CHUNKED_DATASET = True  # straight to disk: memory does not grow with the image
         entity = AE(ae_title=self.title)
         entity.require_called_aet = True
@@ -93,23 +88,18 @@ def _store(event: Any, folder: Path, refused: list[Aside], state: _State) -> int
     """One image to disk; the status that its sender gets."""
     state.last = time.monotonic()
     uid = str(event.request.AffectedSOPInstanceUID)
-    if not _UID.fullmatch(uid):
+    if not UID.fullmatch(uid):
         refused.append(Aside(what="file", where="(over the network)", why="sent with a UID that is none: refused"))
         return WRONG_IDENTITY
     if shutil.disk_usage(folder).free < SPARE:
         refused.append(Aside(what="file", where=uid, why="refused: less than 1 GB of the disk is free"))
         return OUT_OF_RESOURCES
     target = folder / f"{uid}.dcm"
-    partial = folder / f".{uid}.{os.getpid()}.{threading.get_ident()}.partial"
     try:
-        shutil.copyfile(event.dataset_path, partial)
-        partial.replace(target)
+        copy(Path(event.dataset_path), target, durable=False)  # its sender has it too; a damaged one is named later
     except OSError as error:
         refused.append(Aside(what="file", where=uid, why=f"can't be written: {error.strerror}"))
         return OUT_OF_RESOURCES
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
     state.count += 1
     state.last = time.monotonic()
     return SUCCESS

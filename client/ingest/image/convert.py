@@ -6,7 +6,6 @@ A conversion is done once: its folder is named by the files that it came from, a
 
 import hashlib
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -20,18 +19,19 @@ import dcm2niix
 import numpy as np
 from numpy.typing import NDArray
 
+from client.ingest.arrive.records import read_sidecar
+from client.ingest.image.resample import is_sheared
 from client.ingest.image.suv import uptake
 from client.ingest.recognise.series import Series
 from shared.base.errors import DataError
+from shared.base.files import make_folder, new_folder, write_text
 from shared.base.vocabulary import Modality
 from shared.data.volumes import read, read_stored, shape_and_affine, write
 
 VERSION = "1"  # raise it when the same files would give another volume
 PATIENCE = 900.0  # seconds for one series
 MEMORY = 8 * 2**30  # bytes of address space for dcm2niix
-SIDECAR_LIMIT = 4 * 2**20
 AIR = -400.0  # HU: a CT in Hounsfield units has voxels below this, be they air or padding
-SHEAR = 1e-2
 _NO_VOLUME = ("_ROI", "_ph", "_real", "_imaginary", "_fieldmaphz", "_MoCo")
 
 
@@ -54,24 +54,18 @@ def convert(series: Series, modality: Modality, folder: Path) -> Converted:
     stored = _stored(target)
     if stored is not None:
         return stored
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "in").mkdir(parents=True)
-    try:
+    with new_folder(target) as made:
+        (made / "in").mkdir()
         for number, path in enumerate(series.paths):
-            (partial / "in" / f"{number:06d}.dcm").symlink_to(path.resolve())
-        said = _run(partial)
-        nifti, sidecar = _choose(partial, series, said)
+            (made / "in" / f"{number:06d}.dcm").symlink_to(path.resolve())
+        said = _run(made)
+        nifti, sidecar = _choose(made, series, said)
         why = _check(nifti, series)
         if series.kind == "PT":
             why = _to_uptake(nifti, series, sidecar)
         elif series.kind == "CT":
             sidecar["Units"] = "HU"
-        _keep(partial, nifti, sidecar, why)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _keep(made, nifti, sidecar, why)
     found = _stored(target)
     assert found is not None
     return found
@@ -79,7 +73,7 @@ def convert(series: Series, modality: Modality, folder: Path) -> Converted:
 
 def decode(path: Path, folder: Path) -> NDArray[Any] | None:
     """One file's frames, as dcm2niix decodes them: it knows more compressions than pydicom does here."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".partial") as name:
         scratch = Path(name)
         (scratch / "in").mkdir()
@@ -158,21 +152,13 @@ def _choose(folder: Path, series: Series, said: str) -> tuple[Path, dict[str, An
     if len(pool) > 1:
         raise DataError(f"dcm2niix made {len(pool)} volumes of it: it holds more than one")
     sidecars = sorted((folder / "out").glob("*.json"), key=lambda path: len(path.name))
-    sidecar: dict[str, Any] = {}
-    if sidecars and sidecars[0].stat().st_size <= SIDECAR_LIMIT:
-        try:
-            loaded = json.loads(sidecars[0].read_text(encoding="utf-8", errors="replace"))
-            sidecar = loaded if isinstance(loaded, dict) else {}
-        except ValueError:  # dcm2niix copies text as it is; without its sidecar the volume is still good
-            sidecar = {}
-    return pool[0], sidecar
+    return pool[0], read_sidecar(sidecars[0]) if sidecars else {}
 
 
 def _check(nifti: Path, series: Series) -> str:
     """A volume of the slices that went in, finite, not blank, at right angles, and CT in Hounsfield units."""
     shape, affine = shape_and_affine(nifti)
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if np.abs(directions.T @ directions - np.eye(3)).max() > SHEAR:
+    if is_sheared(affine):
         raise DataError("its slices do not stand at a right angle, and dcm2niix did not push them back")
     resampled = "_Tilt" in nifti.name or "_Eq" in nifti.name
     if not resampled and series.slices and series.slices not in shape:
@@ -202,4 +188,4 @@ def _keep(folder: Path, nifti: Path, sidecar: Mapping[str, Any], why: str) -> No
     shutil.rmtree(folder / "in")
     shutil.rmtree(folder / "out")
     content = {"sidecar": sidecar, "why": why, "bytes": (folder / "image.nii").stat().st_size}
-    (folder / "image.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_text(folder / "image.json", json.dumps(content, indent=1), durable=False)

@@ -1,23 +1,20 @@
 """A BIDS folder as a source: its volumes are taken as they are, and go straight to preparation."""
 
-import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from client.ingest.arrive.records import Acquired, Aside
+from client.ingest.arrive.records import Acquired, Aside, read_sidecar
+from client.ingest.arrive.source import Progress
 from client.ingest.recognise.visits import Taken, Visit
 from shared.base.errors import DataError
+from shared.base.files import copy
 from shared.data.bids import Participant, find_subjects, read_participants
 from shared.data.modalities import MODALITIES
 from shared.data.volumes import shape_and_affine
 
-SIDECAR_LIMIT = 4 * 2**20
 FOLDER = "bids:"  # begins the names of what came from a BIDS folder
-Progress = Callable[[int, int], None]
 
 
 def take(source: Path, folder: Path, progress: Progress | None = None) -> tuple[list[Taken], list[Aside]]:
@@ -93,24 +90,10 @@ def _unit(modality: str) -> dict[str, str]:
 
 
 def _sidecar(path: Path) -> dict[str, Any]:
-    beside = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
-    try:
-        if beside.stat().st_size <= SIDECAR_LIMIT:
-            loaded = json.loads(beside.read_text(encoding="utf-8"))
-            return loaded if isinstance(loaded, dict) else {}
-    except (OSError, ValueError):
-        pass
-    return {}
+    return read_sidecar(path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json"))
 
 
 def _link(path: Path, target: Path) -> Path:
     """A second name for the file; where the disk allows none, a copy."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(path.resolve(), partial)
-    except OSError:
-        shutil.copyfile(path, partial)
-    partial.replace(target)
+    copy(path, target, linked=True, durable=False)  # the source is still there
     return target
