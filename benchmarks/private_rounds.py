@@ -202,7 +202,6 @@ class Bench:
                 owners=owners,
                 round=0,
                 seed=(0,),
-                device=self.device,
             )
 
         return run

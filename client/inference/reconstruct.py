@@ -34,6 +34,7 @@ from shared.data.bids import Sources
 from shared.data.intensities import RULES, Percentiles, Scaling, find_brain, find_scaling, usual_scaling
 from shared.data.modalities import MODALITIES, parse
 from shared.diffusion.samplers import GUIDED, Sampler
+from shared.methods import TAKE_RAW
 from shared.model.bundle import Bundle
 from shared.model.metrics import METRICS, WINDOW
 from shared.model.model import Restores
@@ -135,7 +136,7 @@ def _check_raw(bundle: Bundle, sources: Sources, raw: Raw) -> None:
         )
         raise DataError(f"{sources.subject}: nothing measured: name raw data, or a volume to simulate from; {remedy}")
     if not isinstance(bundle.model.method, Restores):
-        raise DataError(f"bundle: {bundle.model.name} works from images only; raw data need any2all")
+        raise DataError(f"bundle: {bundle.model.name} works from images only; raw data need {TAKE_RAW}")
 
 
 def _sampler(bundle: Bundle, asked: Asked) -> Sampler:

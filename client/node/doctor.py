@@ -155,10 +155,10 @@ def _expiry(state: Path, now: datetime) -> Iterator[Check]:
 
 
 def _versions(agreed: Manifest, head: Head) -> Iterator[Check]:
-    from shared.data.intensities import RULES_VERSION
+    from shared.data.intensities import rules_version
 
     for name, own, theirs in (
-        ("intensity rules", RULES_VERSION, agreed.intensities.version),
+        ("intensity rules", rules_version(agreed.modalities), agreed.intensities.version),
         ("lacuna", version("lacuna"), agreed.lacuna),
         ("flwr", version("flwr"), head.versions.flwr),
     ):

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -164,13 +163,13 @@ def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work,
         frozen=frozen(net.state_dict(), owners),
     )
     if not private:
-        return _sum(task, work) if phase.kind == "sums" else _train(task, device, work)
+        return _sum(task, work) if phase.kind == "sums" else _train(task, work)
     with private_site(site, settings, sum(patterns.values()), go_on=work.go_on) as own:
         own.check(task.plan, phase)
         return _sum_privately(task, own) if phase.kind == "sums" else _train_privately(task, own, patterns)
 
 
-def _train(task: Task, device: torch.device, work: plans.Work) -> Update:
+def _train(task: Task, work: plans.Work) -> Update:
     with _personal_layers(task):
         trained = train(
             task.method,
@@ -181,7 +180,6 @@ def _train(task: Task, device: torch.device, work: plans.Work) -> Update:
             owners=task.owners,
             round=task.plan.round,
             seed=(task.settings.seed, task.site.name),
-            device=device,
             on_step=lambda *_: work.go_on(),
         )
     metrics = {"loss": trained.loss, "samples": trained.samples, "seconds": trained.seconds, **trained.watch}

@@ -27,7 +27,7 @@ def check(site: Site, settings: RunSettings, method: Method) -> None:
     policy, name = site.policy, settings.method.name
     _allow(site, "method", name, "methods", policy.methods)
     if policy.sizes is not None:
-        _allow(site, "size", str(getattr(method, "size", "none")), "sizes", policy.sizes)
+        _allow(site, "size", method.size, "sizes", policy.sizes)
     if settings.min_holders < policy.min_holders:
         _refuse(site, "min_holders", settings.min_holders, f"min_holders: at least {policy.min_holders}")
     _check_manifest(site, settings, method)

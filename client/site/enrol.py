@@ -197,13 +197,14 @@ def _check(opened: Kit, installed: Head | None, where: str, now: datetime) -> Ma
 
 
 def _check_intensities(agreed: Manifest, where: str) -> None:
-    from shared.data.intensities import RULES, RULES_VERSION
+    from shared.data.intensities import RULES, rules_version
 
+    own = rules_version(agreed.modalities)
     rules = {name: plain(RULES[name]) for name in agreed.modalities if name in RULES}
-    if agreed.intensities.version != RULES_VERSION or dict(agreed.intensities.rules) != rules:
+    if agreed.intensities.version != own or dict(agreed.intensities.rules) != rules:
         raise DataError(
             f"{where}: {manifest.MANIFEST} has other intensity rules ({agreed.intensities.version}, here "
-            f"{RULES_VERSION}); the federation runs Lacuna {agreed.lacuna}, here is {version('lacuna')}"
+            f"{own}); the federation runs Lacuna {agreed.lacuna}, here is {version('lacuna')}"
         )
 
 

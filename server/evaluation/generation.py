@@ -20,6 +20,7 @@ from shared.base.options import plain
 from shared.base.randomness import generator
 from shared.diffusion.operators import none
 from shared.diffusion.samplers import Sampler
+from shared.methods import TAKE_RAW
 from shared.model.fill import AT_ONCE
 from shared.model.model import Restores, read_model
 from shared.plan.training import find_device
@@ -35,7 +36,7 @@ def generate(
     finished(folder)
     model, on = read_model(folder / "final"), find_device(device)
     if not isinstance(model.method, Restores):
-        raise DataError(f"model {model.name}: makes images from images only; complete sets need any2all")
+        raise DataError(f"model {model.name}: makes images from images only; complete sets need {TAKE_RAW}")
     net, sets, size = model.net.to(on), [], AT_ONCE.get(on.type, 8)
     for start in range(0, count, size):
         numbers = range(start, min(start + size, count))

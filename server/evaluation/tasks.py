@@ -26,6 +26,7 @@ from shared.data.slices import Slices
 from shared.diffusion.acquisition import birdcage, equispaced
 from shared.diffusion.operators import CartesianMRI, Measured, clean, measured, none, simulate
 from shared.diffusion.samplers import Sampler
+from shared.methods import TAKE_RAW
 from shared.methods.baselines.reconstruction import cg_sense, total_variation, zero_filled
 from shared.model.evaluation import Filler
 from shared.model.metrics import METRICS
@@ -202,7 +203,7 @@ def _raw(image_BHW: Tensor, operator: CartesianMRI, modality: Modality, seed: in
 def sampled(model: Model, sampler: Sampler, held: Held, scan: Scan, *, seed: int, device: torch.device) -> Restorer:
     """The Monte-Carlo mean of a sampler's samples."""
     if not isinstance(model.method, Restores):
-        raise DataError(f"model {model.name}: works from images only; these tasks need any2all")
+        raise DataError(f"model {model.name}: works from images only; these tasks need {TAKE_RAW}")
     method, net = model.method, model.net.to(device)
 
     def fill(task: Task) -> Tensor | None:

@@ -59,16 +59,6 @@ Shown: TypeAlias = tuple[Modality, ...]
 VERSION = 1  # raise it when the same images would get other scores
 TRUTH = "truth"
 DRAWN = 2  # subjects in the picture
-TAKES: Mapping[str, tuple[str, ...]] = {  # kinds of sampler, by method
-    "amm_diff": ("mean", "ddim", "multistep", "ancestral"),
-    "any2all": ("mean", "ddim", "multistep", "ancestral", "mps", "mds", "mds_fast"),
-    "aca_diff": ("mean", "ddim", "multistep", "ancestral"),
-    "ldm": ("mean", "ddim", "multistep", "ancestral"),
-    "mmdm": ("bridge", "mean"),
-    "bbdm": ("bridge", "mean"),
-    "ddpm": ("ddim", "ancestral", "multistep", "mean"),
-    "pix2pix": ("mean",),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,7 +284,7 @@ def _samplers(given: Sequence[str], models: Mapping[str, Model]) -> dict[str, Sa
             raise ConfigError(f"--sampler {entry}: one for all runs was given already; RUN=KIND is for one run")
         general = load_sampler(kind)
     for name, model in models.items():
-        takes = general is not None and general.kind in TAKES.get(model.name, ())
+        takes = general is not None and general.kind in model.method.samplers
         chosen.setdefault(name, general if general is not None and takes else model.sampler)
     return chosen
 

@@ -176,12 +176,12 @@ def known_methods(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def intensities(modalities: Sequence[str]) -> Intensities:
-    from shared.data.intensities import RULES, RULES_VERSION
+    from shared.data.intensities import RULES, rules_version
 
     for name in modalities:
         if name not in RULES:
             raise ConfigError(f"modality={name!r}: must be one of {', '.join(RULES)}")
-    return Intensities(version=RULES_VERSION, rules={name: plain(RULES[name]) for name in modalities})
+    return Intensities(version=rules_version(modalities), rules={name: plain(RULES[name]) for name in modalities})
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from server.federation.federation import load
 from shared.base import files
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import plain
-from shared.data.intensities import RULES, RULES_VERSION
+from shared.data.intensities import RULES, rules_version
 from shared.trust import manifest
 from shared.trust.certificates import utc
 from shared.trust.manifest import Plane
@@ -47,7 +47,7 @@ def test_the_manifest_says_what_was_agreed_and_is_signed(federation: Path) -> No
     loaded = load(federation)
     agreed = loaded.manifest
     assert (agreed.version, agreed.before, agreed.modalities, agreed.methods) == (1, "", ("T1", "FLAIR"), ("amm_diff",))
-    assert agreed.intensities.version == RULES_VERSION
+    assert agreed.intensities.version == rules_version(("T1", "FLAIR"))
     assert agreed.intensities.rules == {"T1": plain(RULES["T1"]), "FLAIR": plain(RULES["FLAIR"])}
     assert agreed.digest == files.sha256((federation / "federation.json").read_bytes())
     text = (federation / "federation.json").read_text()

@@ -261,7 +261,6 @@ def test_a_poisoned_path_that_is_not_a_sites_own_changes_nothing() -> None:
             owners=owners,
             round=0,
             seed=(0, "a"),
-            device=torch.device("cpu"),
         )
         assert "from:AV45" not in [o for o, n in trained.counts.items() if n]
         folded = Fold(owners, weights, bits=scale_bits(max_abs=64.0, max_count=8), estimator="masked")
