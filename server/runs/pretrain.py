@@ -48,7 +48,7 @@ def pretrain(config: Config, folder: Path) -> Path:
 
 
 def one_site(config: Config) -> Config:
-    """Nobody to wait for, and nobody to keep a slice from."""
+    """The same config for the one site that holds all: nobody to wait for, and nobody to keep a slice from."""
     federation = dataclasses.replace(
         config.federation, sites=(runs.POOLED,), min_sites=1, min_holders=1, alone=False, engine="local"
     )

@@ -26,13 +26,11 @@ Check = Callable[[Config], object]
 Form = Callable[[Config], Config]  # what is asked -> what is carried out and stored
 
 
-def _as_asked(config: Config) -> Config:
+def _as_is(config: Config) -> Config:
     return config
 
 
-def create(
-    overrides: Sequence[str], *, check: Check = lambda config: None, form: Form = _as_asked
-) -> tuple[Config, Path]:
+def create(overrides: Sequence[str], *, check: Check = lambda config: None, form: Form = _as_is) -> tuple[Config, Path]:
     """The folder of a new run, or of the one that `resume=` names. Nothing is written for one that can't start."""
     config = load(overrides)
     if config.resume is not None:
