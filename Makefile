@@ -1,11 +1,12 @@
-# `make demo` and `make test` do their own set-up on a fresh machine (Python 3.11 and a C library are all they need).
-PYTHON ?= python3.11
+# `make demo` and `make test` do their own set-up on a fresh machine (Python 3.11, 3.12 or 3.13 and a C library are all
+# they need; the newest of them that is there is taken: PYTHON=python3.12 is another).
+PYTHON ?= $(or $(firstword $(foreach v,13 12 11,$(shell python3.$(v) -c 'print("python3.$(v)")' 2>/dev/null))),$(error no Python 3.11, 3.12 or 3.13 on the PATH))
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   := demo
 
-.PHONY: help install demo check test test-containers clean
+.PHONY: help install demo check fast test test-containers clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -22,11 +23,15 @@ $(READY): constraints.txt pyproject.toml
 demo: install ## three hospitals train AMM-Diff together; ends with a report page
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo.sh $(DEMO)
 
-check: install ## format, lint, types, import contracts
+check: install ## format, lint, types, import contracts, declared dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry .
+
+fast: install ## what a developer runs all day: the tests without training and programs of their own, 90 s on two cores
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" FAST
 
 test: install ## the whole test suite on two cores
 	$(BIN)/pytest -n 2 --dist loadgroup

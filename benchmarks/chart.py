@@ -9,10 +9,9 @@ chart), and by a classifier of AD against HC on completed sets. What is done alr
 """
 
 import argparse
-import shutil
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 HIDDEN = "FLAIR,T2S,CT"
@@ -25,6 +24,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--subjects", type=int, default=28, help="of site-a and site-b; site-c has 10")
+    parser.add_argument("--heldout", type=int, default=8, help="of each site")
+    parser.add_argument("--edge", type=int, default=48, help="voxels along an edge of the phantoms")
     parser.add_argument("--clinic", type=int, default=44, help="of the classifier's study, from each of three scanners")
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument(
@@ -32,78 +33,42 @@ def main() -> None:
         default="multistep",
         help="of the classifier's volumes, each one sample; images are scored by the mean, in one evaluation",
     )
+    parser.add_argument("--classifier", default="", help="KEY=VALUE of task=diagnosis, such as 'rates=0.2 epochs=1'")
     parser.add_argument("overrides", nargs="*", help="of the runs, such as size=tiny")
     asked = parser.parse_args()
     out: Path = asked.out.resolve()
-    world, clinic = out / "world", out / "clinic"
+    few = min(10, asked.subjects)
+    out.mkdir(parents=True, exist_ok=True)
+    os.chdir(out)
     lacuna(
-        "phantom",
-        str(world),
-        "--family",
-        "dementia",
-        "--size",
-        "48",
-        "--subjects",
-        str(asked.subjects),
-        "--subjects-at",
-        "site-c=10",
-        "--heldout",
-        "8",
-        "--seed",
-        str(asked.seed),
-        "--missing",
-        f"site-a={HIDDEN},AV45",
-        "--missing",
-        f"site-b={HIDDEN},FDG",
-        "--missing",
-        f"site-c={HIDDEN}",
+        f"phantom world --family dementia --size {asked.edge} --subjects {asked.subjects} --subjects-at site-c={few}"
+        f" --heldout {asked.heldout} --seed {asked.seed} --missing site-a={HIDDEN},AV45 --missing site-b={HIDDEN},FDG"
+        f" --missing site-c={HIDDEN}"
     )
     lacuna(
-        "phantom",
-        str(clinic),
-        "--family",
-        "dementia",
-        "--size",
-        "48",
-        "--subjects",
-        str(asked.clinic),
-        "--heldout",
-        "0",
-        "--coordinator",
-        "0",
-        "--seed",
-        str(asked.seed + 72),
-        *(word for site in "abc" for word in ("--missing", f"site-{site}={HIDDEN}")),
+        f"phantom clinic --family dementia --size {asked.edge} --subjects {asked.clinic} --heldout 0 --coordinator 0"
+        f" --seed {asked.seed + 72}" + "".join(f" --missing site-{site}={HIDDEN}" for site in "abc")
     )
     # a path that site-c alone can teach (FDG with AV45) would not be released with two holders
-    usual = [f"world={world}", f"runs={out / 'runs'}", "size=small", "federation.min_holders=1", *asked.overrides]
-    train(out, "chart", "method=aca_diff", "federation.alone=true", *usual)
-    train(out, "emb", "method=aca_diff", "method.text=label_embedding", *CODERS, *usual)
-    train(out, "ldm", "method=ldm", *CODERS, *usual)
-    of = ["--runs", str(out / "runs"), "--sampler"]
-    lacuna("evaluate", *TOLD, "task=images", f"out={out / 'images'}", *of, "mean")
+    usual = ["world=world", "size=small", "federation.min_holders=1", *asked.overrides]
+    train("chart", "method=aca_diff", "federation.alone=true", *usual)
+    train("emb", "method=aca_diff", "method.text=label_embedding", *CODERS, *usual)
+    train("ldm", "method=ldm", *CODERS, *usual)
+    lacuna(f"evaluate {' '.join(TOLD)} task=images out=images --sampler mean")
     lacuna(
-        "evaluate",
-        *JUDGED,
-        "task=diagnosis",
-        f"study={clinic / 'sites'}",
-        "strangers=true",
-        f"out={out / 'diagnosis'}",
-        *of,
-        asked.sampler,
+        f"evaluate {' '.join(JUDGED)} task=diagnosis study=clinic/sites strangers=true out=diagnosis"
+        f" --sampler {asked.sampler} {asked.classifier}"
     )
 
 
-def train(out: Path, name: str, *overrides: str) -> None:
-    folder = out / "runs" / name
-    known = (folder / "config.json").exists()
-    lacuna("simulate", *overrides, f"resume={name}" if known else f"run={name}")
+def train(name: str, *overrides: str) -> None:
+    known = Path("runs", name, "config.json").exists()
+    lacuna(f"simulate {' '.join(overrides)} {'resume' if known else 'run'}={name}")
 
 
-def lacuna(*words: str) -> None:
-    print("lacuna", *words, flush=True)
-    command: Sequence[str] = [shutil.which("lacuna") or sys.exit("lacuna is not on the path"), *words]
-    subprocess.run(command, check=True)
+def lacuna(words: str) -> None:
+    print("lacuna", words, flush=True)
+    subprocess.run([sys.executable, "-m", "server.cli", *words.split()], check=True)
 
 
 if __name__ == "__main__":

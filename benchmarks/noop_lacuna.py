@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +15,14 @@ from server.runs.local_grid import LocalGrid
 from server.runs.serve import serve
 from shared import methods
 from shared.base import doors
+from shared.base.randomness import Noise
 from shared.base.records import Batch, Losses, Owners, Phase
 from shared.base.vocabulary import SHARED, Modality
 from shared.data.cohort import prepare
 from shared.data.modalities import bids_path
 from shared.data.volumes import Grid, write
 from shared.diffusion.samplers import Sampler
+from shared.methods import Method
 from shared.plan.config import Choice, Config, Federation, Tracking, Validation
 from shared.plan.training import PhaseTraining
 
@@ -34,6 +36,11 @@ class Noop:
     modalities: tuple[Modality, ...] = ("T1", "T2")
     tensors: int = 100
     phases: tuple[Phase, ...] = (Phase(name="nothing"),)
+    slab: int = 1
+
+    @property
+    def targets(self) -> tuple[Modality, ...]:
+        return self.modalities
 
     def build(self, seed: int) -> nn.Module:
         return nn.ParameterDict({f"t{i:04d}": nn.Parameter(torch.zeros(512, 512)) for i in range(self.tensors)})
@@ -45,6 +52,9 @@ class Noop:
         first = next(net.parameters())
         return Losses(loss_B=first[:1, 0] * 0, gave={SHARED: torch.ones(1, dtype=torch.bool)})
 
+    def lacks(self, held: Collection[Modality], phase: str) -> str | None:
+        return None
+
     def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
         return {}
 
@@ -52,13 +62,16 @@ class Noop:
         return
 
     def synthesize(
-        self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: torch.Generator
+        self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: Noise
     ) -> Tensor:
         return images_BMHW
 
 
+NOOP: type[Method] = Noop  # the contract, checked by mypy: the suite runs this at its smallest
+
+
 def main(tensors: int, rounds: int, sites: int) -> None:
-    cast(MutableMapping[str, Any], methods.METHODS)["noop"] = Noop
+    cast(MutableMapping[str, Any], methods.METHODS)["noop"] = NOOP
     bids = Path("cohort")
     for modality in ("T1", "T2"):
         data = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32) + 1

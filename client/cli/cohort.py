@@ -1,18 +1,93 @@
 """`lacuna-site ingest`, `prepare` and `review`: from a hospital's images to a cohort. Thin: they call others."""
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.cli.options import bar
+from client.cli.options import Modalities, Why, bar
 from shared.base.errors import DataError
+from shared.base.verbs import flat
+
+if TYPE_CHECKING:
+    from client.ingest.arrive.source import Source
+    from client.ingest.cohort.pipeline import Ingested
+    from client.ingest.image.preparation import Preparation
 
 app = typer.Typer()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageOptions:
+    """How a subject's images are made to fit together."""
+
+    spacing: Annotated[
+        float | None, typer.Option(help="Voxels in mm; default: the reference image's own.", show_default=False)
+    ] = None
+    strip_weights: Annotated[
+        Path | None,
+        typer.Option(help="A network that finds the brain, TorchScript or .pt2. Default: BET.", show_default=False),
+    ] = None
+    strip_sha256: Annotated[
+        str | None, typer.Option(help="The SHA-256 of that file; another is not loaded.", show_default=False)
+    ] = None
+    strip_output: Annotated[
+        str, typer.Option(help="What it gives: probability, logit, or distance (mm, below 0 inside).")
+    ] = "probability"
+    template: Annotated[
+        bool, typer.Option("--template", help="Bring every subject into the space of MNI152 (affine).")
+    ] = False
+
+    def preparation(self) -> "Preparation":
+        from client.ingest.image.brain import Strip
+        from client.ingest.image.preparation import Preparation
+
+        own = self.strip_weights is not None
+        strip = Strip(tool="weights", sha256=self.strip_sha256, output=self.strip_output) if own else Strip()
+        return Preparation(spacing_mm=self.spacing, to_template=self.template, strip=strip)
+
+    def prepare(self, workers: int | None, jobs, cohort, progress):  # type: ignore[no-untyped-def]
+        from client.ingest.cohort.runner import disk_needed, prepare_all
+
+        options, weights = self.preparation(), self.strip_weights
+        typer.echo(f"{'disk for the cohort':<28}up to {disk_needed(jobs, options) / 1e9:.2f} GB", err=True)
+        return prepare_all(jobs, cohort, options=options, weights=weights, workers=workers, progress=progress)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions:
+    """Of a source that is a server, or whoever sends to us."""
+
+    auth_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Holds the server's authorization, `Bearer ...` or `Basic ...`; mode 600.", show_default=False
+        ),
+    ] = None
+    studies: Annotated[
+        Path | None, typer.Option(help="Of a server, only these: StudyInstanceUIDs, one a line.", show_default=False)
+    ] = None
+    dates: Annotated[str, typer.Option(help="Of a server, only these study dates: 20240101-20241231.")] = ""
+    idle: Annotated[float, typer.Option(min=1, help="Seconds without a new image that end `receive:`.")] = 60.0
+    peer: Annotated[
+        list[str] | None, typer.Option(help="AE titles that may send; repeat it. Default: all.", show_default=False)
+    ] = None
+
+    def find(self, text: str) -> "Source":
+        from client.ingest.arrive.sources import find_source
+
+        peers = tuple(self.peer or ())
+        return find_source(
+            text, auth_file=self.auth_file, studies=self.studies, dates=self.dates, idle=self.idle, peers=peers
+        )
+
+
 @app.command()
+@flat
 def ingest(
+    *,
     source: Annotated[
         str, typer.Argument(help="A folder, http(s)://host/dicom-web, or receive:PORT/AETITLE.", show_default=False)
     ],
@@ -23,43 +98,13 @@ def ingest(
     review: Annotated[
         bool, typer.Option("--review", help="Stop after STATE/ingest/series.csv is written, for you to edit.")
     ] = False,
-    modality: Annotated[
-        list[str] | None, typer.Option(help="Only these; repeat it. Default: all that are found.", show_default=False)
-    ] = None,
+    modality: Modalities = None,
     visit_days: Annotated[
         int, typer.Option(min=0, help="A patient's studies within so many days are one visit; 0: of the same day.")
     ] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one per core")] = None,
-    spacing: Annotated[
-        float | None, typer.Option(help="Voxels in mm; default: the reference image's own.", show_default=False)
-    ] = None,
-    strip_weights: Annotated[
-        Path | None,
-        typer.Option(help="A network that finds the brain, TorchScript or .pt2. Default: BET.", show_default=False),
-    ] = None,
-    strip_sha256: Annotated[
-        str | None, typer.Option(help="The SHA-256 of that file; another is not loaded.", show_default=False)
-    ] = None,
-    strip_output: Annotated[
-        str, typer.Option(help="What it gives: probability, logit, or distance (mm, below 0 inside).")
-    ] = "probability",
-    template: Annotated[
-        bool, typer.Option("--template", help="Bring every subject into the space of MNI152 (affine).")
-    ] = False,
-    auth_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Holds the server's authorization, `Bearer ...` or `Basic ...`; mode 600.", show_default=False
-        ),
-    ] = None,
-    studies: Annotated[
-        Path | None, typer.Option(help="Of a server, only these: StudyInstanceUIDs, one a line.", show_default=False)
-    ] = None,
-    dates: Annotated[str, typer.Option(help="Of a server, only these study dates: 20240101-20241231.")] = "",
-    idle: Annotated[float, typer.Option(min=1, help="Seconds without a new image that end `receive:`.")] = 60.0,
-    peer: Annotated[
-        list[str] | None, typer.Option(help="AE titles that may send; repeat it. Default: all.", show_default=False)
-    ] = None,
+    image: ImageOptions,
+    origin: SourceOptions,
 ) -> None:
     """From DICOM or BIDS to a de-identified, co-registered cohort of brains, with a reason for all that was left out.
 
@@ -81,31 +126,25 @@ def ingest(
     add to the same OUT as long as STATE is the same. STATE/identity.key links pseudonyms to patients: keep it, and keep
     it private. A table STATE/participants.tsv (participant_id = PatientID; age, sex, diagnosis, mmse, ...) is merged.
     """
-    from client.ingest.arrive.sources import find_source
+    from client.ingest.cohort.pipeline import Options
     from client.ingest.cohort.pipeline import ingest as carry_out
-    from client.ingest.cohort.runner import disk_needed, prepare_all
-    from client.ingest.image.brain import Strip
-    from client.ingest.image.preparation import Preparation
-
-    strip = Strip() if strip_weights is None else Strip(tool="weights", sha256=strip_sha256, output=strip_output)
-    options = Preparation(spacing_mm=spacing, to_template=template, strip=strip)
-
-    def prepare_jobs(jobs, cohort, progress):  # type: ignore[no-untyped-def]
-        typer.echo(f"{'disk for the cohort':<28}up to {disk_needed(jobs, options) / 1e9:.2f} GB", err=True)
-        return prepare_all(jobs, cohort, options=options, weights=strip_weights, workers=workers, progress=progress)
 
     done = carry_out(
-        find_source(source, auth_file=auth_file, studies=studies, dates=dates, idle=idle, peers=tuple(peer or ())),
+        origin.find(source),
         out,
         state,
-        prepare=prepare_jobs,
-        preparation=options.digest,
-        modalities=modality,
-        review=review,
-        visit_days=visit_days,
-        workers=workers,
+        prepare=partial(image.prepare, workers),
+        preparation=image.preparation().digest,
+        options=Options(modalities=modality, review=review, visit_days=visit_days, workers=workers),
         bar=bar,
     )
+    _print_ingested(done)
+    if done.visits == 0:
+        raise DataError(f"out={out}: no subject can be used; {out / 'exclusions.csv'} says why")
+    typer.echo("edit it, then run again without --review" if review else str(done.cohort))
+
+
+def _print_ingested(done: "Ingested") -> None:
     for name, value in done.summary:
         typer.echo(f"{name:<28}{value}")
     for subject, why in done.excluded.items():
@@ -113,9 +152,6 @@ def ingest(
     typer.echo(f"{'why each was left aside':<28}{done.asides_file}")
     if done.series_file is not None:
         typer.echo(f"{'what each series is':<28}{done.series_file}")
-    if done.visits == 0:
-        raise DataError(f"out={out}: no subject can be used; {out / 'exclusions.csv'} says why")
-    typer.echo("edit it, then run again without --review" if review else str(done.cohort))
 
 
 @app.command()
@@ -126,9 +162,7 @@ def prepare(
     spacing: Annotated[
         float | None, typer.Option(help="Pixel size in mm; default: each subject's own.", show_default=False)
     ] = None,
-    modality: Annotated[
-        list[str] | None, typer.Option(help="Only these; repeat it. Default: all that are found.", show_default=False)
-    ] = None,
+    modality: Modalities = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes.", show_default="as many as pay")] = None,
 ) -> None:
     """Check a cohort file by file and cache it for training; again and again: only what changed is done anew.
@@ -156,7 +190,7 @@ def review(
         list[str] | None, typer.Option(help="A subject to take though it was excluded.", show_default=False)
     ] = None,
     reject: Annotated[list[str] | None, typer.Option(help="A subject to leave out.", show_default=False)] = None,
-    why: Annotated[str, typer.Option(help="The reason, for whoever reads the decision later.")] = "",
+    why: Why = "",
 ) -> None:
     """List a cohort's subjects, or write down a person's decision on some of them. Look at quality.html first.
 

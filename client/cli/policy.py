@@ -53,10 +53,11 @@ def policy(
     same keys may stand in Flower's node config (`max-rounds-per-day=50`), but not with another value.
     """
     from client.site.plans import used
-    from client.site.policy import SETTINGS, read
+    from client.site.policy import make_policy
+    from client.site.settings import SETTINGS, read_file
 
     folder = _state(state)
-    found = read(folder)
+    found = make_policy(read_file(folder).policy)
     if check:
         typer.echo(f"{folder / SETTINGS}: [policy] can be read")
         return

@@ -1,12 +1,14 @@
 """`lacuna-site budget` and `audit`: what private training has spent, and tests of what it stands on."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from client.cli.options import AnySigner, Bundle, Device, Kind, Trust, bar, load, sampler_of
+from client.cli.options import Bundle, Device, Kind, Signer, Why, bar, sampler_of
 from shared.base.errors import PlanRefused
+from shared.base.verbs import flat
 
 app = typer.Typer()
 audits = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Look for what should not be there.")
@@ -28,7 +30,7 @@ def budget(
     set_size: Annotated[
         int | None, typer.Option(help="Another round figure of the site's subjects; likewise.", show_default=False)
     ] = None,
-    why: Annotated[str, typer.Option(help="The reason, for whoever reads the decision later.")] = "",
+    why: Why = "",
     as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
 ) -> None:
     """What this site's subjects have given away by private training, in all runs together, and what is left.
@@ -93,7 +95,28 @@ def audit_privacy(
     carry_out(repeat=repeat, as_json=as_json, bar=bar)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitOptions:
+    duplicates: Annotated[
+        float, typer.Option(min=0, max=1, help="Warn above this share of near-duplicates, beyond the control.")
+    ] = 0.05
+    auc: Annotated[
+        float, typer.Option(min=0.5, max=1, help="Warn where the interval of the membership AUC begins above this.")
+    ] = 0.6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EffortOptions:
+    subjects: Annotated[int, typer.Option(min=1, help="Of each cohort, at most so many go through the network.")] = 100
+    slices: Annotated[int, typer.Option(min=1, help="Of each subject.")] = 8
+    draws: Annotated[int, typer.Option(min=1, help="Of times and noise, for each slice.")] = 16
+    sampler: Kind = None
+    seed: Annotated[int, typer.Option(help="Same seed, same figures.")] = 0
+    device: Device = "auto"
+
+
 @audits.command("memorisation")
+@flat
 def audit_memorisation(
     bundle: Bundle,
     train: Annotated[Path, typer.Option(help="BIDS cohort that the bundle was trained on: its split `train`.")],
@@ -101,20 +124,9 @@ def audit_memorisation(
         Path, typer.Option(help="BIDS cohort of the same kind that it was not; the same folder: its other splits.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for figures and pictures: patient data, stays at the site.")],
-    trust: Trust = None,
-    any_signer: AnySigner = False,
-    duplicates: Annotated[
-        float, typer.Option(min=0, max=1, help="Warn above this share of near-duplicates, beyond the control.")
-    ] = 0.05,
-    auc: Annotated[
-        float, typer.Option(min=0.5, max=1, help="Warn where the interval of the membership AUC begins above this.")
-    ] = 0.6,
-    subjects: Annotated[int, typer.Option(min=1, help="Of each cohort, at most so many go through the network.")] = 100,
-    slices: Annotated[int, typer.Option(min=1, help="Of each subject.")] = 8,
-    draws: Annotated[int, typer.Option(min=1, help="Of times and noise, for each slice.")] = 16,
-    sampler: Kind = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same figures.")] = 0,
-    device: Device = "auto",
+    signer: Signer,
+    limit: LimitOptions,
+    effort: EffortOptions,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 4 after a warning.")] = False,
 ) -> None:
     """Does a bundle remember this site's training subjects? Compares them with held-out ones, and sends nothing.
@@ -139,24 +151,17 @@ def audit_memorisation(
     from shared.data import cohort as data
     from shared.trust.audits import Limits
 
-    limits = Limits(duplicates=duplicates, auc=auc)
-    effort = Effort(subjects=subjects, slices=slices, draws=draws, seed=seed)
-    loaded = load(bundle, trust, any_signer)
+    limits = Limits(duplicates=limit.duplicates, auc=limit.auc)
+    looked = Effort(subjects=effort.subjects, slices=effort.slices, draws=effort.draws, seed=effort.seed)
+    loaded = signer.load(bundle)
     with bar("preparing") as advance:
         trained, others = (
             data.prepare(folder, loaded.model.grid, progress=advance).cohort for folder in (train, heldout)
         )
+    sampler, device = sampler_of(effort.sampler), effort.device
     with bar("looking") as advance:
         done = carry_out(
-            loaded,
-            trained,
-            others,
-            out,
-            limits=limits,
-            effort=effort,
-            sampler=sampler_of(sampler),
-            device=device,
-            progress=advance,
+            loaded, trained, others, out, limits=limits, effort=looked, sampler=sampler, device=device, progress=advance
         )
     for remark in done.remarks:
         typer.echo(f"remark: {remark}", err=True)

@@ -146,14 +146,19 @@ def key_of(source: Mapping[str, Any], target: Modality) -> str:
     return hashlib.sha256(json.dumps({**source, "target": target}, sort_keys=True).encode()).hexdigest()
 
 
+def reached(loaded: Loaded) -> list[int]:
+    """The slices that the brain reaches."""
+    return [int(z) for z in np.flatnonzero(loaded.brain_DHW.any(axis=(1, 2)))]
+
+
 def draw(loaded: Loaded, given: Planes, made: Mapping[str, Made], warning: str) -> Any:
     """A contact sheet: what was given, then what was made, by label, with its spread."""
     from shared.base import pictures  # draws with libraries that only this needs
 
     brain = loaded.brain_DHW
-    reached = np.flatnonzero(brain.any(axis=(1, 2)))
-    shares = np.linspace(0.2, 0.8, PREVIEW_SLICES) * (len(reached) - 1)
-    chosen = reached[shares.round().astype(int)].tolist()
+    slices = reached(loaded)
+    shares = np.linspace(0.2, 0.8, PREVIEW_SLICES) * (len(slices) - 1)
+    chosen = [slices[n] for n in shares.round().astype(int)]
     rows: list[list[NDArray[Any]]] = [[image[z] for z in chosen] for _, image in given]
     labels = [label for label, _ in given]
     for label, one in made.items():

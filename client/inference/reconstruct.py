@@ -9,7 +9,6 @@ Clean volumes come in as they are. `simulate` measures volumes of the subject, h
 scores what comes back. Arrays run as everywhere in the house: rows of k-space are the anterior-posterior index.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ from numpy.typing import NDArray
 from client.inference import outputs
 from client.inference.cases import Case, Raw, load_case
 from client.inference.guard import guard
+from client.inference.job import DEFAULT, Asked, Done, Job, remarks_of
 from client.inference.measurements import FAR, explain
-from client.inference.outputs import WARNING, Files, Made
-from client.inference.slices import SliceStore
+from client.inference.outputs import WARNING, Files, Made, Planes
 from client.inference.sources import check_out, check_targets, check_there, find
 from shared.base.checkpoint import sha256
 from shared.base.errors import ConfigError, DataError
@@ -36,9 +35,8 @@ from shared.data.modalities import MODALITIES, parse
 from shared.diffusion.samplers import GUIDED, Sampler
 from shared.model.bundle import Bundle
 from shared.model.metrics import METRICS, WINDOW
-from shared.model.model import Filled, Progress, Restores, fill
+from shared.model.model import Progress, Restores
 from shared.model.taught import check_taught, untaught_remarks
-from shared.plan.training import find_device
 
 RECONSTRUCTED = (
     "Reconstructed from undersampled k-space with a learned prior, which may put in or take away detail. "
@@ -49,94 +47,64 @@ USUAL = Sampler(kind="mds", steps=15, eta=1.0, told=True, gamma=None, cg=15)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reconstructed:
-    """What was done for one subject."""
-
-    subject: str
-    made: Mapping[Modality, Path]
-    kept: Mapping[Modality, Path]  # were there already, from the same inputs, bundle, sampler and seed
-    preview: Path | None
+class Reconstructed(Done):
     flags: Mapping[Modality, str]  # measurements that the image does not explain
     scores: Mapping[Modality, Mapping[str, float]]  # of what was simulated
-    remarks: tuple[str, ...]
-    unusual: tuple[str, ...] = ()  # what of the clean volumes lies outside of what the bundle was trained on
 
 
 def reconstruct(
-    bundle: Bundle,
-    subject: Path,
-    raw: Raw,
-    out: Path,
-    *,
-    sampler: Sampler | None = None,
-    samples: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    targets: Sequence[Modality] | None = None,
-    without: Sequence[Modality] = (),
-    at_once: int | None = None,
-    progress: Progress | None = None,
-    force: bool = False,
+    bundle: Bundle, subject: Path, raw: Raw, out: Path, asked: Asked = DEFAULT, *, progress: Progress | None = None
 ) -> Reconstructed:
-    """`targets`: by default all that was measured or simulated, and all that the subject lacks.
+    """Make what is asked, by default all that was measured or simulated, and all that the subject lacks.
 
-    Volumes of what it is to do `without` are not used. Clean volumes far from what the bundle was trained on are
-    refused, unless `force`.
+    Clean volumes far from what the bundle was trained on are refused, unless it is asked to go on.
     """
     known = bundle.model.modalities
     sources = find(subject)
     _check_raw(bundle, sources, raw)
-    sampler = _sampler(bundle, sampler, samples)
+    sampler = _sampler(bundle, asked)
     scanned = raw.modalities
     wanted = (
         tuple(m for m in known if m in scanned or m not in sources.files)
-        if targets is None
-        else check_targets(bundle, targets)
+        if asked.targets is None
+        else check_targets(bundle, asked.targets)
     )
-    hidden = {*wanted, *scanned, *without}
+    hidden = {*wanted, *scanned, *asked.without}
     inputs = {m: p for m, p in sources.files.items() if m in known and m not in hidden}
     check_out(subject, out)
     check_there([*inputs.values(), *raw.measured.values(), *raw.maps.values()])
-    wanted, left = check_taught(bundle.model, (*inputs, *scanned), wanted, asked=targets is not None)
-    source = {**outputs.made_from(bundle, inputs, sampler, seed), **_raw_key(sources, raw)}
-    keys = {m: outputs.key_of(source, m) for m in wanted}
-    files = {m: _files(out, sources.subject, m, scanned) for m in wanted}
-    todo = [m for m in wanted if not files[m].are_whole(keys[m])]
+    wanted, left = check_taught(bundle.model, (*inputs, *scanned), wanted, asked=asked.targets is not None)
+    made_from = {**outputs.made_from(bundle, inputs, sampler, asked.seed), **_raw_key(sources, raw)}
+    job = Job(bundle, asked, sampler, {m: _files(out, sources.subject, m, scanned) for m in wanted}, made_from)
     preview = outputs.preview_path(out, sources.subject)
     guarded = None
-    if todo:
-        case = load_case(bundle, sources, raw, inputs, seed)
-        guarded = guard(bundle, case.loaded, force=force) if inputs else None  # a scan has no scale to compare
-        where = find_device(device)
-        store = SliceStore(out, sources.subject, {**source, "device": where.type, "at_once": at_once})
-        reached = np.flatnonzero(case.loaded.brain_DHW.any(axis=(1, 2))).tolist()
-        filled = _fill(bundle, case, reached, sampler, seed, where, at_once, store, progress)
+    if job.todo:
+        case = load_case(bundle, sources, raw, inputs, asked.seed)
+        guarded = guard(bundle, case.loaded, force=asked.force) if inputs else None  # a scan has no scale to compare
+        store = job.store(out, sources.subject)
+        filled = job.fill(case.loaded, store, "reconstruct", measured=case.scans, progress=progress)
         facts = {
             "Inputs": {**outputs.inputs_facts(inputs), **_raw_facts(sources, raw)},
-            **outputs.model_facts(bundle, sampler, seed),
+            **outputs.model_facts(bundle, sampler, asked.seed),
             "Geometry": case.geometry,
             "Brain": case.brain,
             "Guard": None if guarded is None else guarded.facts,
         }
-        made = {m: _made(case, bundle, filled, m, reached, {**facts, "Key": keys[m]}) for m in wanted}
-        partial = store.make()
-        _draw(case, made).save(partial / preview.name)
-        for modality in todo:
-            outputs.write_volumes(files[modality], partial, case.loaded, made[modality])
-        preview.parent.mkdir(parents=True, exist_ok=True)
-        (partial / preview.name).replace(preview)
-        outputs.describe(out)
-        store.clear()
-    sidecars = {m: files[m].read_sidecar() for m in wanted if m in scanned}
+        made = {m: _made(case, m, *job.row(filled, m), {**facts, "Key": job.keys[m]}) for m in wanted}
+        given, named = _drawn(case, made)
+        warning = RECONSTRUCTED.partition(",")[0] + ". " + WARNING
+        job.write(store, preview, case.loaded, made, given=given, named=named, warning=warning)
+    made_now, kept = job.means()
+    sidecars = {m: job.files[m].read_sidecar() for m in wanted if m in scanned}
     return Reconstructed(
         subject=sources.subject,
-        made={m: files[m].mean for m in todo},
-        kept={m: files[m].mean for m in wanted if m not in todo},
+        made=made_now,
+        kept=kept,
         preview=preview if preview.exists() else None,
         flags={m: s["DataConsistency"]["Flag"] for m, s in sidecars.items() if s["DataConsistency"]["Flag"]},
         scores={m: s["Score"] for m, s in sidecars.items() if s["Score"]},
         remarks=(
-            *(f"{r.file or r.subject}: {r.why}" for r in sources.remarks),
+            *remarks_of(sources),
             *(f"{p.name}: {m} is not among the model's modalities" for m, p in sources.files.items() if m not in known),
             *(f"{sources.files[m].name}: not used: raw data stand for {m}" for m in raw.measured if m in sources.files),
             *left,
@@ -169,57 +137,24 @@ def _check_raw(bundle: Bundle, sources: Sources, raw: Raw) -> None:
         raise DataError(f"bundle: {bundle.model.name} works from images only; raw data need any2all")
 
 
-def _sampler(bundle: Bundle, asked: Sampler | None, samples: int | None) -> Sampler:
+def _sampler(bundle: Bundle, asked: Asked) -> Sampler:
     own = bundle.model.sampler
-    sampler = asked or (own if own.kind in GUIDED else USUAL)
+    sampler = asked.sampler or (own if own.kind in GUIDED else USUAL)
     if sampler.kind not in GUIDED:
         raise ConfigError(f"sampler={sampler.kind}: takes clean images only; for raw data take {', '.join(GUIDED)}")
-    return sampler if samples is None else dataclasses.replace(sampler, samples=samples)
+    return asked.with_samples(sampler)
 
 
 # --- the work -------------------------------------------------------------------------------------------------------
 
 
-def _fill(
-    bundle: Bundle,
-    case: Case,
-    reached: Sequence[int],
-    sampler: Sampler,
-    seed: int,
-    device: torch.device,
-    at_once: int | None,
-    store: SliceStore,
-    progress: Progress | None,
-) -> Filled:
-    modalities = bundle.model.modalities
-    images_MDHW = torch.zeros(len(modalities), *case.loaded.brain_DHW.shape)
-    shown_M = torch.zeros(len(modalities), dtype=torch.bool)
-    for image_DHW, modality in zip(case.loaded.images_MDHW, case.loaded.scalings, strict=True):
-        images_MDHW[modalities.index(modality)] = torch.from_numpy(image_DHW)
-        shown_M[modalities.index(modality)] = True
-    return fill(
-        bundle.model,
-        images_MDHW,
-        shown_M,
-        slices=reached,
-        sampler=sampler,
-        keys=(seed, "reconstruct"),
-        device=device,
-        measured=case.scans,
-        at_once=at_once,
-        kept=store,
-        progress=progress,
-    )
-
-
 def _made(
-    case: Case, bundle: Bundle, filled: Filled, modality: Modality, reached: Sequence[int], facts: Mapping[str, Any]
+    case: Case, modality: Modality, mean_DHW: torch.Tensor, sd_DHW: torch.Tensor | None, facts: Mapping[str, Any]
 ) -> Made:
-    row = bundle.model.modalities.index(modality)
-    mean_DHW, sd_DHW = filled.mean_MDHW[row], None if filled.sd_MDHW is None else filled.sd_MDHW[row]
     if modality not in case.scans:
         return Made(mean_DHW=mean_DHW, sd_DHW=sd_DHW, scaling=usual_scaling(modality), facts=facts)
     placed = case.scans[modality]
+    reached = outputs.reached(case.loaded)
     found = placed.residuals(mean_DHW, reached)
     rule, first = RULES[modality], case.loaded.placement.z[0]
     assert isinstance(rule, Percentiles)
@@ -291,7 +226,8 @@ def _raw_facts(sources: Sources, raw: Raw) -> dict[str, Any]:
     return facts
 
 
-def _draw(case: Case, made: Mapping[Modality, Made]) -> Any:
+def _drawn(case: Case, made: Mapping[Modality, Made]) -> tuple[Planes, Mapping[str, Made]]:
+    """What the contact sheet shows as given and as made, by label."""
     loaded = case.loaded
     given = [(f"{m}, measured", image) for m, image in zip(loaded.scalings, loaded.images_MDHW, strict=True)]
     labels = {}
@@ -300,7 +236,7 @@ def _draw(case: Case, made: Mapping[Modality, Made]) -> Any:
             sense_DHW = _unit(loaded.placement.to_grid(case.sense[m]), one.scaling)
             given.append((f"{m}, k-space (CG-SENSE)", sense_DHW))
         labels[f"{m}, RECONSTRUCTED" if m in case.scans else f"{m}, SYNTHETIC"] = one
-    return outputs.draw(loaded, given, labels, RECONSTRUCTED.partition(",")[0] + ". " + WARNING)
+    return given, labels
 
 
 def parse_pairs(option: str, pairs: Sequence[str]) -> dict[Modality, Path]:

@@ -6,21 +6,18 @@ values. It is read anew for every message, so a change counts from the next one 
 
 import json
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from client.site.settings import SETTINGS
 from shared.base.errors import ConfigError
-from shared.base.files import read_bounded
 from shared.base.options import build, require
 from shared.base.records import RELEASED
 from shared.methods import METHODS
 
-SETTINGS = "site.toml"
 SIZES = ("tiny", "small", "paper")
 _MANIFEST = re.compile(r"any|installed|[0-9a-f]{64}")
 
@@ -92,12 +89,11 @@ class Policy:
         )
 
 
-# --- reading --------------------------------------------------------------------------------------------------------
+# --- making it ------------------------------------------------------------------------------------------------------
 
 
-def read(state: Path, node_config: Mapping[str, Any] | None = None) -> Policy:
-    """From STATE/site.toml and the node config; ConfigError for a key that is unknown, wrong, or in both but unlike."""
-    table = _table(state / SETTINGS)
+def make_policy(table: Mapping[str, Any], node_config: Mapping[str, Any] | None = None) -> Policy:
+    """From [policy] and the node config; ConfigError for a key that is unknown, wrong, or in both but unlike."""
     values: dict[str, Any] = dict(table)
     for name, given in (node_config or {}).items():
         key = name.replace("-", "_")
@@ -108,19 +104,6 @@ def read(state: Path, node_config: Mapping[str, Any] | None = None) -> Policy:
             )
         values[key] = value
     return build(Policy, values, "policy")
-
-
-def _table(path: Path) -> Mapping[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        found = tomllib.loads(read_bounded(path, "site").decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{SETTINGS}: is no TOML: {error}") from None
-    table = found.get("policy", {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"{SETTINGS}: policy={table!r}: must be a table, [policy]")
-    return table
 
 
 def _typed(key: str, given: Any) -> Any:

@@ -14,14 +14,15 @@ memory = "16g"                  for `up`: the most that the container may use
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shared.base.errors import ConfigError
+from shared.base.errors import ConfigError, DataError
+from shared.base.files import read_bounded
 from shared.base.options import build, require
 
-SETTINGS = "site.toml"
+SETTINGS, TABLES = "site.toml", ("site", "policy", "text")
 DEVICES, GPUS = ("auto", "cpu", "cuda"), ("auto", "all", "none")
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,255}")
 _MEMORY = re.compile(r"[1-9][0-9]{0,5}[mg]")
@@ -50,22 +51,38 @@ class Settings:
         return replace(self, **{key: value for key, value in given.items() if value is not None})
 
 
-def load(state: Path) -> Settings:
-    """What the file says, and the defaults for the rest; ConfigError for a key that is not ours."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteFile:
+    """The file's tables as they were written; empty where it or one of them is not there."""
+
+    site: Mapping[str, Any] = field(default_factory=dict)
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_file(state: Path) -> SiteFile:
+    """The one reader of STATE/site.toml; ConfigError for a table that is not ours."""
     path = state / SETTINGS
     if not path.exists():
-        return Settings()
+        return SiteFile()
     try:
-        record = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        record = tomllib.loads(read_bounded(path, "site").decode("utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: can't be read: is no TOML: {error}") from None
+    except DataError as error:
         raise ConfigError(f"{path}: can't be read: {error}") from None
-    others = sorted(record.keys() - {"site", "policy", "text"})
-    if others:
-        raise ConfigError(f"{path}: [{others[0]}] is unknown; it has [site], [policy] and [text]")
-    table = record.get("site", {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: site must be a table, [site]")
+    for name, table in sorted(record.items()):
+        if name not in TABLES:
+            raise ConfigError(f"{path}: [{name}] is unknown; it has [site], [policy] and [text]")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: {name}={table!r}: {name} must be a table, [{name}]")
+    return SiteFile(**record)
+
+
+def load(state: Path) -> Settings:
+    """What [site] says, and the defaults for the rest; ConfigError for a key that is not ours."""
+    table = read_file(state).site
     try:
         return build(Settings, table, "site")
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{state / SETTINGS}: {error}") from None

@@ -2,8 +2,8 @@
 
 A deployed site gives them as Flower's node config: `site`, `cohort` (one or more folders, joined by a colon), `state`,
 `device`; `text-...` are of its own text encoder (shared/clinical/settings.py), any other key is one of the policy's
-(client/site/policy.py); STATE/site.toml may hold both too. In a Ray simulation Flower only numbers its nodes, so the
-file named by LACUNA_SITES lists them in that order.
+(client/site/policy.py). STATE/site.toml may hold both too; it is read anew for every message. In a Ray simulation
+Flower only numbers its nodes, so the file named by LACUNA_SITES lists them in that order.
 """
 
 import json
@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.site.policy import Policy, read
+from client.site.policy import Policy, make_policy
+from client.site.settings import read_file
 from shared.base.errors import ConfigError
-from shared.clinical.settings import TextSettings, find_settings
+from shared.clinical.settings import TextSettings, text_settings
 
 SITES_VARIABLE = "LACUNA_SITES"
 LEDGER = "ledger.jsonl"
+_TEXT = "text-"
 _OWN = ("site", "cohort", "state", "device", "partition-id", "num-partitions")
 
 
@@ -59,13 +61,16 @@ def own_values(node_config: Mapping[str, Any]) -> dict[str, Any]:
 def find_site(node_config: Mapping[str, Any]) -> Site:
     values = own_values(node_config)
     state = Path(str(values["state"]))
+    file = read_file(state)
+    said = {key: value for key, value in values.items() if key not in _OWN}
+    text = {key.replace("_", "-"): value for key, value in file.text.items()}
+    text |= {key.removeprefix(_TEXT): value for key, value in said.items() if key.startswith(_TEXT)}
+    rules = {key: value for key, value in said.items() if not key.startswith(_TEXT)}
     return Site(
         name=str(values["site"]),
         cohorts=tuple(Path(folder) for folder in str(values["cohort"]).split(os.pathsep)),
         state=state,
         device=str(values.get("device", "auto")),
-        policy=read(
-            state, {key: value for key, value in values.items() if key not in _OWN and not key.startswith("text-")}
-        ),
-        text=find_settings(values, state),
+        policy=make_policy(file.policy, rules),
+        text=text_settings(text, state),
     )

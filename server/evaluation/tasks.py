@@ -1,4 +1,4 @@
-"""The tasks of the Any2all paper on held-out slices (seed_systems.md §4.7).
+"""The tasks of the Any2all paper on held-out slices (docs/methods/any2all.md, "The paper's tasks").
 
 One modality is reconstructed beside more and more clean ones; one that is missing is made from more and more. One slice
 of each held-out subject, so that slices are independent; every way sees the same images, and the same k-space and noise

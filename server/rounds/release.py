@@ -15,7 +15,7 @@ from shared.plan.config import Config
 
 
 def release(folder: Path, config: Config, weights: Weights, provenance: Mapping[str, Any]) -> Path:
-    """`folder`/weights.safetensors and model.json: the averaged weights and what they are."""
+    """Write `folder`/weights.safetensors and model.json: the averaged weights, and what they are."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / ".weights.partial"
     save_file({name: value.contiguous() for name, value in weights.items()}, partial)

@@ -6,7 +6,6 @@ and a simulation with all its sites, take them from the environment alone. Lists
 """
 
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from shared.base.errors import ConfigError
 from shared.base.options import require
 
-SECTION, FILE, VARIABLE = "text", "site.toml", "LACUNA_TEXT_"
+VARIABLE = "LACUNA_TEXT_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +37,13 @@ class TextSettings:
         require(plain, "model", self.model, "printable ASCII")
 
 
-def find_settings(node_config: Mapping[str, Any], state: Path | None) -> TextSettings:
-    """A site's; `state` is where its cache is kept."""
-    return _build({**_from_environment(), **_from_file(state), **_from_node(node_config)}, state)
+def text_settings(given: Mapping[str, Any], state: Path | None) -> TextSettings:
+    """A site's: what it says itself, then the environment; `state` is where its cache is kept."""
+    return _build({**_from_environment(), **given}, state)
 
 
 def from_environment() -> TextSettings:
-    """A coordinator's. It keeps no cache: it has the probes to ask, and no patient."""
+    """Read a coordinator's settings. It keeps no cache: it has the probes to ask, and no patient."""
     return _build(_from_environment(), None)
 
 
@@ -72,20 +71,6 @@ _FORMS: Mapping[str, tuple[Callable[[Any], Any], str]] = {
     "allowed-hosts": (_names, "host names"),
     "allow-phi-egress": (_flag, "true or false"),
 }
-
-
-def _from_node(node_config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.removeprefix("text-"): value for key, value in node_config.items() if key.startswith("text-")}
-
-
-def _from_file(state: Path | None) -> dict[str, Any]:
-    if state is None or not (state / FILE).is_file():
-        return {}
-    try:
-        found = tomllib.loads((state / FILE).read_text(encoding="utf-8")).get(SECTION, {})
-        return {str(key).replace("_", "-"): value for key, value in found.items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{FILE}: [{SECTION}] can't be read ({type(error).__name__})") from None
 
 
 def _from_environment() -> dict[str, Any]:

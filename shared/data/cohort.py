@@ -1,4 +1,6 @@
-"""A site's BIDS cohort to its prepared cache, and the cache opened (specs/blocks.md §6).
+"""A site's BIDS cohort to its prepared cache, and the cache opened.
+
+Why a cache: docs/methods/data.md, "From a cohort to a cache".
 
     derivatives/lacuna/<grid>/cohort.json           grid, subjects, digest of everything
                               exclusions.csv        what was done with each subject and file, and why

@@ -1,8 +1,10 @@
-"""Image quality on [0, 1] in a mask: pooled over a volume, and as the mean over its slices (seed_systems.md §9.12).
+"""Image quality on [0, 1] in a mask: pooled over a volume, and as the mean over its slices.
+
+Why so: docs/methods/metrics.md, "Image quality".
 
 The range is fixed at 1 and nothing is rescaled first: dividing a prediction by its own maximum hides intensity errors.
 Slices that the mask does not reach are left out. Both forms are always given: the mean of per-slice PSNRs lies one to
-two dB above the PSNR of the pooled error (§2.6). LPIPS and FID are not here: they need weights from elsewhere.
+two dB above the PSNR of the pooled error. LPIPS and FID are not here: they need weights from elsewhere.
 """
 
 import functools

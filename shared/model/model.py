@@ -145,7 +145,7 @@ def read_model(folder: Path) -> Model:
 
 
 def rebuild(record: Mapping[str, Any], weights: Weights, where: str) -> Model:
-    """The method by its name and options, then its weights: what is read is numbers and words, never code."""
+    """Build the method by its name and options, and load its weights: what is read is numbers and words, never code."""
     name = record["method"]
     if name not in METHODS:
         raise DataError(f"{where}: method={name!r}: this version knows {', '.join(METHODS)}")

@@ -3,7 +3,7 @@
 A released model says which patterns its training subjects had (provenance.patterns). A target that no subject ever had
 beside a shown modality can't have been learnt from it: such a task is refused with that reason. A task whose modalities
 were all seen in pairs, but never all together, rests on the network's extrapolation, and is remarked upon
-(seed_systems.md §7.5: pairwise data determine a Gaussian's joint, and still a network met the joint badly).
+(docs/methods/any2all.md, "What was never together": pairs determine a Gaussian's joint, yet no network's).
 """
 
 from collections.abc import Sequence

@@ -152,7 +152,7 @@ HOSTILE: Mapping[str, tuple[Callable[[], bytes], str]] = {
     ),
     "another client": (
         lambda: says("clientapp", '"client.round.work:app"'),
-        r"clientapp='client\.work:app': a site runs its own",
+        r"clientapp='client\.round\.work:app': a site runs its own",
     ),
     "a client of the standard library": (lambda: says("clientapp", '"os:system"'), r"clientapp='os:system'"),
     "a client that is a list": (lambda: says("clientapp", '["client.app:app"]'), r"clientapp=\['client\.app:app'\]"),

@@ -22,7 +22,7 @@ from client.ingest.arrive.source import Bar, place
 from shared.base.errors import ConfigError
 
 SPARE = 1e9  # bytes of the disk that are never filled
-OUT_OF_RESOURCES, WRONG_IDENTITY, CANNOT_UNDERSTAND, SUCCESS = 0xA700, 0xA900, 0xC000, 0x0000
+OUT_OF_RESOURCES, WRONG_IDENTITY, SUCCESS = 0xA700, 0xA900, 0x0000
 SYNTAXES = [
     "1.2.840.10008.1.2",
     "1.2.840.10008.1.2.1",

@@ -14,10 +14,11 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from client.ingest.arrive.records import Aside, Job
-from shared.base.vocabulary import Modality
+from client.ingest.clean.identity import Identity
+from client.ingest.cohort.outcome import Outcome
 from shared.data.bids import NUMBERS, WORDS
 from shared.data.modalities import in_order
 
@@ -43,28 +44,6 @@ prepared, quality.html shows them. Pseudonyms can be undone with the site's key 
 """
 
 
-class Outcome(Protocol):
-    """What became of one job in the preparation."""
-
-    @property
-    def subject(self) -> str: ...
-    @property
-    def session(self) -> str | None: ...
-    @property
-    def files(self) -> Mapping[Modality, str]: ...
-    @property
-    def left(self) -> Mapping[Modality, str]: ...
-    @property
-    def excluded(self) -> str | None: ...
-
-
-class Named(Protocol):
-    """Whoever gives pseudonyms (identity.py)."""
-
-    def subject(self, patient: str) -> str: ...
-    def uid(self, uid: str) -> str: ...
-
-
 def write_asides(folder: Path, source: str, asides: Sequence[Aside]) -> Path:
     """The site's own list for one source; it is written anew each time that the source is ingested."""
     name = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:12]
@@ -84,7 +63,7 @@ def read_asides(folder: Path) -> list[Aside]:
     return found
 
 
-def write_exclusions(cohort: Path, asides: Iterable[Aside], outcomes: Sequence[Outcome], identity: Named) -> None:
+def write_exclusions(cohort: Path, asides: Iterable[Aside], outcomes: Sequence[Outcome], identity: Identity) -> None:
     """Under pseudonyms: what the ingest left aside, and what the preparation did."""
     counts = Counter(
         (

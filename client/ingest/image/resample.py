@@ -43,13 +43,6 @@ def to_sitk(data_DHW: NDArray[Any], affine: Affine) -> Image:
     return image
 
 
-def from_sitk(image: Image) -> Volume:
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    return Volume(data_DHW=sitk.GetArrayFromImage(image).astype(np.float32, copy=False), affine=_LPS @ affine)
-
-
 def to_transform(pose: Pose) -> Transform:
     lps = _LPS @ pose @ _LPS
     transform = sitk.AffineTransform(3)

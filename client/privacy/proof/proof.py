@@ -1,4 +1,6 @@
-"""Is the private engine what its epsilon says? Six tests of the step itself (specs/privacy.md §5).
+"""Is the private engine what its epsilon says? Six tests of the step itself.
+
+What they have to catch: docs/methods/privacy.md, "The audit".
 
 Made-up subjects with chosen gradients go through the same charge, coins, clip, noise and division as real ones. The
 first five tests are of single laws that the proof of privacy rests on; the sixth plants canaries and measures, from

@@ -7,7 +7,7 @@
           coordinator/                     complete subjects of the coordinator's own
 
 Same options, same bytes, whatever the number of workers; a stopped `write_world` goes on where it was
-(specs/data.md §2).
+(docs/methods/data.md, "Phantoms").
 """
 
 import csv
@@ -181,7 +181,7 @@ def write_world(
 
 
 def _claim(out: Path, options: PhantomOptions) -> None:
-    """A folder holds one world: what is there must have been made with the same options."""
+    """Take a folder for one world: what is there must have been made with the same options."""
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"made_by": "lacuna phantom", "options": plain(options)}, indent=1, default=str) + "\n"
     path = out / "world.json"
@@ -193,7 +193,7 @@ def _claim(out: Path, options: PhantomOptions) -> None:
 
 
 def share_out(brains: Sequence[Path], options: PhantomOptions) -> Mapping[str, Sequence[Path]]:
-    """Which anatomies each site, the held-out subjects and the coordinator get.
+    """Decide which anatomies each site, the held-out subjects and the coordinator get.
 
     Label maps are split: no map that is trained on is tested on, and sites share none as long as there are enough.
     MNI152 is one brain: there the deformation alone tells subjects apart.
@@ -253,7 +253,7 @@ def _cohort(
 
 
 def _draw_all(tasks: Sequence[_Task], workers: int) -> Iterator[int]:
-    """How many are drawn, after each."""
+    """Draw all subjects; tells after each how many there are."""
     if workers == 1 or len(tasks) <= 1:
         for number, task in enumerate(tasks, start=1):
             _draw(task)
@@ -286,7 +286,7 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _draw(task: _Task) -> None:
-    """All of a subject into a folder aside, which then gets its name: a subject is there whole or not at all."""
+    """Write a subject into a folder aside, which then gets its name: it is there whole or not at all."""
     phantom = grow(task.family, task.seed, anatomy.load(task.anatomy), task.cube)
     scanner = draw_scanner(*task.scanner)
     aside = task.cohort / f".{task.subject}.partial"
@@ -307,7 +307,7 @@ def _draw(task: _Task) -> None:
 def _stored(
     modality: Modality, image_DHW: NDArray[np.float32], brain_DHW: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], type]:
-    """As such files come: MR in whole numbers of no unit, CT in whole HU, PET as SUVR. The background alone is 0."""
+    """Round as such files come: MR in whole numbers, CT in whole HU, PET as SUVR. The background alone is 0."""
     kind = MODALITIES[modality].kind
     if kind == "pet":
         return np.where(brain_DHW, np.maximum(image_DHW, 1e-4), 0), np.float32
@@ -388,6 +388,6 @@ def _images(task: _Task) -> tuple[Mapping[Modality, NDArray[np.float32]], tuple[
 
 
 def _stretched(image_DHW: NDArray[np.float32], brain_DHW: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """For the eye: from dark to bright over what this brain holds; outside stays black."""
+    """Stretch an image for the eye, from dark to bright over what this brain holds; outside stays black."""
     low, high = np.percentile(image_DHW[brain_DHW], (0.5, 99.7))
     return np.where(brain_DHW, np.clip((image_DHW - low) / max(high - low, 1e-6), 0, 1), 0).astype(np.float32)

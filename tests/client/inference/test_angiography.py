@@ -8,6 +8,7 @@ import pytest
 from support.models import release
 from support.worlds import subject_volumes
 
+from client.inference.job import Asked
 from client.inference.synthesize import synthesize
 from shared.base.errors import ConfigError, DataError
 from shared.data.modalities import bids_path
@@ -39,7 +40,7 @@ def subject(folder: Path, modalities: tuple[str, ...], edge: int) -> Path:
 @pytest.mark.parametrize("held", [("T1", "T2", "FLAIR"), ("T2",)])
 def test_it_lies_in_the_source_grid(bundle: Bundle, tmp_path: Path, edge: int, held: tuple[str, ...]) -> None:
     folder = subject(tmp_path, held, edge)
-    done = synthesize(bundle, folder, tmp_path / "out", sampler=BRIDGE)
+    done = synthesize(bundle, folder, tmp_path / "out", Asked(sampler=BRIDGE))
     assert set(done.made) == {"TOF"}  # and never FLAIR, which it can't make
     given, made = nibabel.load(folder / "anat" / "sub-07_T2w.nii.gz"), nibabel.load(done.made["TOF"])
     assert made.shape == given.shape
@@ -54,13 +55,13 @@ def test_it_lies_in_the_source_grid(bundle: Bundle, tmp_path: Path, edge: int, h
 def test_a_source_is_no_target(bundle: Bundle, tmp_path: Path) -> None:
     folder = subject(tmp_path, ("T1", "T2"), 16)
     with pytest.raises(DataError, match="target FLAIR: the bundle makes TOF"):
-        synthesize(bundle, folder, tmp_path / "out", targets=["FLAIR"])
+        synthesize(bundle, folder, tmp_path / "out", Asked(targets=["FLAIR"]))
 
 
 def test_a_sampler_that_is_no_bridge_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     folder = subject(tmp_path, ("T1", "T2"), 16)
     with pytest.raises(ConfigError, match="sampler=ddim: this method is a bridge from its source"):
-        synthesize(bundle, folder, tmp_path / "out", sampler=Sampler(kind="ddim", steps=2))
+        synthesize(bundle, folder, tmp_path / "out", Asked(sampler=Sampler(kind="ddim", steps=2)))
 
 
 def test_no_noise_is_the_same_image_whatever_the_seed(bundle: Bundle, tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_no_noise_is_the_same_image_whatever_the_seed(bundle: Bundle, tmp_path: 
     still = Sampler(kind="bridge", steps=3, eta=0.0)
     made = [
         nibabel.load(
-            synthesize(bundle, folder, tmp_path / f"out{seed}", sampler=still, seed=seed).made["TOF"]
+            synthesize(bundle, folder, tmp_path / f"out{seed}", Asked(sampler=still, seed=seed)).made["TOF"]
         ).get_fdata()
         for seed in (1, 2)
     ]

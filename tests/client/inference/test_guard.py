@@ -11,6 +11,7 @@ from support.models import AMM_TINY, release
 from support.worlds import subject_volumes
 
 from client.inference.guard import guard
+from client.inference.job import Asked
 from client.inference.synthesize import synthesize
 from server.runs.trained_on import ranges_for
 from shared.base.errors import ConfigError, DataError
@@ -80,7 +81,7 @@ def test_what_is_far_outside_is_refused_unless_forced(options: dict[str, Any], l
     ):
         synthesize(bundle, folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    done = synthesize(bundle, folder, tmp_path / "out", force=True)
+    done = synthesize(bundle, folder, tmp_path / "out", Asked(force=True))
     assert any(line in remark for remark in done.unusual), done.unusual
     sidecar = json.loads(done.made["FLAIR"].with_name("sub-07_desc-synthetic_FLAIR.json").read_text())
     assert sidecar["Guard"] == {

@@ -17,6 +17,7 @@ from support.raw import acquisition, header, transform, write_fastmri, write_ism
 
 from client.cli import cli
 from client.inference.cases import Raw
+from client.inference.job import Asked
 from client.inference.measurements import Simulation
 from client.inference.reconstruct import reconstruct
 from shared.base.errors import ConfigError, DataError
@@ -109,7 +110,7 @@ def agrees(path: Path, *, within: float) -> None:
 def test_complete_data_come_back_where_they_were(bundle: Bundle, tmp_path: Path) -> None:
     """Whatever the prior says: field of view, grid, intensities and the way back fit each other."""
     raw = Raw(measured={"FLAIR": raw_file(tmp_path / "raw.h5")})
-    done = reconstruct(bundle, subject(tmp_path, ("T1",)), raw, tmp_path / "out", sampler=FAITHFUL)
+    done = reconstruct(bundle, subject(tmp_path, ("T1",)), raw, tmp_path / "out", Asked(sampler=FAITHFUL))
     agrees(done.made["FLAIR"], within=0.02)
     assert list(done.made) == ["T2", "FLAIR"]
     assert not done.flags
@@ -150,7 +151,7 @@ def test_a_scanner_s_file_comes_back_where_it_was(bundle: Bundle, tmp_path: Path
     np.save(tmp_path / "maps.npy", maps)
     raw = Raw(measured={"FLAIR": path}, maps={"FLAIR": tmp_path / "maps.npy"})
     folder = subject(tmp_path, () if alone else ("T1",))
-    done = reconstruct(bundle, folder, raw, tmp_path / "out", sampler=FAITHFUL)
+    done = reconstruct(bundle, folder, raw, tmp_path / "out", Asked(sampler=FAITHFUL))
     found = sidecar(tmp_path / "out")
     assert found["Geometry"] == ("header of the FLAIR scan" if alone else "of the subject's volumes")
     if alone:  # its brain is found by a threshold
@@ -166,7 +167,7 @@ def test_a_scanner_s_file_comes_back_where_it_was(bundle: Bundle, tmp_path: Path
 
 def test_maps_are_estimated_from_the_middle_lines(bundle: Bundle, tmp_path: Path) -> None:
     raw = Raw(measured={"FLAIR": raw_file(tmp_path / "raw.h5", maps=False)})
-    done = reconstruct(bundle, subject(tmp_path, ("T1",)), raw, tmp_path / "out", sampler=FAITHFUL)
+    done = reconstruct(bundle, subject(tmp_path, ("T1",)), raw, tmp_path / "out", Asked(sampler=FAITHFUL))
     truth, got = volumes()["FLAIR"], nibabel.load(done.made["FLAIR"]).get_fdata().transpose(2, 1, 0)
     assert np.corrcoef(truth[truth > 0], got[truth > 0])[0, 1] > 0.95
     assert sidecar(tmp_path / "out")["Measurement"]["CoilMaps"] == "estimated from the fully measured lines (ESPIRiT)"
@@ -175,10 +176,10 @@ def test_maps_are_estimated_from_the_middle_lines(bundle: Bundle, tmp_path: Path
 def test_a_spacing_may_be_given_where_nothing_says_it(bundle: Bundle, tmp_path: Path) -> None:
     raw, folder = Raw(measured={"FLAIR": raw_file(tmp_path / "raw.h5")}), subject(tmp_path, ())
     with pytest.raises(DataError, match=r"neither a volume of the subject nor the file's header .* give its spacing"):
-        reconstruct(bundle, folder, raw, tmp_path / "out", sampler=FAST)
+        reconstruct(bundle, folder, raw, tmp_path / "out", Asked(sampler=FAST))
     assert not (tmp_path / "out").exists()
     told = dataclasses.replace(raw, spacing_mm=(2.0, 1.5, 4.0))
-    done = reconstruct(bundle, folder, told, tmp_path / "out", sampler=FAST)
+    done = reconstruct(bundle, folder, told, tmp_path / "out", Asked(sampler=FAST))
     assert list(done.made) == ["T1", "T2", "FLAIR"]
     assert nibabel.load(done.made["T1"]).header.get_zooms() == (2.0, 1.5, 4.0)
     assert nibabel.load(done.made["T1"]).shape == SHAPE[::-1]
@@ -191,7 +192,7 @@ def test_what_is_written_says_what_it_is(bundle: Bundle, tmp_path: Path) -> None
     folder = subject(tmp_path, ("T1", "FLAIR"))
     options = dataclasses.replace(FAST, samples=3)
     raw = Raw(simulate=("FLAIR",), simulation=Simulation(acceleration=2, noise=0.02))
-    done = reconstruct(bundle, folder, raw, tmp_path / "out", sampler=options, seed=3)
+    done = reconstruct(bundle, folder, raw, tmp_path / "out", Asked(sampler=options, seed=3))
     assert sorted(content(tmp_path / "out")) == [
         "dataset_description.json",
         "sub-07/anat/sub-07_desc-reconstructed_FLAIR.json",
@@ -223,7 +224,7 @@ def test_the_hidden_volume_is_seen_through_its_measurement_alone(bundle: Bundle,
     for case in ("there", "absent"):
         if case == "absent":
             (folder / "anat/sub-07_FLAIR.nii.gz").unlink()
-        done = reconstruct(bundle, folder, raw, tmp_path / case, sampler=FAST)
+        done = reconstruct(bundle, folder, raw, tmp_path / case, Asked(sampler=FAST))
         made.append((done.made["FLAIR"].read_bytes(), done.made["T2"].read_bytes()))
     assert made[0] == made[1]
     assert not done.scores
@@ -234,7 +235,7 @@ def test_a_residual_like_noise_is_not_flagged_and_signal_from_elsewhere_is(bundl
     fat[2, 17:19, 2:6] = 2000  # of one slice, outside the brain
     for extra, flagged in ((0.0, 0), (fat, 1)):
         raw = Raw(measured={"FLAIR": raw_file(tmp_path / "raw.h5", noise=20.0, extra=extra)})
-        done = reconstruct(bundle, folder, raw, tmp_path / f"out{flagged}", sampler=FAITHFUL, targets=["FLAIR"])
+        done = reconstruct(bundle, folder, raw, tmp_path / f"out{flagged}", Asked(sampler=FAITHFUL, targets=["FLAIR"]))
         ratios = sidecar(tmp_path / f"out{flagged}")["DataConsistency"]["ResidualOverNoise"]
         assert sum(ratio > 3 for ratio in ratios) == flagged
         assert all(0.5 < ratio < 2 for z, ratio in enumerate(ratios) if z != 2 or not flagged)
@@ -246,7 +247,9 @@ def test_more_of_the_measurement_is_a_better_score(bundle: Bundle, tmp_path: Pat
     folder, scores = subject(tmp_path, ("T1", "FLAIR")), []
     for acceleration in (1, 4):
         raw = Raw(simulate=("FLAIR",), simulation=Simulation(acceleration=acceleration))
-        done = reconstruct(bundle, folder, raw, tmp_path / f"out{acceleration}", sampler=FAITHFUL, targets=["FLAIR"])
+        done = reconstruct(
+            bundle, folder, raw, tmp_path / f"out{acceleration}", Asked(sampler=FAITHFUL, targets=["FLAIR"])
+        )
         scores.append(done.scores["FLAIR"])
     assert scores[0]["PSNR"] > 30
     assert scores[0]["PSNR"] > scores[1]["PSNR"] + 3
@@ -265,17 +268,19 @@ def test_a_stopped_job_goes_on_to_the_same_bytes(bundle: Bundle, tmp_path: Path)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        reconstruct(bundle, folder, raw, tmp_path / "out", sampler=options, progress=stop, at_once=2)
+        reconstruct(bundle, folder, raw, tmp_path / "out", Asked(sampler=options, at_once=2), progress=stop)
     assert [p.name[:15] for p in (tmp_path / "out").iterdir()] == [".partial-sub-07"]
     more: list[int] = []
-    reconstruct(bundle, folder, raw, tmp_path / "out", sampler=options, progress=lambda n, _: more.append(n), at_once=2)
+    reconstruct(
+        bundle, folder, raw, tmp_path / "out", Asked(sampler=options, at_once=2), progress=lambda n, _: more.append(n)
+    )
     assert more == [5]
-    reconstruct(bundle, folder, raw, tmp_path / "whole", sampler=options, at_once=2)
+    reconstruct(bundle, folder, raw, tmp_path / "whole", Asked(sampler=options, at_once=2))
     assert content(tmp_path / "out") == content(tmp_path / "whole")
-    again = reconstruct(bundle, folder, raw, tmp_path / "out", sampler=options)
+    again = reconstruct(bundle, folder, raw, tmp_path / "out", Asked(sampler=options))
     assert (list(again.made), list(again.kept)) == ([], ["T2", "FLAIR"])
     raw_file(tmp_path / "raw.h5", step=2, noise=1.0)  # other data: made anew
-    assert list(reconstruct(bundle, folder, raw, tmp_path / "out", sampler=options).made) == ["T2", "FLAIR"]
+    assert list(reconstruct(bundle, folder, raw, tmp_path / "out", Asked(sampler=options)).made) == ["T2", "FLAIR"]
 
 
 # --- the guard ------------------------------------------------------------------------------------------------------
@@ -297,9 +302,9 @@ def test_clean_volumes_unlike_the_bundles_are_refused_unless_forced(bundle: Bund
     )
     other = trained_on(bundle, folder, slice_mm=1.0)
     with pytest.raises(DataError, match=r"slice distance in mm is 4, trained on 1 to 1 .*--force to go on"):
-        reconstruct(other, folder, raw, out, sampler=FAST)
+        reconstruct(other, folder, raw, out, Asked(sampler=FAST))
     assert not out.exists()
-    done = reconstruct(other, folder, raw, out, sampler=FAST, force=True)
+    done = reconstruct(other, folder, raw, out, Asked(sampler=FAST, force=True))
     assert ["slice distance" in line for line in done.unusual] == [True]
     for ending in ("desc-reconstructed_FLAIR", "desc-synthetic_T2w"):
         assert sidecar(out, ending)["Guard"] == {
@@ -312,7 +317,7 @@ def test_clean_volumes_unlike_the_bundles_are_refused_unless_forced(bundle: Bund
 def test_usual_volumes_pass_in_silence_and_a_scan_alone_is_not_compared(bundle: Bundle, tmp_path: Path) -> None:
     folder = subject(tmp_path, ("T1",))
     usual, raw = trained_on(bundle, folder, slice_mm=4.0), raw_file(tmp_path / "raw.h5")
-    done = reconstruct(usual, folder, Raw(measured={"FLAIR": raw}), tmp_path / "both", sampler=FAST)
+    done = reconstruct(usual, folder, Raw(measured={"FLAIR": raw}), tmp_path / "both", Asked(sampler=FAST))
     assert (done.unusual, sidecar(tmp_path / "both")["Guard"]["Forced"]) == ((), False)
     alone = Raw(measured={"FLAIR": raw}, spacing_mm=(2.0, 1.5, 4.0))
     reconstruct(
@@ -320,8 +325,7 @@ def test_usual_volumes_pass_in_silence_and_a_scan_alone_is_not_compared(bundle: 
         subject(tmp_path / "bare", ()),
         alone,
         tmp_path / "scan",
-        sampler=FAST,
-        targets=["FLAIR"],
+        Asked(sampler=FAST, targets=["FLAIR"]),
     )
     assert sidecar(tmp_path / "scan")["Guard"] is None
 

@@ -13,6 +13,7 @@ import torch
 from support.models import AMM_TINY, release
 from support.worlds import subject_volumes
 
+from client.inference.job import Asked
 from client.inference.outputs import WARNING
 from client.inference.synthesize import synthesize
 from shared.base.errors import ConfigError, DataError
@@ -47,7 +48,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_it_lies_where_the_inputs_lie_and_says_what_it_is(bundle: Bundle, tmp_path: Path) -> None:
     folder = subject(tmp_path)
-    report = synthesize(bundle, folder, tmp_path / "out", sampler=DDIM, seed=4)
+    report = synthesize(bundle, folder, tmp_path / "out", Asked(sampler=DDIM, seed=4))
     assert sorted(content(tmp_path / "out")) == [
         "dataset_description.json",
         "sub-07/anat/sub-07_desc-synthetic_FLAIR.json",
@@ -100,8 +101,8 @@ def test_a_synthetic_volume_is_never_taken_for_a_measured_one() -> None:
 def test_the_same_seed_gives_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
     folder = subject(tmp_path)
     for name in ("one", "two"):
-        synthesize(bundle, folder, tmp_path / name, sampler=DDIM)
-    synthesize(bundle, folder, tmp_path / "other", sampler=DDIM, seed=1)
+        synthesize(bundle, folder, tmp_path / name, Asked(sampler=DDIM))
+    synthesize(bundle, folder, tmp_path / "other", Asked(sampler=DDIM, seed=1))
     assert content(tmp_path / "one") == content(tmp_path / "two")
     flair = "sub-07/anat/sub-07_desc-synthetic_FLAIR.nii.gz"
     assert content(tmp_path / "one")[flair] != content(tmp_path / "other")[flair]
@@ -198,7 +199,7 @@ def test_a_target_that_is_there_is_hidden_from_the_model(bundle: Bundle, tmp_pat
         folder = subject(tmp_path / case, modalities)
         if case == "broken":
             (folder / "anat/sub-07_FLAIR.nii.gz").write_bytes(gzip.compress(b"no image"))
-        report = synthesize(bundle, folder, tmp_path / case / "out", targets=["flair"])
+        report = synthesize(bundle, folder, tmp_path / case / "out", Asked(targets=["flair"]))
         made.append(report.made["FLAIR"].read_bytes())
     assert made[0] == made[1] == made[2]
 
@@ -211,12 +212,12 @@ def test_the_sampler_mean_has_no_spread(bundle: Bundle, tmp_path: Path) -> None:
         is None
     )
     with pytest.raises(ConfigError, match="samples=4: must be 1 for kind=mean"):
-        synthesize(bundle, subject(tmp_path), tmp_path / "out", samples=4)
+        synthesize(bundle, subject(tmp_path), tmp_path / "out", Asked(samples=4))
 
 
 def test_what_is_there_is_not_made_again(bundle: Bundle, tmp_path: Path) -> None:
     folder, out = subject(tmp_path, ("T1",)), tmp_path / "out"
-    first = synthesize(bundle, folder, out, targets=["T2"])
+    first = synthesize(bundle, folder, out, Asked(targets=["T2"]))
     both = synthesize(bundle, folder, out)
     assert list(first.made) == ["T2"]
     assert (list(both.made), list(both.kept)) == (["FLAIR"], ["T2"])
@@ -234,7 +235,7 @@ def test_what_is_there_is_not_made_again(bundle: Bundle, tmp_path: Path) -> None
 
 
 def test_a_change_from_many_samples_to_one_leaves_no_old_spread(bundle: Bundle, tmp_path: Path) -> None:
-    synthesize(bundle, subject(tmp_path), tmp_path / "out", sampler=DDIM)
+    synthesize(bundle, subject(tmp_path), tmp_path / "out", Asked(sampler=DDIM))
     assert list((tmp_path / "out").rglob("*uncertainty*"))
     synthesize(bundle, subject(tmp_path), tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*uncertainty*"))
@@ -250,16 +251,18 @@ def test_a_stopped_job_goes_on_to_the_same_bytes(bundle: Bundle, tmp_path: Path,
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthesize(bundle, folder, tmp_path / "out", sampler=DDIM, progress=stop, at_once=at_once)
+        synthesize(bundle, folder, tmp_path / "out", Asked(sampler=DDIM, at_once=at_once), progress=stop)
     (left,) = (tmp_path / "out").iterdir()
     assert left.name.startswith(".partial-sub-07-")
     assert left.stat().st_mode & 0o077 == 0
     (left / "000999.npz").write_bytes(b"damaged")
     (left / ".000998.npz.partial").write_bytes(b"half written")
     more: list[int] = []
-    synthesize(bundle, folder, tmp_path / "out", sampler=DDIM, progress=lambda n, _: more.append(n), at_once=at_once)
+    synthesize(
+        bundle, folder, tmp_path / "out", Asked(sampler=DDIM, at_once=at_once), progress=lambda n, _: more.append(n)
+    )
     assert more[0] > steps[-1]
-    synthesize(bundle, folder, tmp_path / "whole", sampler=DDIM, at_once=at_once)
+    synthesize(bundle, folder, tmp_path / "whole", Asked(sampler=DDIM, at_once=at_once))
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
@@ -269,9 +272,11 @@ def test_slices_of_another_job_are_not_taken(bundle: Bundle, tmp_path: Path) -> 
 
     folder = subject(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        synthesize(bundle, folder, tmp_path / "out", sampler=DDIM, progress=stop, at_once=4)
+        synthesize(bundle, folder, tmp_path / "out", Asked(sampler=DDIM, at_once=4), progress=stop)
     calls: list[int] = []
-    synthesize(bundle, folder, tmp_path / "out", sampler=DDIM, seed=1, progress=lambda n, _: calls.append(n), at_once=4)
+    synthesize(
+        bundle, folder, tmp_path / "out", Asked(sampler=DDIM, seed=1, at_once=4), progress=lambda n, _: calls.append(n)
+    )
     assert calls[0] == 4
     assert not list((tmp_path / "out").glob(".*"))
 
@@ -357,7 +362,7 @@ def test_a_wrong_question_is_refused(bundle: Bundle, tmp_path: Path) -> None:
         ((tmp_path / "sub-09", out, None), "sub-09: no usable modality"),
     ]:
         with pytest.raises(DataError) as caught:
-            synthesize(bundle, arguments[0], arguments[1], targets=arguments[2])
+            synthesize(bundle, arguments[0], arguments[1], Asked(targets=arguments[2]))
         assert line in str(caught.value)
     with pytest.raises(ConfigError, match="must be one of"):
-        synthesize(bundle, folder, out, targets=["X-ray"])
+        synthesize(bundle, folder, out, Asked(targets=["X-ray"]))

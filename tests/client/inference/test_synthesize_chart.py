@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from client.cli.cli import app
 from client.inference.charts import LEAK, SECRET, Saying
 from client.inference.evaluate import evaluate_here
+from client.inference.job import Asked
 from client.inference.synthesize import Synthesized, synthesize
 from shared.base.errors import ConfigError, DataError
 from shared.data.cohort import Cohort, cache_folder, prepare
@@ -71,7 +72,7 @@ def volume(done: Synthesized, modality: str = "AV45") -> np.ndarray:
 
 
 def test_fields_come_from_participants_tsv_and_are_named_without_their_values(bundle: Bundle, tmp_path: Path) -> None:
-    done = synthesize(bundle, subject(tmp_path / "bids"), tmp_path / "out", sampler=DDIM)
+    done = synthesize(bundle, subject(tmp_path / "bids"), tmp_path / "out", Asked(sampler=DDIM))
     chart = sidecar(done)["Chart"]
     assert chart["Used"] == dict.fromkeys(("diagnosis", "mmse", "cdrsb"), "participants.tsv")
     assert chart["NotUsed"] == {"adas13": "not known"}
@@ -87,7 +88,7 @@ def test_fields_come_from_participants_tsv_and_are_named_without_their_values(bu
 def test_what_is_said_wins_over_the_file_and_values_are_written_when_asked(bundle: Bundle, tmp_path: Path) -> None:
     folder = subject(tmp_path / "bids", row={"diagnosis": "nonsense", "mmse": "n/a"})
     saying = Saying(values={"diagnosis": "NC", "mmse": 21.6, "adas13": 28.0}, show_values=True)
-    chart = sidecar(synthesize(bundle, folder, tmp_path / "out", sampler=DDIM, saying=saying))["Chart"]
+    chart = sidecar(synthesize(bundle, folder, tmp_path / "out", Asked(sampler=DDIM, saying=saying)))["Chart"]
     assert chart["Used"] == dict.fromkeys(("diagnosis", "mmse", "adas13"), "said")
     assert chart["Values"] == {"diagnosis": "HC", "mmse": 22.0, "adas13": 28.0}
 
@@ -98,7 +99,7 @@ def test_without_the_diagnosis_nothing_of_it_is_in_the_image(bundle: Bundle, tmp
         folder = subject(tmp_path / diagnosis, row={"diagnosis": diagnosis, "mmse": "23"})
         for use in (True, False):
             saying = Saying(values={}, use_diagnosis=use)
-            done = synthesize(bundle, folder, tmp_path / f"out-{diagnosis}-{use}", sampler=DDIM, saying=saying)
+            done = synthesize(bundle, folder, tmp_path / f"out-{diagnosis}-{use}", Asked(sampler=DDIM, saying=saying))
             told[diagnosis, use] = volume(done)
             chart = sidecar(done)["Chart"]
             assert ("diagnosis" in chart["Used"]) is use
@@ -111,19 +112,19 @@ def test_without_the_diagnosis_nothing_of_it_is_in_the_image(bundle: Bundle, tmp
 def test_the_chart_is_heard_and_another_one_makes_another_image(bundle: Bundle, tmp_path: Path) -> None:
     folder, out = subject(tmp_path / "bids", row={"mmse": "n/a"}), tmp_path / "out"
     high, again, low = (
-        synthesize(bundle, folder, out, sampler=DDIM, saying=Saying(values={"mmse": mmse}))
+        synthesize(bundle, folder, out, Asked(sampler=DDIM, saying=Saying(values={"mmse": mmse})))
         for mmse in (29.0, 29.2, 9.0)
     )
     assert high.made
     assert again.kept
     assert low.made, "not what is kept for another chart"
-    assert not np.array_equal(volume(low), volume(synthesize(bundle, folder, tmp_path / "no", sampler=DDIM)))
+    assert not np.array_equal(volume(low), volume(synthesize(bundle, folder, tmp_path / "no", Asked(sampler=DDIM))))
 
 
 def test_the_key_of_a_result_cannot_be_guessed_back_to_the_chart(bundle: Bundle, tmp_path: Path) -> None:
     """It is made with a secret of the output folder: the same work in another folder has another key."""
     folder = subject(tmp_path / "bids")
-    one, two = (synthesize(bundle, folder, tmp_path / out, sampler=DDIM) for out in ("one", "two"))
+    one, two = (synthesize(bundle, folder, tmp_path / out, Asked(sampler=DDIM)) for out in ("one", "two"))
     assert np.array_equal(volume(one), volume(two))
     assert sidecar(one)["Key"] != sidecar(two)["Key"]
     secret = tmp_path / "one" / SECRET
@@ -133,7 +134,9 @@ def test_the_key_of_a_result_cannot_be_guessed_back_to_the_chart(bundle: Bundle,
 
 @pytest.mark.parametrize(("source", "target"), list(itertools.permutations(("T1", "FDG", "AV45"), 2)))
 def test_each_direction_works_from_one_bundle(bundle: Bundle, tmp_path: Path, source: str, target: str) -> None:
-    done = synthesize(bundle, subject(tmp_path / "b", (source,)), tmp_path / "out", sampler=DDIM, targets=[target])
+    done = synthesize(
+        bundle, subject(tmp_path / "b", (source,)), tmp_path / "out", Asked(sampler=DDIM, targets=[target])
+    )
     assert list(done.made) == [target]
     made = volume(done, target)
     assert made.shape == (EDGE, EDGE, EDGE)
@@ -154,7 +157,7 @@ def test_a_wrong_value_in_the_file_is_named_with_its_rule(
     bundle: Bundle, tmp_path: Path, row: dict[str, str], says: str
 ) -> None:
     with pytest.raises(DataError, match=says) as refused:
-        synthesize(bundle, subject(tmp_path / "bids", row=row), tmp_path / "out", sampler=DDIM)
+        synthesize(bundle, subject(tmp_path / "bids", row=row), tmp_path / "out", Asked(sampler=DDIM))
     assert "sub-07" not in str(refused.value)
     assert not (tmp_path / "out").exists()
 
@@ -169,14 +172,14 @@ def test_a_wrong_value_that_is_said_is_named_with_its_rule() -> None:
 def test_fields_that_the_model_does_not_hear_are_told_and_can_not_be_said(bundle: Bundle, tmp_path: Path) -> None:
     deaf = bundle_of(tmp_path / "blind" / "final", use_diagnosis=False, fields=["diagnosis", "mmse"])
     folder = subject(tmp_path / "bids")
-    chart = sidecar(synthesize(deaf, folder, tmp_path / "out", sampler=DDIM))["Chart"]
+    chart = sidecar(synthesize(deaf, folder, tmp_path / "out", Asked(sampler=DDIM)))["Chart"]
     assert chart["Used"] == {"mmse": "participants.tsv"}
     assert set(chart["NotUsed"].values()) == {"the model was not trained to hear it"}
     with pytest.raises(ConfigError, match=r"diagnosis: this bundle's model was not trained to hear it; .* hears mmse"):
-        synthesize(deaf, folder, tmp_path / "out", sampler=DDIM, saying=Saying(values={"diagnosis": "AD"}))
+        synthesize(deaf, folder, tmp_path / "out", Asked(sampler=DDIM, saying=Saying(values={"diagnosis": "AD"})))
     images_alone = bundle_of(tmp_path / "amm" / "final", "amm_diff")
     with pytest.raises(ConfigError, match="mmse: the model amm_diff does not read the chart"):
-        synthesize(images_alone, folder, tmp_path / "out", saying=Saying(values={"mmse": 3.0}))
+        synthesize(images_alone, folder, tmp_path / "out", Asked(saying=Saying(values={"mmse": 3.0})))
 
 
 def test_the_command_says_what_was_used(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from support.federation import config
 from typer.testing import CliRunner
 
 from client.cli.cli import app
-from client.site import checks, policy
-from client.site.policy import Policy, read
+from client.site import checks
+from client.site.policy import Policy, make_policy
+from client.site.settings import SETTINGS, read_file
 from client.site.site import Site, find_site
 from shared.base.errors import ConfigError, DataError, PlanRefused
 from shared.base.files import canonical
@@ -38,15 +39,15 @@ KIT = AGREED.digest
 
 def toml(state: Path, text: str) -> Path:
     state.mkdir(parents=True, exist_ok=True)
-    (state / policy.SETTINGS).write_text(f'[site]\ncohorts = ["/data"]\n\n[policy]\n{text}\n')
+    (state / SETTINGS).write_text(f'[site]\ncohorts = ["/data"]\n\n[policy]\n{text}\n')
     return state
 
 
 def install(state: Path, agreed: Manifest = AGREED) -> None:
     """Of a kit, what `lacuna-site join` leaves of its head and its manifest."""
     (state / "federation").mkdir(parents=True)
-    (state / policy.KIT).write_bytes(canonical({"manifest": agreed.digest}))
-    (state / policy.AGREED).write_bytes(agreed.content())
+    (state / checks.KIT).write_bytes(canonical({"manifest": agreed.digest}))
+    (state / checks.AGREED).write_bytes(agreed.content())
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -55,7 +56,7 @@ def install(state: Path, agreed: Manifest = AGREED) -> None:
 def test_a_policy_is_read_from_both_places_and_typed(tmp_path: Path) -> None:
     state = toml(tmp_path, 'methods = ["amm_diff"]\nmax_hours_per_day = 8\napprove = "ask"')
     node = {"min-subjects": "20", "metrics": "loss, samples", "epsilon": 3.0, "max-hours-per-day": "8.0"}
-    assert read(state, node) == (
+    assert make_policy(read_file(state).policy, node) == (
         Policy(
             methods=("amm_diff",),
             max_hours_per_day=8.0,
@@ -65,7 +66,7 @@ def test_a_policy_is_read_from_both_places_and_typed(tmp_path: Path) -> None:
             epsilon=3.0,
         )
     )
-    assert read(tmp_path / "nothing") == Policy()
+    assert make_policy(read_file(tmp_path / "nothing").policy) == Policy()
 
 
 WRONG = {
@@ -89,7 +90,7 @@ WRONG = {
 @pytest.mark.parametrize("text", WRONG)
 def test_a_key_or_value_that_is_not_ours_is_an_error(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=WRONG[text]):
-        read(toml(tmp_path, text))
+        make_policy(read_file(toml(tmp_path, text)).policy)
     assert isinstance(CliRunner().invoke(app, ["policy", "--check", "--state", str(tmp_path)]).exception, ConfigError)
 
 
@@ -197,7 +198,7 @@ def test_a_plan_that_names_what_was_agreed_must_keep_to_it(what: str, tmp_path: 
 
 def test_a_manifest_that_is_not_the_kits_is_no_manifest(tmp_path: Path) -> None:
     install(tmp_path)
-    (tmp_path / policy.AGREED).write_bytes(dataclasses.replace(AGREED, min_holders=1).content())
+    (tmp_path / checks.AGREED).write_bytes(dataclasses.replace(AGREED, min_holders=1).content())
     asked = settings(tmp_path)
     with pytest.raises(DataError, match="has not the hash"):
         checks.check(site(tmp_path), asked, asked.build_method())

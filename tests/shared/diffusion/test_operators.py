@@ -1,4 +1,4 @@
-"""Every operator keeps the laws of seed_systems.md §10.2, at sizes and values drawn when the test runs."""
+"""Every operator keeps the laws of docs/methods/reconstruction.md, at sizes and values drawn when the test runs."""
 
 import dataclasses
 import math

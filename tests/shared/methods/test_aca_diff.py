@@ -1,4 +1,4 @@
-"""What only ACADiff must keep (seed_systems.md §10.6); the laws of every method are in test_methods.py."""
+"""What only ACADiff must keep (docs/methods/aca_diff.md); test_methods.py has the laws of all."""
 
 import dataclasses
 import math

@@ -1,0 +1,53 @@
+"""Every benchmark at its smallest: so that none of them rots between the days on which somebody reads its figures."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PARTS = {"noop_flower_ray", "noop_lacuna", "noop_nvflare", "private_rounds"}  # of simulation.py and privacy.py
+TINY = "size=tiny federation.min_cell=1 method.depth=16 grid.height=16 grid.width=16"
+SMALLEST = {
+    "simulation": ("--tensors 1 --rounds 1 --sites 2", ("lacuna", "flower-ray")),
+    "mip": ("--slices 8 --height 16 --width 16", ("scan",)),
+    "privacy": ("--methods amm_diff --size tiny --repeats 1 --steps 1 --out privacy.json", ("plain",)),
+    "samplers": ("--time-only --size tiny --slices 1 --device cpu --only told", ("told",)),
+    "ingest": ("--studies 1 --matrix 32 --slices 16 --phantom 32 --workers 1", ("1 of 1 subjects",)),
+    "privacy_quality": (
+        "--out . --size tiny --subjects 6 --heldout 1 --edge 16 --public 4 --prior-rounds 1 --rounds 1 --steps 1"
+        " --rate 0.5 --epsilon inf --epsilon 8 --start pretrained --draws 1 --jobs 1",
+        ("trained",),
+    ),
+    "chart": (
+        "out --subjects 2 --heldout 1 --edge 16 --clinic 6 --sampler mean"
+        f" --classifier 'rates=[0.5] generations=1' {TINY}",
+        ("evaluate",),
+    ),
+}
+
+
+def test_every_benchmark_is_run_here() -> None:
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} - PARTS == set(SMALLEST)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_at_its_smallest_it_ends_well_and_says_its_figures(name: str, tmp_path: Path) -> None:
+    words, says = SMALLEST[name]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / f"{name}.py"), *shlex.split(words)],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for word in says:
+        assert word in done.stdout, done.stdout
+    assert "Traceback" not in done.stderr
