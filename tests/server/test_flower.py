@@ -1,7 +1,5 @@
-"""The door to Flower's private modules: what a SuperLink answers becomes our words; and nobody else goes there."""
+"""The door to Flower's private modules: what a SuperLink answers becomes our words."""
 
-import ast
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,10 +9,7 @@ from flwr.common.constant import ErrorCode
 from flwr.proto.control_pb2 import ListRunsResponse, StartRunResponse
 from flwr.supercore.error import ApiErrorCode
 
-import server
 from server.flower import Answered, Control, Unreachable, act_as_server, bundle_refused
-
-PUBLIC = {"flwr.app", "flwr.serverapp", "flwr.clientapp", "flwr.simulation"}
 
 
 class Client:
@@ -73,15 +68,3 @@ def test_a_refused_bundle_is_told_from_any_other_failure() -> None:
     assert bundle_refused(Message(Error(ErrorCode.INVALID_FAB, "code"), reply_to=sent))
     assert not bundle_refused(Message(Error(ErrorCode.UNKNOWN, "?"), reply_to=sent))
     assert not bundle_refused(Message(RecordDict(), reply_to=sent))
-
-
-def test_no_other_file_of_the_server_imports_what_flower_keeps_private() -> None:
-    house = Path(server.__file__).parent
-    for path in house.rglob("*.py"):
-        if path == house / "flower.py":
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-            private = {n for n in names if n.split(".")[0] == "flwr" and n not in PUBLIC}
-            assert not private, f"{path.relative_to(house)}: {private}: by server/flower.py"
