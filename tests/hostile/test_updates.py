@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Array, Message, RecordDict
-from support.federation import config, weights_digest
-from support.probe import Probe
-from support.spoilt import about, failed, start
+from support.rounds.federation import config, weights_digest
+from support.rounds.probe import Probe
+from support.rounds.spoilt import about, failed, start
 
 from server.journal import facts, receipts
 from shared import methods

@@ -12,8 +12,8 @@ import nibabel
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.models import AMM_TINY, ANY_TINY, release, signed
-from support.raw import acquisition, header, transform, write_fastmri, write_ismrmrd
+from support.cohort.raw import acquisition, header, transform, write_fastmri, write_ismrmrd
+from support.model.models import AMM_TINY, ANY_TINY, release, signed
 
 from client.cli import cli
 from client.inference.cases import Raw

@@ -21,7 +21,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ImplicitVRLittleEndian
-from support.dicoms import save, volume, write_series
+from support.dicom.dicoms import save, volume, write_series
 
 from client.ingest.arrive.headers import MAX_HEADER
 from shared.base.errors import DataError

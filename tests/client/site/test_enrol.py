@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.federations import NOW, enter, make, signer, site, tree
+from support.flower.federations import NOW, enter, make, signer, site, tree
 
 from client.site import enrol
 from server.federation import federation as disk

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import federation
-from support.models import release
-from support.worlds import prepare_here, write_cohort
+from support.cohort.worlds import prepare_here, write_cohort
+from support.model.models import release
+from support.rounds import federation
 
 from server.evaluation import vessel_tables, vessels
 from server.evaluation.vessel_tables import printable, read_scores

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from support.federations import NOW, signer, site, tree
+from support.flower.federations import NOW, signer, site, tree
 
 from client.site import enrol
 from server.federation import provision, rotation

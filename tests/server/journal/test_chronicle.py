@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.disks import full
+from support.cohort.disks import full
 
 from server.journal import chronicle, facts, progress
 from server.journal.chronicle import Outcome, Tail

@@ -12,7 +12,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from support.cohorts import AFFINE, SHAPE, add_subject, brain_mask, cohort_of, volume
+from support.cohort.cohorts import AFFINE, SHAPE, add_subject, brain_mask, cohort_of, volume
 
 from shared.base.errors import ConfigError, DataError
 from shared.data.bids import find_files, read_participants

@@ -10,7 +10,7 @@ import ismrmrd
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.raw import acquisition, back, header, transform, write_fastmri, write_ismrmrd
+from support.cohort.raw import acquisition, back, header, transform, write_fastmri, write_ismrmrd
 
 from shared.base.errors import DataError
 from shared.data import kspace as door

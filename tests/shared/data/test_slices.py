@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support.cohorts import cohort_of
+from support.cohort.cohorts import cohort_of
 
 from shared.base.errors import DataError
 from shared.data import slices as slices_module
