@@ -9,7 +9,6 @@ subjects against that of held-out ones (client/audit/membership.py). Neither can
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,7 @@ from client.audit.duplicates import Duplicates, find_duplicates
 from client.audit.inspection import Effort, Inspection
 from client.audit.membership import Membership, attack, match
 from shared.base import pictures
-from shared.base.checkpoint import write_text
+from shared.base.files import write_json, write_text
 from shared.base.options import plain
 from shared.data.cohort import Cohort
 from shared.diffusion.samplers import Sampler
@@ -72,9 +71,8 @@ def audit_memorisation(
         "limits": plain(limits),
         "how": {"sampler": plain(sampler), **plain(effort)},
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "memorisation.json", json.dumps(figures, indent=1, allow_nan=False) + "\n")
-    write_text(out / "summary.json", json.dumps(plain(summary), indent=1, allow_nan=False) + "\n")
+    write_json(out / "memorisation.json", figures, allow_nan=False)
+    write_json(out / "summary.json", plain(summary), allow_nan=False)
     write_text(out / "pairs.csv", duplicates.listing)
     pictures.save_png(duplicates.sheet, out / "pairs.png")
     return done

@@ -6,16 +6,16 @@ could be guessed back to them, so the key of a result is made with a secret of t
 
 import hashlib
 import hmac
-import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from client.inference.sources import Subject
 from shared.base.errors import ConfigError, DataError
-from shared.base.files import private_folder, read_secret
+from shared.base.files import private_folder, read_secret, write_once
 from shared.clinical import FIELDS, Chart
 from shared.clinical.chart import unfit
 from shared.data.bids import Clinical, Participant, read_participants
@@ -129,7 +129,6 @@ def _secret(out: Path) -> bytes:
     path = out / SECRET
     if not path.exists():
         private_folder(out)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(32))
+        with suppress(FileExistsError):  # another process was first
+            write_once(path, secrets.token_bytes(32))
     return read_secret(path, "secret of the output folder")

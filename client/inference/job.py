@@ -18,12 +18,14 @@ from client.inference import outputs
 from client.inference.charts import NOTHING, Saying
 from client.inference.outputs import Files, Made, Planes
 from client.inference.slices import SliceStore
+from shared.base.files import make_folder, move
 from shared.base.vocabulary import Modality
 from shared.data.bids import Clinical, Sources
 from shared.data.preparation import Loaded
 from shared.diffusion.samplers import Sampler
 from shared.model.bundle import Bundle
-from shared.model.model import Filled, Progress, Scanned, fill
+from shared.model.fill import Filled, Filling, Scanned, fill
+from shared.model.model import Progress
 from shared.plan.training import find_device
 
 
@@ -95,21 +97,18 @@ class Job:
         for image_DHW, modality in zip(loaded.images_MDHW, loaded.scalings, strict=True):
             images_MDHW[model.modalities.index(modality)] = torch.from_numpy(image_DHW)
             shown_M[model.modalities.index(modality)] = True
-        return fill(
-            model,
-            images_MDHW,
-            shown_M,
-            slices=outputs.reached(loaded),
+        how = Filling(
             sampler=self._sampler,
             keys=(asked.seed, keyed),
             device=find_device(asked.device),
-            measured=measured,
+            clinical=clinical or {},
+            wanted=wanted,
+            measured=measured or {},
             at_once=asked.at_once,
             kept=store,
-            clinical=clinical,
-            wanted=wanted,
             progress=progress,
         )
+        return fill(model, images_MDHW, shown_M, outputs.reached(loaded), how)
 
     def row(self, filled: Filled, modality: Modality) -> tuple[Tensor, Tensor | None]:
         """Mean and spread of one modality."""
@@ -132,8 +131,8 @@ class Job:
         outputs.draw(loaded, given, named, warning).save(partial / preview.name)
         for modality in self.todo:
             outputs.write_volumes(self.files[modality], partial, loaded, made[modality])
-        preview.parent.mkdir(parents=True, exist_ok=True)
-        (partial / preview.name).replace(preview)
+        make_folder(preview.parent)
+        move(partial / preview.name, preview)
         outputs.describe(preview.parent.parent)
         store.clear()
 

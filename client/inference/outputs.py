@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.base.checkpoint import sha256, write_text
+from shared.base.files import hash_file, make_folder, move, write_json
 from shared.base.options import plain
 from shared.base.vocabulary import Modality
 from shared.data.intensities import RULES, Scaling, Window
@@ -65,7 +65,7 @@ class Files:
         try:
             sidecar = json.loads(self.sidecar.read_text(encoding="utf-8"))
             return bool(sidecar["Key"] == key) and all(
-                sha256(self.mean.parent / name) == digest for name, digest in sidecar["Files"].items()
+                hash_file(self.mean.parent / name) == digest for name, digest in sidecar["Files"].items()
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False  # made anew
@@ -88,12 +88,12 @@ def write_volumes(files: Files, partial: Path, loaded: Loaded, made: Made) -> No
             write(partial / path.name, data_DHW, loaded.affine)
         else:
             write_like(partial / path.name, data_DHW, loaded.reference)
-    digests = {path.name: sha256(partial / path.name) for path in volumes}
-    files.mean.parent.mkdir(parents=True, exist_ok=True)
+    digests = {path.name: hash_file(partial / path.name) for path in volumes}
+    make_folder(files.mean.parent)
     for path in (files.sidecar, files.sd):
         path.unlink(missing_ok=True)
     for path in volumes:
-        (partial / path.name).replace(path)
+        move(partial / path.name, path)
     rule = RULES[files.modality]
     sidecar = {
         "Synthetic": True,
@@ -106,11 +106,11 @@ def write_volumes(files: Files, partial: Path, loaded: Loaded, made: Made) -> No
         **made.facts,
         "Files": digests,
     }
-    write_text(files.sidecar, json.dumps(sidecar, indent=1) + "\n")
+    write_json(files.sidecar, sidecar)
 
 
 def inputs_facts(inputs: Mapping[Modality, Path]) -> dict[str, Any]:
-    return {m: {"File": path.name, "SHA256": sha256(path)} for m, path in inputs.items()}
+    return {m: {"File": path.name, "SHA256": hash_file(path)} for m, path in inputs.items()}
 
 
 def model_facts(bundle: Bundle, sampler: Sampler, seed: int) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def made_from(bundle: Bundle, inputs: Mapping[Modality, Path], sampler: Sampler,
     """Everything that decides the result but its target."""
     return {
         "bundle": bundle.digest,
-        "inputs": {m: sha256(path) for m, path in inputs.items()},
+        "inputs": {m: hash_file(path) for m, path in inputs.items()},
         "sampler": plain(sampler),
         "seed": seed,
         "pipeline": PIPELINE,
@@ -184,4 +184,4 @@ def describe(out: Path) -> None:
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "lacuna", "Version": version("lacuna")}],
     }
-    write_text(out / "dataset_description.json", json.dumps(described, indent=1) + "\n")
+    write_json(out / "dataset_description.json", described)

@@ -25,8 +25,8 @@ from client.inference.job import DEFAULT, Asked, Done, Job, remarks_of
 from client.inference.measurements import FAR, explain
 from client.inference.outputs import WARNING, Files, Made, Planes
 from client.inference.sources import check_out, check_targets, check_there, find
-from shared.base.checkpoint import sha256
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import hash_file
 from shared.base.options import plain
 from shared.base.vocabulary import Modality
 from shared.data.bids import Sources
@@ -208,21 +208,21 @@ def _files(out: Path, subject: str, modality: Modality, scanned: Sequence[Modali
 
 def _raw_key(sources: Sources, raw: Raw) -> dict[str, Any]:
     return {
-        "measured": {m: sha256(path) for m, path in raw.measured.items()},
-        "maps": {m: sha256(path) for m, path in raw.maps.items()},
-        "simulate": {m: sha256(sources.files[m]) for m in raw.simulate},
+        "measured": {m: hash_file(path) for m, path in raw.measured.items()},
+        "maps": {m: hash_file(path) for m, path in raw.maps.items()},
+        "simulate": {m: hash_file(sources.files[m]) for m in raw.simulate},
         "simulation": plain(raw.simulation) if raw.simulate else None,
         "spacing": plain(raw.spacing_mm),
     }
 
 
 def _raw_facts(sources: Sources, raw: Raw) -> dict[str, Any]:
-    facts = {m: {"File": path.name, "SHA256": sha256(path), "As": "k-space"} for m, path in raw.measured.items()}
+    facts = {m: {"File": path.name, "SHA256": hash_file(path), "As": "k-space"} for m, path in raw.measured.items()}
     for m, path in raw.maps.items():
-        facts[m] |= {"Maps": path.name, "MapsSHA256": sha256(path)}
+        facts[m] |= {"Maps": path.name, "MapsSHA256": hash_file(path)}
     for m in raw.simulate:
         path = sources.files[m]
-        facts[m] = {"File": path.name, "SHA256": sha256(path), "As": "simulated k-space"}
+        facts[m] = {"File": path.name, "SHA256": hash_file(path), "As": "simulated k-space"}
     return facts
 
 

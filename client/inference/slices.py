@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.base.files import private_folder, writing
+
 
 class SliceStore:
-    """shared/model.Kept on disk."""
+    """shared/model/fill.py's Kept, on disk."""
 
     def __init__(self, out: Path, subject: str, made_from: Mapping[str, Any]) -> None:
         key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:24]
@@ -46,15 +48,13 @@ class SliceStore:
     def write(self, slices: Sequence[int], mean_BMHW: Tensor, sd_BMHW: Tensor) -> None:
         self.make()
         path = self.folder / f"{min(slices):06d}.npz"
-        beside = path.with_name(f".{path.name}.partial")
-        with beside.open("wb") as file:
+        with writing(path, durable=False) as file:  # `_read` takes no damaged one
             np.savez(file, slices=np.asarray(slices), mean=mean_BMHW.numpy(), sd=sd_BMHW.numpy())
-        beside.replace(path)
         self._batch_of.update(dict.fromkeys(slices, path))
 
     def make(self) -> Path:
         """The folder, for its owner alone."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(self.folder)
         return self.folder
 
     def clear(self) -> None:

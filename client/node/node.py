@@ -9,7 +9,6 @@ The kit is read anew at each start, so a new one is in use from the next. Two ch
 `executor` starts one worker for each message; what they leave behind is ended before either is started again.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -32,8 +31,17 @@ from client.node.child import LOGGER, Child
 from client.node.status import CONTACT, FOLDER, HEALTH, SILENT, read_record
 from client.site import enrol
 from client.site.settings import Settings
+from shared.base import locks
 from shared.base.errors import ConfigError, RunFailed
-from shared.base.files import canonical, parse_canonical, read_bounded, read_secret
+from shared.base.files import (
+    canonical,
+    parse_canonical,
+    private_folder,
+    read_bounded,
+    read_secret,
+    write_bytes,
+    write_text,
+)
 from shared.base.names import Address
 from shared.trust import kit
 
@@ -219,10 +227,8 @@ class _Supervisor:
         self._beaten = time.monotonic()
         record = {"doing": doing, "pid": os.getpid(), "restarts": self._restarts, "time": time.time(), "why": why}
         path = self._state / HEALTH
-        partial = path.with_suffix(".partial")
         with suppress(OSError):  # a full disk must not end the node
-            partial.write_bytes(canonical(record))
-            os.replace(partial, path)
+            write_bytes(path, canonical(record), durable=False)
         return True
 
 
@@ -307,15 +313,13 @@ def _write_node_config(path: Path, site: str, settings: Settings, state: Path) -
         "state": str(state),
         "device": settings.device,
     }
-    path.write_text("".join(f"{key} = {json.dumps(value, ensure_ascii=True)}\n" for key, value in values.items()))
+    text = "".join(f"{key} = {json.dumps(value, ensure_ascii=True)}\n" for key, value in values.items())
+    write_text(path, text, durable=False)
 
 
 def _write_secret(path: Path) -> None:
     """Shared by node and executor, so that nobody else on this machine is given the site's tasks."""
-    path.unlink(missing_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(secrets.token_bytes(32))
+    write_bytes(path, secrets.token_bytes(32), mode=0o600, durable=False)
 
 
 def _free_port() -> int:
@@ -337,15 +341,10 @@ def _answers(port: int) -> bool:
 @contextmanager
 def _alone(state: Path) -> Iterator[None]:
     """ConfigError when another supervisor works with this state, in a container or beside it."""
-    (state / FOLDER).mkdir(mode=0o700, exist_ok=True)
-    handle = os.open(state / FOLDER / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    private_folder(state / FOLDER)
+    busy = ConfigError(f"state={state}: a node runs with it already (`lacuna-site status`)")
+    with locks.held(state / FOLDER / "lock", busy=busy):
         yield
-    except BlockingIOError:
-        raise ConfigError(f"state={state}: a node runs with it already (`lacuna-site status`)") from None
-    finally:
-        os.close(handle)
 
 
 def _open_log(path: Path) -> None:

@@ -25,7 +25,7 @@ from client.node.status import CONTACT
 from client.site import bundle_guard
 from client.site.ledger import Ledger
 from shared.base.errors import PlanRefused
-from shared.base.files import sha256
+from shared.base.files import sha256, write_text
 
 LEDGER = "ledger.jsonl"
 REFUSED = "lacuna: refused: "  # begins the line that the supervisor passes on
@@ -120,13 +120,9 @@ def _enter(ledger: Path, site: str, message: Message, reason: str) -> None:
 
 
 def _teller(path: Path) -> Callable[..., None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-
     def tell(facts: Mapping[str, Any]) -> None:
-        partial = path.with_suffix(".partial")
         with suppress(OSError):  # a full disk must not end the node
-            partial.write_text(json.dumps({"time": time.time(), "pid": os.getpid(), **facts}))
-            os.replace(partial, path)
+            write_text(path, json.dumps({"time": time.time(), "pid": os.getpid(), **facts}), durable=False)
 
     return tell
 

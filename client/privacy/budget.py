@@ -10,7 +10,6 @@ ledger were rolled back together this disk can't tell; the coordinator can, by t
 """
 
 import fcntl
-import hmac
 import os
 import sqlite3
 import time
@@ -23,7 +22,9 @@ from typing import Any
 from client.privacy import budget_files as files
 from client.privacy.budget_files import RECOVER, Mark
 from client.privacy.budget_rows import COLUMNS, LONGEST, Row, RunSpent, Tally, is_count, is_number, link, values
+from shared.base import chain
 from shared.base.errors import BudgetSpent, ConfigError, DataError
+from shared.base.files import private_folder
 from shared.base.options import require
 from shared.base.records import Spent
 from shared.trust import privacy
@@ -60,7 +61,7 @@ class Budget:
             raise ConfigError(f"{folder}: no privacy ledger yet; epsilon, delta and size are needed to enrol the site")
         else:
             _check_terms(epsilon, delta, size)
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(folder)
         files.refuse_network(folder)
         lock = files.take_lock(folder / "lock", wait)
         try:
@@ -230,9 +231,7 @@ class Budget:
             return False
         with self._named():
             found = self._file.execute("SELECT head FROM rows WHERE sequence = ?", (sequence,)).fetchone()
-        return found is not None and hmac.compare_digest(
-            *(str(one).encode("utf-8", "surrogatepass") for one in (found[0], head))
-        )
+        return found is not None and chain.fits(head, str(found[0]))
 
     # --- the file -----------------------------------------------------------------------------------------------------
 

@@ -3,8 +3,6 @@
 Each is made whole or not at all, so that a kill during enrolment leaves a site that is not enrolled.
 """
 
-import fcntl
-import hmac
 import json
 import os
 import secrets
@@ -15,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.privacy.budget_rows import COLUMNS, Identity, Row, link, sign, values
-from shared.base.checkpoint import write_text
+from shared.base import chain, disk, locks
 from shared.base.errors import DataError
+from shared.base.files import move, write_once, write_text
 
 KEY_BYTES = 32
 BUSY = 30.0  # seconds that SQLite waits for another connection
@@ -69,7 +68,7 @@ def must_be_there(folder: Path) -> None:
 def enrol(folder: Path, *, epsilon: float, delta: float, size: int) -> None:
     """The key and a ledger with its first row, the budget; the caller holds the lock."""
     if not (folder / "key").exists():
-        _make_key(folder / "key")
+        write_once(folder / "key", secrets.token_bytes(KEY_BYTES))
     key = read_key(folder / "key")
     identity = Identity(id=secrets.token_hex(16), delta=float(delta), made=round(time.time(), 3))
     first = Row(
@@ -84,9 +83,8 @@ def enrol(folder: Path, *, epsilon: float, delta: float, size: int) -> None:
     file.execute("INSERT INTO ledger VALUES (?, ?, ?)", (identity.id, identity.delta, identity.made))
     file.execute(INSERT, (*values(first), link(identity.head(key), first, key)))
     file.close()
-    new.rename(folder / "ledger.db")
-    _sync(folder)
-    _sync(folder.parent)
+    move(new, folder / "ledger.db")
+    disk.sync(folder.parent)
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -144,7 +142,7 @@ def read_mark(path: Path, key: bytes) -> Mark | None:
         seal = str(found["seal"])
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{path}: is not the mark of a privacy ledger: {RECOVER}") from None
-    if not hmac.compare_digest(_seal(mark, key).encode(), seal.encode("utf-8", "surrogatepass")):
+    if not chain.fits(seal, _seal(mark, key)):
         raise DataError(f"{path}: was not written with the key beside the ledger; one of the two is not this site's")
     return mark
 
@@ -156,21 +154,10 @@ def write_mark(path: Path, mark: Mark, key: bytes) -> None:
 
 def take_lock(path: Path, wait: float) -> int:
     """A handle to free and close, or DataError after `wait` seconds."""
-    until = time.monotonic() + wait
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):  # and not one that was removed
-                return handle
-        except BlockingIOError:
-            pass
-        os.close(handle)
-        if time.monotonic() > until:
-            raise DataError(
-                f"{path}: another process has been writing this privacy ledger for {wait:g} s; only one may"
-            )
-        time.sleep(0.01)
+    handle = locks.take(path, wait=wait)
+    if handle is None:
+        raise DataError(f"{path}: another process has been writing this privacy ledger for {wait:g} s; only one may")
+    return handle
 
 
 def refuse_network(folder: Path, mounts: str | None = None) -> None:
@@ -192,25 +179,5 @@ def refuse_network(folder: Path, mounts: str | None = None) -> None:
         raise DataError(f"{folder}: lies on {kind}; a privacy ledger must be on a disk of this machine (site's state=)")
 
 
-def _make_key(path: Path) -> None:
-    partial = path.with_name(".key.partial")
-    partial.unlink(missing_ok=True)
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(secrets.token_bytes(KEY_BYTES))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
-    _sync(path.parent)
-
-
 def _seal(mark: Mark, key: bytes) -> str:
     return sign([mark.ledger, mark.sequence, mark.head], key)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

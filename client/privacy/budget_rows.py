@@ -10,7 +10,6 @@ rows are missing can't be seen in what is left: hence the site's mark (client/pr
 memory.
 """
 
-import hmac
 import json
 import math
 from dataclasses import dataclass, field, fields
@@ -18,6 +17,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
+from shared.base import chain
 from shared.base.errors import ConfigError, DataError
 from shared.trust.privacy import Query
 
@@ -88,7 +88,7 @@ class Tally:
         """One row more, or DataError that says which rule it breaks."""
         if row.sequence != self.sequence + 1:
             raise DataError(f"row {row.sequence} follows row {self.sequence}: rows were taken out or put in")
-        if not hmac.compare_digest(link(self.head, row, key).encode(), str(head).encode()):
+        if not chain.fits(head, link(self.head, row, key)):
             raise DataError(f"row {row.sequence}: the chain is broken, this row or one before it was changed")
         broken = _broken(row, self)
         if broken:
@@ -123,7 +123,7 @@ def sign(words: list[Any], key: bytes) -> str:
 
 
 def _mac(key: bytes, words: list[Any]) -> str:
-    return hmac.digest(key, _as_text(words).encode(), "sha256").hex()
+    return chain.link(_as_text(words).encode(), key)
 
 
 def _broken(row: Row, before: Tally) -> str | None:

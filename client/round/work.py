@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from client.privacy.private_work import PrivateSite, check_people, private_site
@@ -15,6 +15,7 @@ from client.round.text import check_text
 from client.site import plans
 from client.site.checks import check, check_round, check_schema, is_private, why_not
 from client.site.site import Site
+from shared.base import checkpoint
 from shared.base.errors import PlanRefused
 from shared.base.owners import frozen
 from shared.base.records import Batch, Inventory, Owners, RoundPlan, Spent, Update
@@ -257,10 +258,7 @@ def _save_personal(site: Site, plan: RoundPlan, net: nn.Module, names: list[str]
         return
     state = net.state_dict()
     file = _personal_file(site, plan, plan.round)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    save_file({name: state[name].detach().cpu().contiguous() for name in names}, partial)
-    partial.replace(file)
+    checkpoint.save_tensors(file, {name: state[name] for name in names})
     _personal_file(site, plan, plan.round - 3).unlink(missing_ok=True)
 
 

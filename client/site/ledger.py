@@ -5,7 +5,6 @@ whole delta's norm, bytes, and one hash of what was sent. Each reply carries the
 coordinator's receipts can tell a ledger that was written anew, and one cut off at its end.
 """
 
-import csv
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from shared.base import chain
 from shared.base.chain import Chain, Entry, Link
-from shared.base.errors import ConfigError, DataError
+from shared.base.errors import DataError
 from shared.base.files import read_bounded
 
 Key: TypeAlias = tuple[str, str, int]  # run, phase, round
@@ -128,16 +128,8 @@ def row(entry: Mapping[str, Any]) -> dict[str, Any]:
 def export(entries: Iterable[Entry], path: Path) -> int:
     """All entries, in JSON with every tensor, in CSV one line each; gives how many."""
     every = list(entries)
-    if path.suffix == ".json":
-        path.write_text(json.dumps(every, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    elif path.suffix == ".csv":
-        with path.open("w", encoding="utf-8", newline="") as file:
-            lines = csv.DictWriter(file, COLUMNS)
-            lines.writeheader()
-            for entry in every:
-                lines.writerow({key: json.dumps(v) if isinstance(v, dict) else v for key, v in row(entry).items()})
-    else:
-        raise ConfigError(f"--export {path}: must end in .csv or .json")
+    rows = ({key: json.dumps(v) if isinstance(v, dict) else v for key, v in row(entry).items()} for entry in every)
+    chain.export(path, every, COLUMNS, rows, sort_keys=True)
     return len(every)
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from client.site.site import Site
 from shared.base.errors import ConfigError, DataError, LacunaError, PlanRefused, PlanWaits
+from shared.base.files import make_folder
 
 FILE = "plans.db"
 DAY = 86400.0
@@ -292,7 +293,7 @@ def _open(state: Path, *, make: bool) -> Iterator[sqlite3.Connection]:
     """What is written survives a kill at once, and a power cut from the next checkpoint on."""
     path = state / FILE
     if make:
-        state.mkdir(parents=True, exist_ok=True)
+        make_folder(state)
     try:
         file = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rwc", uri=True, timeout=BUSY, isolation_level=None)
         file.execute("PRAGMA journal_mode = WAL")

@@ -41,18 +41,8 @@ def evaluate(
     of rows, floors, and each site's own model. Keys: `subjects=N` of each site, `out=FOLDER`.
     """
     from server.cli import evaluate as evaluate_cli
-    from server.evaluation.compare import compare
-    from server.journal import progress
-    from shared.model.scorecard import printable
-    from shared.plan.config import load_sampler
 
-    if evaluate_cli.carry_out(words, runs=runs_folder, sampler=sampler, seed=seed, device=device):
-        return
-    run = words[0]
-    chosen = load_sampler(sampler) if sampler is not None else None
-    with progress.bar("scoring", 0) as advance:
-        lines = compare(runs_folder / run, sampler=chosen, every=every, seed=seed, device=device, progress=advance)
-    progress.table("PSNR in dB; differences with 95 % intervals over subjects", *printable(lines))
+    evaluate_cli.carry_out(words, sampler, every, runs=runs_folder, seed=seed, device=device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,20 +93,17 @@ def restore(
     from server.evaluation.restoration import printable
     from server.evaluation.restoration import restore as carry_out
     from server.evaluation.tasks import Scan
+    from server.evaluation.ways import Asked
     from server.journal import progress
 
     with progress.bar("restoring", 0) as advance:
         outcomes = carry_out(
-            runs_folder / run,
+            Asked(names=(run,), runs=runs_folder, seed=seed, device=device, out=out, strangers=True, progress=advance),
             samplers=restoring.sampler or ["mds_fast", "told"],
             groups=restoring.group or (),
             scan=Scan(acceleration=scan.acceleration, coils=scan.coils, acs=scan.acs, noise=scan.noise),
             count=restoring.slices,
             samples=restoring.samples,
-            seed=seed,
-            device=device,
-            out=out,
-            progress=advance,
         )
     progress.table("means over slices, in the brain; gains in dB with 95 % intervals", *printable(outcomes))
 
@@ -164,21 +151,19 @@ def vessels(
     """
     from server.evaluation.vessel_tables import printable
     from server.evaluation.vessels import compare_vessels
+    from server.evaluation.ways import Asked
     from server.journal import progress
     from shared.model.angiograms import Threshold
 
     with progress.bar("filling volumes", 0) as advance:
         lines = compare_vessels(
-            run,
-            runs_folder,
+            Asked(
+                names=tuple(run), runs=runs_folder, seed=seed, device=device, out=out, strangers=True, progress=advance
+            ),
             shown=shown or (),
             samplers=sampler or (),
             subjects=subjects,
-            seed=seed,
-            device=device,
-            out=out,
             rule=Threshold(low=bright.low, high=bright.high),
-            progress=advance,
         )
     title = "means over subjects, in the brain; MIP: axial; leads over the first run with 95 % intervals"
     progress.table(title, *printable(lines))

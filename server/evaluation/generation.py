@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from server.runs import runs
+from server.evaluation.ways import finished
 from shared.base import pictures
-from shared.base.checkpoint import write_text
 from shared.base.errors import DataError
+from shared.base.files import write_text, writing
 from shared.base.options import plain
 from shared.base.randomness import generator
 from shared.diffusion.operators import none
 from shared.diffusion.samplers import Sampler
-from shared.model.model import AT_ONCE, Progress, Restores, read_model
+from shared.model.fill import AT_ONCE
+from shared.model.model import Progress, Restores, read_model
 from shared.plan.training import find_device
 
 MOST_DRAWN = 24  # rows of the contact sheet
@@ -30,8 +31,7 @@ def generate(
     folder: Path, out: Path, *, count: int, sampler: Sampler, seed: int, device: str, progress: Progress | None = None
 ) -> Path:
     """Unconditional samples of a finished run's model; set k depends on (seed, k) alone."""
-    if not runs.finished(folder):
-        raise DataError(f"{folder.name}: the run is not finished; go on with it by resume={folder.name}")
+    finished(folder)
     model, on = read_model(folder / "final"), find_device(device)
     if not isinstance(model.method, Restores):
         raise DataError(f"model {model.name}: makes images from images only; complete sets need any2all")
@@ -45,10 +45,8 @@ def generate(
         if progress is not None:
             progress(numbers[-1] + 1, count)
     made_BMHW = torch.cat(sets).numpy()
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / ".sets.partial.npy"
-    np.save(partial, made_BMHW)
-    partial.replace(out / "sets.npy")
+    with writing(out / "sets.npy") as file:
+        np.save(file, made_BMHW)
     rows = [list(stack_MHW) for stack_MHW in made_BMHW[:MOST_DRAWN]]
     sheet = pictures.mosaic(rows, [f"set {k}" for k in range(len(rows))], list(model.modalities), WARNING)
     pictures.save_png(sheet, out / "contact-sheet.png")

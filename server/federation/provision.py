@@ -2,8 +2,6 @@
 server/federation/federation.py.
 """
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,8 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from server.federation import federation as disk
 from server.federation.authority import make_authority, make_server
 from server.federation.federation import Federation, Retired, SiteEntry, State, opened
+from shared.base.change import Change
 from shared.base.errors import ConfigError
-from shared.base.files import Change, canonical, private_folder, read_bounded
+from shared.base.files import canonical, new_folder, private_folder, read_bounded
 from shared.base.names import check_name
 from shared.base.options import plain
 from shared.trust import certificates
@@ -74,20 +73,18 @@ def init(folder: Path, new: NewFederation, *, now: datetime) -> Federation:
     ca_key, ca = make_authority(new.name, now=now, days=new.ca_days)
     server_key, server = make_server(ca_key, ca, state.hosts, federation=new.name, now=now, days=new.server_days)
     signing = Ed25519PrivateKey.generate()
-    beside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    private_folder(beside)
-    change = Change(beside)
-    disk.write_manifest(change, agreed, signing)
-    change.write(disk.STATE, canonical(plain(state)))
-    disk.write_pair(change, (disk.CA_KEY, ca_key), (disk.CA, ca))
-    disk.write_pair(change, (disk.SERVER_KEY, server_key), (disk.SERVER, server))
-    change.write(disk.SERVER_CA, ca)
-    disk.write_pair(
-        change, (disk.SIGNING_KEY, private_pem(signing)), (disk.SIGNING_PUBLIC, public_pem(signing.public_key()))
-    )
-    change.commit()
-    os.replace(beside, folder)
+    private_folder(folder.parent)
+    with new_folder(folder, mode=0o700) as made:
+        change = Change(made)
+        disk.write_manifest(change, agreed, signing)
+        change.write(disk.STATE, canonical(plain(state)))
+        disk.write_pair(change, (disk.CA_KEY, ca_key), (disk.CA, ca))
+        disk.write_pair(change, (disk.SERVER_KEY, server_key), (disk.SERVER, server))
+        change.write(disk.SERVER_CA, ca)
+        disk.write_pair(
+            change, (disk.SIGNING_KEY, private_pem(signing)), (disk.SIGNING_PUBLIC, public_pem(signing.public_key()))
+        )
+        change.commit()
     return disk.load(folder)
 
 

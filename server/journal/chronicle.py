@@ -8,7 +8,6 @@ A lock is let go by the kernel however its process dies, so a killed run is know
 to one run.
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -22,9 +21,9 @@ from typing import IO, Any, Literal
 from server.journal import facts
 from server.journal.facts import Coverage, RoundFacts, SiteFacts
 from server.journal.progress import View
-from shared.base import options
-from shared.base.checkpoint import write_text
+from shared.base import locks, options
 from shared.base.errors import ConfigError, DataError, LacunaError, RunFailed
+from shared.base.files import make_folder, write_json
 from shared.base.vocabulary import SiteName
 
 EVENTS, OUTCOME, WORKING = "events.jsonl", "outcome.json", ".working"
@@ -71,7 +70,7 @@ class Worker:
 @contextmanager
 def working(folder: Path, flower_run: int = 1) -> Iterator[None]:
     """Nobody else works on the run until the block ends, and how it ended is written down."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with _held(folder) as lock:
         worker = Worker(pid=os.getpid(), host=socket.gethostname(), flower_run=flower_run, since=time.time())
         _rewrite(lock, json.dumps(options.plain(worker)))
@@ -101,7 +100,7 @@ def outcome_of(error: Exception) -> Outcome | None:
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
-    write_text(folder / OUTCOME, json.dumps(options.plain(outcome), indent=1) + "\n")
+    write_json(folder / OUTCOME, options.plain(outcome))
 
 
 @contextmanager
@@ -237,30 +236,17 @@ def worker(folder: Path) -> Worker | None:
 
 def at_work(folder: Path) -> bool:
     """Does a process work on the run now?"""
-    try:
-        with (folder / WORKING).open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return locks.is_held(folder / WORKING)
 
 
 @contextmanager
 def _held(folder: Path) -> Iterator[IO[str]]:
-    end = time.monotonic() + PATIENCE
-    with (folder / WORKING).open("a+", encoding="ascii") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    other = worker(folder)
-                    who = "" if other is None else f", process {other.pid} on {other.host}"
-                    raise RunFailed(f"{folder.name}: another process works on this run{who}") from None
-                time.sleep(0.2)
+    handle = locks.take(folder / WORKING, wait=PATIENCE, mode=0o666)
+    if handle is None:
+        other = worker(folder)
+        who = "" if other is None else f", process {other.pid} on {other.host}"
+        raise RunFailed(f"{folder.name}: another process works on this run{who}")
+    with os.fdopen(handle, "r+", encoding="ascii") as lock:
         yield lock
 
 

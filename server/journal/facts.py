@@ -5,15 +5,14 @@ Plain values only, and only those listed here: numbers that sites released, and 
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from shared.base import options
-from shared.base.checkpoint import write_text
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import adding, write_json
 from shared.base.records import Inventory
 from shared.base.vocabulary import Modality, Owner, SiteName
 
@@ -153,13 +152,10 @@ def subjects(pair: Pair) -> str:
 def append(path: Path, facts: RoundFacts) -> None:
     """One line, on the disk when this returns; a line that a killed server left half written is cut off first."""
     line = json.dumps(options.plain(facts), allow_nan=False, separators=(",", ":")) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with adding(path) as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         file.write(line.encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read(path: Path) -> list[RoundFacts]:
@@ -178,7 +174,7 @@ def read(path: Path) -> list[RoundFacts]:
 
 
 def save_coverage(path: Path, found: Coverage) -> None:
-    write_text(path, json.dumps(options.plain(found), indent=1) + "\n")
+    write_json(path, options.plain(found))
 
 
 def load_coverage(path: Path) -> Coverage:

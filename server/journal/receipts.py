@@ -4,14 +4,13 @@ A receipt has what the site's own ledger has of the same reply (`wire.received`)
 which the site's ledger stood then. So either side's books can be held against the other's.
 """
 
-import csv
-import json
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from server.journal.facts import SiteFacts
+from shared.base import chain
 from shared.base.chain import Chain, Entry
 from shared.base.errors import ConfigError, DataError
 from shared.base.records import RoundPlan
@@ -59,12 +58,4 @@ def read(folder: Path, site: SiteName | None) -> list[Entry]:
 def export(entries: Iterable[Entry], path: Path, *, run: str, site: SiteName | None) -> None:
     """Write receipts for a site: as JSON, which `lacuna-site ledger verify --receipts` reads, or as CSV."""
     every = list(entries)
-    if path.suffix == ".json":
-        path.write_text(json.dumps({"run": run, "site": site, "receipts": every}, indent=1) + "\n", encoding="utf-8")
-    elif path.suffix == ".csv":
-        with path.open("w", encoding="utf-8", newline="") as file:
-            lines = csv.DictWriter(file, COLUMNS)
-            lines.writeheader()
-            lines.writerows(every)
-    else:
-        raise ConfigError(f"--export {path}: must end in .csv or .json")
+    chain.export(path, {"run": run, "site": site, "receipts": every}, COLUMNS, every)

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from server.journal import facts
 from server.journal.facts import Coverage, RoundFacts
 from server.journal.version import code_version
-from shared.base.checkpoint import write_text
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import make_folder, write_text
 from shared.trust import claims
 
 if TYPE_CHECKING:  # importing mlflow takes two seconds and 200 MB: only a run that is tracked pays
@@ -336,7 +336,7 @@ def _client(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
 
     if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(uri.removeprefix("sqlite:///")).parent)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

@@ -17,8 +17,8 @@ from server.journal.progress import duration, number, size
 from server.journal.tracking import without_passwords
 from server.report.page import Html, cells, curves, el, many, page, picture, share, table
 from server.report.privacy import privacy_section
-from shared.base.checkpoint import write_text
 from shared.base.errors import DataError
+from shared.base.files import write_text
 
 CELLS = {"ok": "ok", "refused": "warn", "absent": "none", "rejected": "bad", "timeout": "bad", "error": "bad"}
 MOST_LINES = 100  # of the list of refusals

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from server.journal.facts import RoundFacts
-from shared.base.checkpoint import write_text
 from shared.base.errors import ConfigError, DataError, UpdateRejected
+from shared.base.files import write_json
 from shared.base.options import build, plain
 from shared.base.records import Inventory, Spent, Update
 from shared.base.vocabulary import SiteName
@@ -54,7 +54,7 @@ class Ledgers:
         if update.spent is not None:
             self._seen[update.site] = update.spent
             text = {name: plain(word) for name, word in sorted(self._seen.items())}
-            write_text(self._path, json.dumps(text, indent=1) + "\n")
+            write_json(self._path, text)
 
     def _check(self, site: SiteName, spent: Spent | None, *, charged: bool) -> None:
         if spent is None:

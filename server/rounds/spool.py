@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from server.rounds.aggregation import Mean, holding
+from shared.base.checkpoint import save_tensors
+from shared.base.files import make_folder
 from shared.base.owners import held_index, parts
 from shared.base.records import Cut, Owners, Update
 from shared.base.vocabulary import Owner, SiteName, Weights
@@ -23,12 +24,12 @@ class Spool:
     def __init__(self, folder: Path, owners: Owners, weights: Weights) -> None:
         self._folder, self._owners, self._weights = folder, owners, weights
         self._counts: dict[SiteName, dict[Owner, int]] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, durable=False)
         for stale in folder.iterdir():  # of a round that was killed
             stale.unlink()
 
     def add(self, update: Update) -> None:
-        save_file({name: tensor.contiguous() for name, tensor in update.delta.items()}, self._file(update.site))
+        save_tensors(self._file(update.site), update.delta, durable=False)  # a killed round begins anew
         self._counts[update.site] = {owner: update.counts[owner] for owner in holding(update)}
 
     def mean(self, strategy: "RobustStrategy", *, min_holders: int) -> Mean:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from shared.base.files import writing
 from shared.base.records import Batch
 from shared.base.vocabulary import Modality, Weights
 from shared.clinical.attach import attach_own
@@ -108,8 +109,8 @@ class Validator:
         picture = pictures.mosaic(
             [truth, made], ["truth", "filled in"], list(filled), "each modality from all the others"
         )
-        self._mosaics.mkdir(parents=True, exist_ok=True)
-        picture.save(self._mosaics / f"{step:06d}.png")
+        with writing(self._mosaics / f"{step:06d}.png") as file:
+            picture.save(file, format="PNG")
 
 
 def middle(images: torch.Tensor) -> torch.Tensor:

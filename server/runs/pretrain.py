@@ -17,7 +17,7 @@ from server.runs import runs
 from server.runs.local_grid import LocalGrid
 from server.runs.serve import serve
 from server.runs.simulation import client_app, find_cohorts, prepare_cohorts
-from shared.base.checkpoint import write_text
+from shared.base.files import write_text
 from shared.plan.config import Config
 
 

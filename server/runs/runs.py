@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.base.checkpoint import write_text
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import write_text
 from shared.plan.config import Config, load, same_run
 
 POOLED = "pooled"  # the one site of a pretraining: all cohorts of the world

@@ -13,8 +13,8 @@ from server.runs import runs
 from server.runs.local_grid import LocalGrid
 from server.runs.serve import FOLDER_VARIABLE
 from shared.base import doors
-from shared.base.checkpoint import write_text
 from shared.base.errors import ConfigError, RunFailed
+from shared.base.files import write_text
 from shared.data.cohort import prepare
 from shared.plan.config import Config
 

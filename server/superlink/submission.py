@@ -18,9 +18,8 @@ from server.journal.progress import duration
 from server.runs import runs
 from server.superlink.superlink import SiteState, SuperLink
 from shared.base import options
-from shared.base.checkpoint import write_text
 from shared.base.errors import ConfigError, DataError, RunFailed
-from shared.base.files import read_bounded
+from shared.base.files import read_bounded, write_json
 from shared.plan.config import Config, load
 from shared.trust.manifest import Manifest
 
@@ -212,7 +211,7 @@ def finished_rounds(folder: Path) -> int:
 
 
 def save(folder: Path, submission: Submission) -> None:
-    write_text(folder / SUBMISSION, json.dumps(options.plain(submission), indent=1) + "\n")
+    write_json(folder / SUBMISSION, options.plain(submission))
 
 
 def check_exists(folder: Path) -> None:

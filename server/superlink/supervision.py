@@ -6,7 +6,7 @@ own word is never submitted again; one that was killed is, from its checkpoint, 
 finishing a round.
 """
 
-import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ from server.journal.progress import View
 from server.runs import runs
 from server.superlink import submission
 from server.superlink.submission import Submission
+from shared.base import locks
 from shared.base.errors import LacunaError, RunFailed
 
 MOST = 4  # submissions without a round finished between them
@@ -213,11 +214,11 @@ def _end(folder: Path) -> None:
 @contextmanager
 def _sole(folder: Path, view: View) -> Iterator[bool]:
     """One follower supervises; the others watch."""
-    with (folder / SUPERVISOR).open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            sole = True
-        except BlockingIOError:
-            sole = False
-            view.note("another `lacuna` supervises this run; this one only watches")
-        yield sole
+    handle = locks.take(folder / SUPERVISOR, mode=0o666)
+    if handle is None:
+        view.note("another `lacuna` supervises this run; this one only watches")
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None:
+            os.close(handle)

@@ -1,19 +1,28 @@
-"""Small files that are whole or absent, records that have one spelling, and secrets that only their owner may read."""
+"""The one way to write to a disk: a file or a folder is there whole, as it was or as it is to be, and nothing between.
 
-import fcntl
+It is made beside its place, brought onto the disk, renamed, and the folder is brought onto the disk too: only then is
+it reported as written, and no kill or power cut takes it back. `durable=False` leaves out what guards against the power
+cut, for what can be made again (a cache, thousands of files of a copy): such a file may then be gone, cut short or
+empty, so its reader must notice that. What a half-made file is called: shared/base/disk.py. Files that change together:
+shared/base/change.py. One process at a time: shared/base/locks.py.
+"""
+
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from os import SEEK_END, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from shared.base import disk
+from shared.base.disk import make_folder as make_folder
+from shared.base.disk import remove as remove
+from shared.base.disk import sweep as sweep
 from shared.base.errors import ConfigError, DataError
 
-MOST = 2**20  # bytes of any file here: read before anything is known of it
-_STAGE, _PLAN, _LOCK = ".change", "plan.json", ".lock"
+MOST = 2**20  # bytes of a small file: read before anything is known of it
 
 
 # --- records
@@ -38,6 +47,11 @@ def parse_canonical(content: bytes, where: str, *, indent: int | None = 1) -> di
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- reading
@@ -68,99 +82,119 @@ def read_secret(path: Path, what: str) -> bytes:
         raise ConfigError(f"{what} {path}: can't be read: {error.strerror}") from None
 
 
-# --- writing
+# --- writing a file
+
+
+@contextmanager
+def writing(path: Path, *, mode: int | None = None, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file to write to, that is `path` when the block has come to its end; folders above it are made.
+
+    `mode` is just that, whatever the umask; None: as the umask has it.
+    """
+    with _new(path, mode=mode, durable=durable) as (handle, _), disk.stream(handle) as file:
+        yield file
+
+
+@contextmanager
+def writing_at(path: Path, *, mode: int | None = None, durable: bool = True) -> Iterator[Path]:
+    """`writing` for a library that opens its file itself."""
+    with _new(path, mode=mode, durable=durable) as (_, name):
+        yield name
+
+
+def write_bytes(path: Path, content: bytes, *, mode: int | None = None, durable: bool = True) -> None:
+    with writing(path, mode=mode, durable=durable) as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """UTF-8; what can't be (a file's name need not be) is written with backslashes."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), durable=durable)
+
+
+def write_json(path: Path, content: Any, *, durable: bool = True, **how: Any) -> None:
+    """For people to read: indented, with a line's end; a path is its text; `how` as `json.dumps` takes it."""
+    write_text(path, json.dumps(content, indent=1, **{"default": fspath, **how}) + "\n", durable=durable)
+
+
+def write_once(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """A file that is never overwritten: FileExistsError where one is, also one that another process made just now."""
+    with disk.beside(path, mode=mode) as (handle, name):
+        with disk.stream(handle) as file:
+            file.write(content)
+            disk.push(file)
+        disk.link(name, path)
+        disk.sync(path.parent)
+
+
+def copy(source: Path, target: Path, *, linked: bool = False, durable: bool = True) -> None:
+    """`linked`: a second name for the same bytes, where the disk has such."""
+    with writing_at(target, durable=durable) as name:
+        if linked:
+            with suppress(OSError):
+                disk.relink(source.resolve(), name)
+                return
+        shutil.copyfile(source, name)
+
+
+def move(source: Path, target: Path) -> None:
+    """A file that is finished goes to its place."""
+    disk.sync(source)
+    disk.rename(source, target)
+    disk.sync(target.parent)
+
+
+@contextmanager
+def adding(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
+    """A file to read and to add to, nobody else's meanwhile; what was added is on the disk when the block has ended."""
+    make_folder(path.parent)
+    with disk.open_to_add(path, mode) as file:
+        disk.lock(file.fileno(), wait=True)
+        if not file.seek(0, SEEK_END):
+            disk.sync(path.parent)  # before there is anything in it that could be missed
+        yield file
+        disk.push(file)
+
+
+@contextmanager
+def _new(path: Path, *, mode: int | None, durable: bool) -> Iterator[tuple[int, Path]]:
+    make_folder(path.parent, durable=durable)
+    with disk.beside(path, mode=mode) as (handle, name):
+        yield handle, name
+        if durable:
+            disk.sync(name)
+        disk.rename(name, path)
+        if durable:
+            disk.sync(path.parent)
+
+
+# --- writing a folder
 
 
 def private_folder(folder: Path) -> None:
     """Make it, and what is missing above it, for the owner alone; one that is there keeps its mode."""
-    for missing in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
-        missing.mkdir(mode=0o700, exist_ok=True)
+    make_folder(folder, mode=0o700)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time; what a killed one left half done is finished or forgotten first."""
-    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        finish(folder)
-        yield
-    finally:
-        os.close(handle)
+def new_folder(folder: Path, *, mode: int | None = None, durable: bool = True) -> Iterator[Path]:
+    """A folder to fill, that is `folder` when the block has come to its end; one that is there is replaced.
 
-
-class Change:
-    """Files of one folder that change together or not at all, whenever the power fails. Needs `locked`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writes: dict[str, tuple[bytes, int]] = {}
-        self._removes: set[str] = set()
-
-    def write(self, name: str, content: bytes, *, mode: int = 0o644) -> None:
-        self._removes.discard(name)
-        self._writes[name] = (content, mode)
-
-    def remove(self, name: str) -> None:
-        self._writes.pop(name, None)
-        self._removes.add(name)
-
-    def commit(self) -> None:
-        """Files that have their content already are left alone. Once plan.json is there, `finish` does the rest."""
-        stage = self._folder / _STAGE
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(mode=0o700)
-        moves: dict[str, str] = {}
-        for name, (content, mode) in sorted(self._writes.items()):
-            if not _is(self._folder / name, content, mode):
-                moves[name] = str(len(moves))
-                _write(stage / moves[name], content, mode)
-        _write(stage / f"{_PLAN}.partial", canonical({"move": moves, "remove": sorted(self._removes)}), 0o600)
-        os.replace(stage / f"{_PLAN}.partial", stage / _PLAN)
-        _sync(stage)
-        finish(self._folder)
-
-
-def finish(folder: Path) -> None:
-    """A change that was decided is carried out; one that was not is forgotten."""
-    stage = folder / _STAGE
-    if not stage.exists():
-        return
-    if (stage / _PLAN).exists():
-        plan = json.loads((stage / _PLAN).read_bytes())
-        for name, number in plan["move"].items():
-            private_folder((folder / name).parent)
-            if (stage / number).exists():  # else it was moved before the kill
-                _move(stage / number, folder / name)
-        for name in plan["remove"]:
-            (folder / name).unlink(missing_ok=True)
-        for parent in {(folder / name).parent for name in (*plan["move"], *plan["remove"])}:
-            if parent.exists():
-                _sync(parent)
-        (stage / _PLAN).unlink()
-    shutil.rmtree(stage)
-
-
-def _is(path: Path, content: bytes, mode: int) -> bool:
-    return path.is_file() and path.stat().st_mode & 0o777 == mode and path.read_bytes() == content
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(handle, "wb") as file:
-        os.fchmod(handle, mode)  # whatever the umask
-        file.write(content)
-        file.flush()
-        os.fsync(handle)
-
-
-def _move(source: Path, target: Path) -> None:
-    os.replace(source, target)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    The two change places in one step, so there is always one. Where the disk can't do that, a kill between two steps
+    leaves the old one as `.NAME.old`, and whoever writes or sweeps there next puts it back.
+    """
+    make_folder(folder.parent, durable=durable)
+    disk.settle(folder)
+    with disk.beside(folder, mode=mode, folder=True) as (_, name):
+        yield name
+        if durable:
+            disk.sync_tree(name)
+        if not folder.exists():
+            disk.rename(name, folder)
+        elif not disk.swap(name, folder):
+            disk.rename(folder, disk.old(folder))
+            disk.rename(name, folder)
+        if durable:
+            disk.sync(folder.parent)
+    disk.clear(name)
+    disk.settle(folder)

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from shared.base.files import writing
+
 Plane: TypeAlias = NDArray[Any] | None  # H W, or H W 3, in 0..1; None where there is no image
 
 INK, FAINT, PAPER = (235, 235, 235), (70, 70, 70), (0, 0, 0)
@@ -60,8 +62,8 @@ def three_planes(data_DHW: NDArray[Any], at_DHW: Sequence[int]) -> list[NDArray[
 
 def save_png(image: Image.Image, path: Path) -> None:
     """Equal pictures give equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, format="PNG", optimize=True)
+    with writing(path) as file:
+        image.save(file, format="PNG", optimize=True)
 
 
 def _drawn(plane: NDArray[Any], cell: int) -> Image.Image:

@@ -9,15 +9,13 @@ What can't be decrypted (another key, damage, an entry under another's name) is 
 import contextlib
 import hashlib
 import hmac
-import os
-import secrets
 from pathlib import Path
 
 import numpy as np
 from cryptography.fernet import Fernet, InvalidToken
 from numpy.typing import NDArray
 
-from shared.base.files import private_folder, read_secret
+from shared.base.files import private_folder, read_secret, write_bytes, write_once
 
 FOLDER = "text"  # in the site's STATE
 
@@ -45,7 +43,7 @@ class Cache:
         name = self._name(text)
         content = self._fernet.encrypt(name.encode() + np.ascontiguousarray(vector, np.float32).tobytes())
         with contextlib.suppress(OSError):
-            _place(self._folder, name, content)
+            write_bytes(self._folder / name, content, mode=0o600, durable=False)
 
     def clear(self) -> None:
         """Delete all entries, whatever provider made them; the key stays."""
@@ -66,19 +64,5 @@ def _read_key(path: Path) -> bytes:
             return key
         path.unlink(missing_ok=True)
     with contextlib.suppress(FileExistsError):  # another process was first
-        _place(path.parent, path.name, Fernet.generate_key(), new=True)
+        write_once(path, Fernet.generate_key())
     return read_secret(path, "key of the text cache")
-
-
-def _place(folder: Path, name: str, content: bytes, *, new: bool = False) -> None:
-    partial = folder / f".{secrets.token_hex(8)}"
-    try:
-        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        if new:
-            os.link(partial, folder / name)
-        else:
-            os.replace(partial, folder / name)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.base.errors import DataError
+from shared.base.files import make_folder, write_text
 from shared.base.options import build, plain
 from shared.base.vocabulary import Modality
 from shared.data.bids import (
@@ -182,7 +183,7 @@ def prepare(
     wanted = None if modalities is None else in_order(parse(modality) for modality in modalities)
     sources = [_only(subject, wanted) for subject in find_subjects(bids)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         _check_disk(sources, grid, folder)
         done = []
         count = _processes(sources, folder) if workers is None else workers
@@ -270,7 +271,7 @@ def _conclude(
     for subject in sorted(participants.keys() - {result.subject for result in done}):
         remarks.append(Remark(subject=subject, file="", done="excluded", why="in participants.tsv, but has no folder"))
 
-    _write_text(folder / "exclusions.csv", _table(remarks))
+    write_text(folder / "exclusions.csv", _table(remarks))
     content = {
         "pipeline": PIPELINE,
         "rules": RULES_VERSION,
@@ -281,7 +282,7 @@ def _conclude(
     if preparation:
         content["preparation"] = preparation
     content = {**plain(content), "digest": _digest(content)}
-    _write_text(folder / "cohort.json", json.dumps(content, indent=1, sort_keys=True))
+    write_text(folder / "cohort.json", json.dumps(content, indent=1, sort_keys=True))
     _sweep(folder, {entry["name"] for entry in entries})
     if not entries:
         first = next((remark.why for remark in remarks if remark.file), remarks[0].why)
@@ -308,12 +309,6 @@ def _table(remarks: Sequence[Remark]) -> str:
     rows.writerow(("subject", "file", "done", "why"))
     rows.writerows((remark.subject, remark.file, remark.done, remark.why) for remark in remarks)
     return text.getvalue()
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial_file.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8
-    partial_file.replace(path)
 
 
 def _digest(content: Mapping[str, Any]) -> str:

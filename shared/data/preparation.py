@@ -5,8 +5,6 @@ A file that can't be used costs its modality, with a remark; a subject without a
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.base import files
 from shared.base.errors import DataError
+from shared.base.files import new_folder, write_text
 from shared.base.options import build, plain
 from shared.base.vocabulary import Modality
 from shared.data.bids import Remark, Sources
@@ -171,29 +171,22 @@ def _write_subject(target: Path, loaded: Loaded, made: Mapping[str, Any]) -> dic
     arrays: dict[str, NDArray[Any]] = {"vol.npy": images_DMHW, "brain.npy": loaded.brain_DHW.astype(np.uint8)}
     if loaded.lesion_DHW is not None:
         arrays["lesion.npy"] = loaded.lesion_DHW
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for name, array in arrays.items():
-        np.save(partial / name, array)
-    meta = {
-        **made,
-        "modalities": list(loaded.scalings),
-        "shape": list(images_DMHW.shape),
-        "brain_slices": brain_slices(loaded.brain_DHW),
-        "placement": plain(loaded.placement),
-        "affine": loaded.affine.tolist(),
-        "scalings": plain(loaded.scalings),
-        "written": {
-            name: {"sha256": hash_file(partial / name), "bytes": (partial / name).stat().st_size} for name in arrays
-        },
-    }
-    (partial / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True), encoding="utf-8")
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    with new_folder(target) as new:
+        for name, array in arrays.items():
+            np.save(new / name, array)
+        meta = {
+            **made,
+            "modalities": list(loaded.scalings),
+            "shape": list(images_DMHW.shape),
+            "brain_slices": brain_slices(loaded.brain_DHW),
+            "placement": plain(loaded.placement),
+            "affine": loaded.affine.tolist(),
+            "scalings": plain(loaded.scalings),
+            "written": {
+                name: {"sha256": hash_file(new / name), "bytes": (new / name).stat().st_size} for name in arrays
+            },
+        }
+        write_text(new / "meta.json", json.dumps(meta, indent=1, sort_keys=True), durable=False)
     return meta
 
 
@@ -236,8 +229,7 @@ def _files(sources: Sources) -> Iterator[Path]:
 def hash_file(path: Path) -> str:
     """Empty when it can't be read: the reason comes when its content is wanted."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return files.hash_file(path)
     except OSError:
         return ""
 

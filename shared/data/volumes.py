@@ -8,7 +8,6 @@ Messages name the fault and never the file: the caller knows whether its report 
 import contextlib
 import gzip
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import DTypeLike, NDArray
 
 from shared.base.errors import DataError
+from shared.base.files import writing
 from shared.base.options import require
 
 Array = NDArray[np.float32]
@@ -320,14 +320,9 @@ def _write(path: Path, data_XYZ: NDArray[Any], affine: Affine, dtype: DTypeLike)
     if not np.allclose(image.get_qform(), affine, atol=1e-3):
         image.set_qform(affine, code=0)  # a sheared affine has no quaternion; the sform says it all
     content = image.to_bytes()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            if path.name.endswith(".gz"):
-                with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as packed:
-                    packed.write(content)
-            else:
-                file.write(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path, durable=False) as file:  # synced with the folder that it is written into
+        if path.name.endswith(".gz"):
+            with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as packed:
+                packed.write(content)
+        else:
+            file.write(content)

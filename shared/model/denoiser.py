@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from shared.base.errors import RunFailed
+from shared.base.files import write_bytes
 from shared.base.randomness import generator
 from shared.model.model import Model
 
@@ -43,7 +44,7 @@ def export_denoiser(model: Model, folder: Path) -> dict[str, Any]:
             node.meta.pop("stack_trace", None)  # paths of this machine
         written = io.BytesIO()
         torch.export.save(program, written)
-        (folder / "denoiser.pt2").write_bytes(written.getvalue())
+        write_bytes(folder / "denoiser.pt2", written.getvalue(), durable=False)  # of a folder that is made whole
         onnx = torch.onnx.export(program, example, dynamo=True, verbose=False)
         assert onnx is not None
         onnx.save(folder / "denoiser.onnx", external_data=False)

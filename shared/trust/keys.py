@@ -6,7 +6,6 @@ eight groups of four hex digits. That of a signing key starts with its id, as bu
 
 import base64
 import hashlib
-import os
 import re
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from shared.base.errors import ConfigError, DataError
-from shared.base.files import read_secret
+from shared.base.files import read_secret, write_bytes, write_once
 
 _KIND, _POINT = "ecdsa-sha2-nistp384", 97  # a site's key on one line: the kind, the curve, 0x04 and two coordinates
 _BEFORE_POINT = b"\0\0\0\x13ecdsa-sha2-nistp384\0\0\0\x08nistp384\0\0\0\x61"
@@ -29,14 +28,11 @@ _PEM, _SPKI = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPubl
 def make_signing_key(path: Path) -> str:
     """A new Ed25519 key at `path` for its owner alone, its public half at `path`.pub; gives the key's id."""
     key = Ed25519PrivateKey.generate()
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_once(path, private_pem(key))
     except FileExistsError:
         raise ConfigError(f"signing key {path}: there is one already, and it is never overwritten") from None
-    with os.fdopen(handle, "wb") as file:
-        file.write(private_pem(key))
-    public_path(path).write_bytes(public_pem(key.public_key()))
+    write_bytes(public_path(path), public_pem(key.public_key()))
     return key_id(key.public_key())
 
 

@@ -26,6 +26,7 @@ from shared.base.files import MOST, canonical, parse_canonical, sha256
 from shared.base.names import Address, check_name
 from shared.base.options import build, plain, require
 from shared.trust.keys import fingerprint, parse_site_line, signed_by, signed_by_site, site_line, site_signature, spoken
+from shared.trust.signed import Entry, Signature, entry_of
 
 SCHEMA = 1
 AUTHORITIES, ADDRESSES, COMPOSE, GPU, SIGNING = "ca.crt", "addresses.json", "compose.yaml", "gpu.yaml", "signing.pub"
@@ -45,7 +46,6 @@ _REQUEST = b"lacuna join request 1\n"  # what is signed begins with what it is: 
 _KIT = b"lacuna kit 1\n"
 _FOLLOWS = b"lacuna signing key 1\n"
 _FOLLOWS_LINE = re.compile(rb"follows ([0-9a-f]{64}) ([0-9a-f]{64}) ([0-9a-f]{128})\n")
-_SIGNED_LINE = re.compile(rb"signed ([0-9a-f]{64}) ([0-9a-f]{128})\n")
 _VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}")
 
 
@@ -147,12 +147,6 @@ def read_successions(lines: Sequence[bytes], where: str) -> list[Succession]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
     federation: str
     site: str
@@ -194,13 +188,12 @@ def write_kit(
         revision=revision,
         manifest=sha256(files["federation.json"]),
         versions=versions,
-        files={name: Entry(bytes=len(files[name]), sha256=sha256(files[name])) for name in FILES},
+        files={name: entry_of(files[name]) for name in FILES},
     )
     before = _KIT + b"".join(succession.line() for succession in follows)
     line = canonical(plain(head), indent=None)
-    public = signing.public_key().public_bytes_raw().hex()
-    signed = f"signed {public} {signing.sign(before + line).hex()}\n".encode("ascii")
-    return before + signed + line + b"".join(files[name] for name in FILES)
+    signed = Signature.make(signing, before + line).line()
+    return before + b"signed " + signed + line + b"".join(files[name] for name in FILES)
 
 
 def read_kit(content: bytes, where: str, *, trusted: str) -> Kit:
@@ -211,19 +204,18 @@ def read_kit(content: bytes, where: str, *, trusted: str) -> Kit:
         raise DataError(f"{where}: line 1 is not {_KIT.decode().strip()!r}{_mail(content)}")
     lines = content.splitlines(keepends=True)[1 : MOST_FOLLOWS + 3]
     at = next((i for i, line in enumerate(lines) if not line.startswith(b"follows ")), len(lines))
-    found = _SIGNED_LINE.fullmatch(lines[at]) if at < len(lines) else None
+    found = Signature.parse_line(lines[at], "signed ") if at < len(lines) else None
     if found is None:
         raise DataError(f"{where}: line {at + 2} was changed: it must say who signed{_mail(content)}")
     follows = read_successions(lines[:at], where)
-    signer = Ed25519PublicKey.from_public_bytes(bytes.fromhex(found[1].decode()))
-    _check_signer(signer, follows, trusted, where)
+    _check_signer(found.key, follows, trusted, where)
     before = _KIT + b"".join(lines[:at])
     rest = content[len(before) + len(lines[at]) :]
     line, newline, body = rest.partition(b"\n")
-    if not signed_by(signer, bytes.fromhex(found[2].decode()), before + line + newline):
+    if not found.fits(before + line + newline):
         raise DataError(f"{where}: the signature does not fit its head: line {at + 2} or {at + 3} was changed")
     head = _parse_head(line + newline, where)
-    return Kit(head=head, files=_cut(head, body, where), signer=signer)
+    return Kit(head=head, files=_cut(head, body, where), signer=found.key)
 
 
 def site_files(site: str, federation: str, address: Address) -> dict[str, bytes]:
@@ -281,7 +273,7 @@ def _cut(head: Head, body: bytes, where: str) -> dict[str, bytes]:
         files[name], body = body[: entry.bytes], body[entry.bytes :]
         if len(files[name]) != entry.bytes:
             raise DataError(f"{where}: {name} is cut short: {len(files[name])} bytes of {entry.bytes}")
-        if sha256(files[name]) != entry.sha256:
+        if entry_of(files[name]) != entry:
             raise DataError(f"{where}: {name} was changed: it has not the hash that the signed head gives")
     if body:
         raise DataError(f"{where}: {len(body)} bytes follow its last file, {FILES[-1]}: it was changed")

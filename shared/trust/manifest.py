@@ -17,14 +17,13 @@ from shared.base.errors import ConfigError, DataError
 from shared.base.files import canonical, parse_canonical, sha256
 from shared.base.names import check_name
 from shared.base.options import build, plain, require
-from shared.trust.keys import signed_by
+from shared.trust.signed import Signature
 
 SCHEMA = 1
 MANIFEST, SIGNATURE = "federation.json", "federation.sig"
 _CONTEXT = b"lacuna federation 1\n"  # so that no signature made for another purpose fits
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,31}")
 _HASH = re.compile(r"|[0-9a-f]{64}")
-_SIGNATURE = re.compile(rb"([0-9a-f]{64}) ([0-9a-f]{128})\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,18 +99,17 @@ class Manifest:
 
 def sign(content: bytes, key: Ed25519PrivateKey) -> bytes:
     """Sign these bytes of federation.json; gives what federation.sig holds."""
-    public = key.public_key().public_bytes_raw().hex()
-    return f"{public} {key.sign(_CONTEXT + content).hex()}\n".encode("ascii")
+    return Signature.make(key, _CONTEXT + content).line()
 
 
 def verify(content: bytes, signature: bytes, trusted: Ed25519PublicKey, where: str) -> Manifest:
     """Read the manifest, if the trusted key signed these bytes; else DataError."""
-    found = _SIGNATURE.fullmatch(signature)
+    found = Signature.parse_line(signature)
     if found is None:
         raise DataError(f"{where}: {SIGNATURE} is damaged")
-    if bytes.fromhex(found[1].decode()) != trusted.public_bytes_raw():
+    if not found.is_by(trusted):
         raise DataError(f"{where}: {SIGNATURE} was made by another key than the trusted one")
-    if not signed_by(trusted, bytes.fromhex(found[2].decode()), _CONTEXT + content):
+    if not found.fits(_CONTEXT + content):
         raise DataError(f"{where}: {SIGNATURE} does not fit {MANIFEST}: one of them was changed")
     return parse(content, where)
 

@@ -12,7 +12,6 @@ Debian's dciodvfy of 2022 does, and has no other fault to find.
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,8 +27,8 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 from client.inference.dicom.geometry import Slices, best_series, is_parallel, shown_by, to_slices
 from client.inference.dicom.kinds import Kind, code, describe, kind_of, stored
 from client.inference.dicom.source import Frame, SourceSeries
-from shared.base.checkpoint import sha256, write_text
 from shared.base.errors import DataError
+from shared.base.files import hash_file, new_folder, private_folder, write_json
 from shared.base.vocabulary import Modality
 from shared.data.volumes import read
 
@@ -89,7 +88,7 @@ def write_series(
         for uncertainty, path in ((False, mean), (True, spread)):
             if path.exists():
                 folder = out / (f"{modality}-uncertainty" if uncertainty else modality)
-                key = {"volume": sha256(path), "study": study[0].header.StudyInstanceUID, "burn_in": burn_in}
+                key = {"volume": hash_file(path), "study": study[0].header.StudyInstanceUID, "burn_in": burn_in}
                 found = _whole(folder, key, modality, uncertainty)
                 made.append(
                     found
@@ -114,7 +113,7 @@ def _whole(folder: Path, key: Mapping[str, Any], modality: Modality, uncertainty
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         files = {folder / name: digest for name, digest in record["files"].items()}
-        if record["key"] != key or any(sha256(path) != digest for path, digest in files.items()):
+        if record["key"] != key or any(hash_file(path) != digest for path, digest in files.items()):
             return None
         return Series(
             modality=modality, uncertainty=uncertainty, uid=record["series"], folder=folder, files=tuple(files)
@@ -148,24 +147,18 @@ def _write(
         numbers_KRC = burn(numbers_KRC, LABEL, value=max(top, 1))
     uid = generate_uid(prefix=None)
     common = _common(sidecar, study, like, modality, uncertainty, number, uid, now)
-    beside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True, mode=0o700)
+    private_folder(folder.parent)
     os.chmod(folder.parent, 0o700)
-    try:
+    with new_folder(folder, mode=0o700) as made:
         digests = {}
         for k, pixels_RC in enumerate(numbers_KRC):
             image = _image(common, slices, k, pixels_RC, top, kind)
             describe(image, modality, kind, mean=not uncertainty, slices=len(numbers_KRC), k=k)
             _refer(image, study, slices, k)
             name = f"{k + 1:04d}.dcm"
-            image.save_as(beside / name, enforce_file_format=True)
-            digests[name] = sha256(beside / name)
-        write_text(beside / RECORD, json.dumps({"key": key, "series": uid, "files": digests}, indent=1) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.replace(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            image.save_as(made / name, enforce_file_format=True)
+            digests[name] = hash_file(made / name)
+        write_json(made / RECORD, {"key": key, "series": uid, "files": digests})
     return Series(
         modality=modality,
         uncertainty=uncertainty,

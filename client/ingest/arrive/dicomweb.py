@@ -24,6 +24,7 @@ import requests
 from client.ingest.arrive.records import Aside
 from client.ingest.arrive.source import Bar, place
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import private_folder, writing
 from shared.base.options import require
 
 AUTH_VARIABLE = "LACUNA_DICOMWEB_AUTH"
@@ -68,7 +69,7 @@ class Web:
     def bring(self, incoming: Path, bar: Bar) -> tuple[Path, list[Aside]]:
         """All files of the wanted studies in a folder; those that are there already are not fetched again."""
         folder = place(incoming, self.name)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
         asides: list[Aside] = []
         with bar("searching") as advance:
             wanted = self._search(asides, advance)
@@ -167,8 +168,6 @@ class Web:
         if not hasattr(local, "session"):
             local.session = self._session()
         target = _path(folder, key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.partial")
         study, series, instance = key
         url = f"{self.name}/studies/{study}/series/{series}/instances/{instance}"
         accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
@@ -178,16 +177,13 @@ class Web:
                 url, headers={"Accept": accept}, timeout=TIMEOUT, stream=True, allow_redirects=False
             ) as answer:
                 _check(answer)
-                with partial.open("wb") as file:
+                with writing(target, durable=False) as file:  # a damaged one is fetched again
                     _write_part(answer, file.write)
 
         try:
             self._again(ask)
-            partial.replace(target)
         except DataError as error:
             return Aside(what="file", where=instance, why=f"on the server, not fetched: {error}", series=series)
-        finally:
-            partial.unlink(missing_ok=True)
         return None
 
     def _session(self) -> requests.Session:

@@ -4,11 +4,8 @@ The receiver listens until nothing has come for `idle` seconds after the first i
 it has is kept, so a second sending adds to it. It answers to its own AE title alone.
 """
 
-import contextlib
-import os
 import re
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 from client.ingest.arrive.records import Aside
 from client.ingest.arrive.source import Bar, place
 from shared.base.errors import ConfigError
+from shared.base.files import copy, private_folder
 
 SPARE = 1e9  # bytes of the disk that are never filled
 OUT_OF_RESOURCES, WRONG_IDENTITY, SUCCESS = 0xA700, 0xA900, 0x0000
@@ -51,7 +49,7 @@ class Receiver:
 
     def bring(self, incoming: Path, bar: Bar) -> tuple[Path, list[Aside]]:
         folder = place(incoming, self.name)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
         refused: list[Aside] = []
         with bar("receiving") as advance:
             self._listen(folder, refused, advance)
@@ -100,16 +98,11 @@ def _store(event: Any, folder: Path, refused: list[Aside], state: _State) -> int
         refused.append(Aside(what="file", where=uid, why="refused: less than 1 GB of the disk is free"))
         return OUT_OF_RESOURCES
     target = folder / f"{uid}.dcm"
-    partial = folder / f".{uid}.{os.getpid()}.{threading.get_ident()}.partial"
     try:
-        shutil.copyfile(event.dataset_path, partial)
-        partial.replace(target)
+        copy(Path(event.dataset_path), target, durable=False)  # its sender has it too; a damaged one is named later
     except OSError as error:
         refused.append(Aside(what="file", where=uid, why=f"can't be written: {error.strerror}"))
         return OUT_OF_RESOURCES
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
     state.count += 1
     state.last = time.monotonic()
     return SUCCESS

@@ -10,14 +10,15 @@ a cohort, and must be kept (another key gives the same patients other names).
 
 import base64
 import hmac
-import os
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
 
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import private_folder, write_once
 
 KEY_FILE = "identity.key"
 KEY_BYTES = 32
@@ -84,19 +85,9 @@ def _known(patient: str) -> str:
 
 def _make(path: Path) -> None:
     """Whole or not at all; of two processes that start together, one makes it and both read it."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(KEY_BYTES) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(partial, path)
-    except FileExistsError:
-        pass
-    finally:
-        partial.unlink(missing_ok=True)
+    private_folder(path.parent)
+    with suppress(FileExistsError):
+        write_once(path, f"{secrets.token_hex(KEY_BYTES)}\n".encode("ascii"))
 
 
 def _read(path: Path) -> bytes:

@@ -15,8 +15,6 @@
 Whatever is wrong with one file, series or subject costs that one alone.
 """
 
-import fcntl
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +39,9 @@ from client.ingest.recognise import bids, listing
 from client.ingest.recognise.listing import Listed
 from client.ingest.recognise.series import group
 from client.ingest.recognise.visits import Record
+from shared.base import locks
 from shared.base.errors import ConfigError
+from shared.base.files import make_folder, private_folder, write_json, write_text
 from shared.data.bids import Participant, read_participants
 from shared.data.modalities import in_order, parse
 
@@ -123,7 +123,7 @@ def ingest(
         record.write(folder)
         tables.write_asides(folder, source.name, [*found.asides, *more])
         jobs = _jobs(record, state, identity)
-        tables.write_json(state / "provenance.json", _provenance(record, identity))
+        write_json(state / "provenance.json", _provenance(record, identity))
         with bar("preparing") as advance:
             outcomes = prepare(jobs, cohort, advance)
         excluded = {_name(o.subject, o.session): o.excluded for o in outcomes if o.excluded}
@@ -244,8 +244,8 @@ def _claim(cohort: Path, identity: Identity) -> None:
         return
     if cohort.exists() and (not cohort.is_dir() or any(cohort.iterdir())):
         raise ConfigError(f"out={cohort}: must be a new or empty folder, or a cohort of an earlier ingest")
-    cohort.mkdir(parents=True, exist_ok=True)
-    tables.write_text(mark, ours + "\n")
+    make_folder(cohort)
+    write_text(mark, ours + "\n")
     tables.write_description(cohort)
 
 
@@ -275,15 +275,8 @@ def _check_apart(source: Source, cohort: Path, state: Path) -> None:
 @contextmanager
 def _alone(state: Path) -> Iterator[None]:
     """One ingest at a time on a site's private disk."""
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (state / "ingest").mkdir(exist_ok=True, mode=0o700)
-    lock = os.open(state / "ingest" / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise ConfigError(f"state={state}: another ingest is at work there") from None
-    try:
+    private_folder(state)
+    private_folder(state / "ingest")
+    busy = ConfigError(f"state={state}: another ingest is at work there")
+    with locks.held(state / "ingest" / ".lock", busy=busy):
         yield
-    finally:
-        os.close(lock)

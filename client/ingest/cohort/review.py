@@ -5,15 +5,13 @@ by the next ingest with the limits of quality set aside: they then warn.
 """
 
 import datetime
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from client.ingest.cohort.outcome import outcomes
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import write_json
 from shared.data.bids import DECISIONS, read_decisions
 
 MOST_WHY = 500  # characters
@@ -49,7 +47,7 @@ def decide(cohort: Path, *, accept: Sequence[str], reject: Sequence[str], why: s
     for word, subjects in (("accept", accept), ("reject", reject)):
         for name in subjects:
             decisions[_subject(name)] = {"decision": word, "why": " ".join(why.split()), "at": at}
-    _write(cohort / DECISIONS, decisions)
+    write_json(cohort / DECISIONS, decisions, sort_keys=True)
 
 
 def accepted(cohort: Path) -> frozenset[str]:
@@ -77,9 +75,3 @@ def listing(cohort: Path) -> list[Row]:
 
 def _subject(name: str) -> str:
     return f"sub-{name.removeprefix('sub-')}"
-
-
-def _write(path: Path, decisions: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(decisions, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -9,7 +9,6 @@
 Done again, only what changed is prepared anew. A subject that fails stops nobody.
 """
 
-import json
 import math
 import multiprocessing
 import os
@@ -20,13 +19,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from client.ingest.arrive.records import Job
 from client.ingest.cohort import page, review
 from client.ingest.cohort.outcome import QUALITY, Outcome, read_outcome
 from client.ingest.image.preparation import Preparation, Ready, prepare
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import make_folder, new_folder, sweep, write_json, write_text
 from shared.base.options import plain
 from shared.base.vocabulary import Modality
 from shared.data.bids import PREPARATION, read_preparation
@@ -49,7 +48,7 @@ def prepare_all(
     progress: Progress | None = None,
 ) -> tuple[Outcome, ...]:
     """Every job's outcome, in their order. `jobs` are all that the cohort is to hold. `workers` None: one per core."""
-    (cohort / QUALITY).mkdir(parents=True, exist_ok=True)
+    make_folder(cohort / QUALITY)
     _check_disk(jobs, cohort, options)
     tell = progress or (lambda done, total: None)
     accepted = review.accepted(cohort)
@@ -71,8 +70,12 @@ def prepare_all(
         tell(len(kept), len(jobs))
     done = tuple(kept[number] for number in range(len(jobs)))
     _sweep(cohort, done)
-    _write_json(cohort / PREPARATION, {"digest": digest, "made_by": "lacuna-site ingest", "options": plain(options)})
-    _write_text(cohort / PAGE, page.render(cohort, done, digest))
+    write_json(
+        cohort / PREPARATION,
+        {"digest": digest, "made_by": "lacuna-site ingest", "options": plain(options)},
+        sort_keys=True,
+    )
+    write_text(cohort / PAGE, page.render(cohort, done, digest))
     return done
 
 
@@ -136,31 +139,25 @@ def _carry_out(task: _Task) -> Outcome:
         outcome = replace(outcome, files={}, excluded=" ".join(why.split())[:300], key="")
     if outcome.excluded is not None:
         _forget(target, job)
-    _write_json(task.cohort / QUALITY / f"{name}.json", plain(outcome))
+    write_json(task.cohort / QUALITY / f"{name}.json", plain(outcome), sort_keys=True)
     return outcome
 
 
 def _write_subject(cohort: Path, target: Path, job: Job, ready: Ready) -> dict[Modality, str]:
     """The visit's whole folder appears at once."""
-    aside = cohort / f".{job.subject}_{job.session or ''}.{os.getpid()}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
     files = {}
-    for modality, data in ready.volumes.items():
-        inside = Path(bids_path(job.subject, modality))
-        ending = inside.name.removeprefix(f"{job.subject}_")
-        name = ending if job.session is None else f"{job.session}_{ending}"
-        path = aside / inside.parent.name / f"{job.subject}_{name}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, data, ready.affine)
-        sidecar = {**job.sidecars.get(modality, {}), **ready.steps[modality]}
-        _write_json(path.with_name(path.name.removesuffix(".nii.gz") + ".json"), sidecar)
-        files[modality] = (target / path.relative_to(aside)).relative_to(cohort).as_posix()
-    old = cohort / f".{job.subject}_{job.session or ''}.{os.getpid()}.old"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        target.rename(old)
-    aside.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    with new_folder(target) as made:
+        for modality, data in ready.volumes.items():
+            inside = Path(bids_path(job.subject, modality))
+            ending = inside.name.removeprefix(f"{job.subject}_")
+            name = ending if job.session is None else f"{job.session}_{ending}"
+            path = made / inside.parent.name / f"{job.subject}_{name}"
+            write(path, data, ready.affine)
+            sidecar = {**job.sidecars.get(modality, {}), **ready.steps[modality]}
+            write_json(
+                path.with_name(path.name.removesuffix(".nii.gz") + ".json"), sidecar, sort_keys=True, durable=False
+            )
+            files[modality] = (target / path.relative_to(made)).relative_to(cohort).as_posix()
     return files
 
 
@@ -248,16 +245,5 @@ def _sweep(cohort: Path, done: Sequence[Outcome]) -> None:
     for path in (cohort / QUALITY).glob("sub-*"):
         if path.stem not in names:
             path.unlink()
-    for path in cohort.glob(".sub-*"):
-        if path.is_dir() and path.name.endswith((".partial", ".old")):
-            shutil.rmtree(path)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    _write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    for folder in (cohort, cohort / QUALITY, *cohort.glob("sub-*")):
+        sweep(folder)

@@ -9,16 +9,14 @@ COHORT/participants.tsv, dataset_description.json, .bidsignore, README, cohort.j
 import csv
 import hashlib
 import io
-import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from client.ingest.arrive.records import Aside, Job
 from client.ingest.clean.identity import Identity
 from client.ingest.cohort.outcome import Outcome
+from shared.base.files import write_json, write_text
 from shared.data.bids import NUMBERS, WORDS
 from shared.data.modalities import in_order
 
@@ -134,15 +132,3 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]],
     table.writerow(columns)
     table.writerows(rows)
     write_text(path, text.getvalue())
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1, default=os.fspath) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all; names that are not UTF-8 are written with backslashes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)

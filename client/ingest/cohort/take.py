@@ -16,6 +16,7 @@ from client.ingest.recognise.listing import Listed
 from client.ingest.recognise.series import Series
 from client.ingest.recognise.visits import Record, Taken, assign, rank
 from shared.base.errors import DataError
+from shared.base.files import make_folder
 from shared.base.vocabulary import Modality
 
 SPARE = 1e9  # bytes of the private disk that are never filled
@@ -111,7 +112,7 @@ def age(said: str, born: str, day: str) -> float | None:
 def _check_disk(folder: Path, best: Iterable[Listed]) -> None:
     """Before the first conversion: what all of them need against what is free."""
     needed = sum(estimate(o.series) for o in best if not is_converted(o.series, str(o.modality), folder / "converted"))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     free = shutil.disk_usage(folder).free - SPARE
     if needed > free:
         raise DataError(

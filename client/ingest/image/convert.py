@@ -6,7 +6,6 @@ A conversion is done once: its folder is named by the files that it came from, a
 
 import hashlib
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from client.ingest.image.suv import uptake
 from client.ingest.recognise.series import Series
 from shared.base.errors import DataError
+from shared.base.files import make_folder, new_folder, write_text
 from shared.base.vocabulary import Modality
 from shared.data.volumes import read, read_stored, shape_and_affine, write
 
@@ -54,24 +54,18 @@ def convert(series: Series, modality: Modality, folder: Path) -> Converted:
     stored = _stored(target)
     if stored is not None:
         return stored
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "in").mkdir(parents=True)
-    try:
+    with new_folder(target) as made:
+        (made / "in").mkdir()
         for number, path in enumerate(series.paths):
-            (partial / "in" / f"{number:06d}.dcm").symlink_to(path.resolve())
-        said = _run(partial)
-        nifti, sidecar = _choose(partial, series, said)
+            (made / "in" / f"{number:06d}.dcm").symlink_to(path.resolve())
+        said = _run(made)
+        nifti, sidecar = _choose(made, series, said)
         why = _check(nifti, series)
         if series.kind == "PT":
             why = _to_uptake(nifti, series, sidecar)
         elif series.kind == "CT":
             sidecar["Units"] = "HU"
-        _keep(partial, nifti, sidecar, why)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _keep(made, nifti, sidecar, why)
     found = _stored(target)
     assert found is not None
     return found
@@ -79,7 +73,7 @@ def convert(series: Series, modality: Modality, folder: Path) -> Converted:
 
 def decode(path: Path, folder: Path) -> NDArray[Any] | None:
     """One file's frames, as dcm2niix decodes them: it knows more compressions than pydicom does here."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".partial") as name:
         scratch = Path(name)
         (scratch / "in").mkdir()
@@ -202,4 +196,4 @@ def _keep(folder: Path, nifti: Path, sidecar: Mapping[str, Any], why: str) -> No
     shutil.rmtree(folder / "in")
     shutil.rmtree(folder / "out")
     content = {"sidecar": sidecar, "why": why, "bytes": (folder / "image.nii").stat().st_size}
-    (folder / "image.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_text(folder / "image.json", json.dumps(content, indent=1), durable=False)

@@ -1,9 +1,7 @@
 """A BIDS folder as a source: its volumes are taken as they are, and go straight to preparation."""
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from client.ingest.arrive.records import Acquired, Aside
 from client.ingest.recognise.visits import Taken, Visit
 from shared.base.errors import DataError
+from shared.base.files import copy
 from shared.data.bids import Participant, find_subjects, read_participants
 from shared.data.modalities import MODALITIES
 from shared.data.volumes import shape_and_affine
@@ -105,12 +104,5 @@ def _sidecar(path: Path) -> dict[str, Any]:
 
 def _link(path: Path, target: Path) -> Path:
     """A second name for the file; where the disk allows none, a copy."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(path.resolve(), partial)
-    except OSError:
-        shutil.copyfile(path, partial)
-    partial.replace(target)
+    copy(path, target, linked=True, durable=False)  # the source is still there
     return target

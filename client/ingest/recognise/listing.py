@@ -9,7 +9,6 @@ column `found`, so it survives every later ingest.
 import csv
 import fnmatch
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Literal
 from client.ingest.recognise.classify import classify, is_synthetic
 from client.ingest.recognise.series import Series
 from shared.base.errors import ConfigError
+from shared.base.files import write_text
 from shared.base.vocabulary import Modality
 from shared.data.modalities import parse
 
@@ -120,10 +120,10 @@ def write(listed: Sequence[Listed], folder: Path) -> Path:
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore", restval="")
     table.writeheader()
     table.writerows(sorted(rows.values(), key=lambda row: (row.get("patient", ""), row.get("date", ""))))
-    _write(path, text.getvalue())
+    write_text(path, text.getvalue())
     aliases = folder / ALIAS_FILE
     if not aliases.exists():
-        _write(aliases, "description,modality\n")
+        write_text(aliases, "description,modality\n")
     return path
 
 
@@ -175,10 +175,3 @@ def _read(path: Path) -> list[tuple[int, dict[str, str]]]:
     except csv.Error as error:
         raise ConfigError(f"{path}: can't be read as a table ({error})") from None
     return [(n, {str(k).strip(): str(v or "") for k, v in row.items()}) for n, row in enumerate(rows, start=2)]
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)

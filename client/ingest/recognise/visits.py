@@ -15,6 +15,7 @@ from typing import Any
 from client.ingest.arrive.records import Acquired
 from client.ingest.recognise.listing import Listed
 from shared.base.errors import DataError
+from shared.base.files import write_text
 from shared.base.vocabulary import Modality
 
 RECORD = "acquired.json"
@@ -72,9 +73,7 @@ class Record:
             "visits": [_fields(visit) for visit in self.visits],
             "taken": [{"acquired": _fields(one.acquired), "rank": one.rank} for one in self.taken],
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(content, indent=1, default=os.fspath), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, json.dumps(content, indent=1, default=os.fspath))
 
     @property
     def numbers(self) -> dict[tuple[str, str], int]:

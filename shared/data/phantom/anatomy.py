@@ -6,7 +6,6 @@ can thin and folds can be added, and the boundaries stay sharp at any voxel size
 """
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from shared.base.errors import DataError
+from shared.base.files import make_folder, writing
 from shared.data import volumes
 from shared.data.phantom.fields import Array
 
@@ -81,7 +81,7 @@ class Anatomy:
 
 def prepare(source: Path | None, cache: Path) -> list[Path]:
     """One file per brain in `cache`, made if it is not there: label maps in the folder `source`, or MNI152."""
-    cache.mkdir(parents=True, exist_ok=True)
+    make_folder(cache)
     if source is None:
         path = cache / f"mni152-v{VERSION}.npz"
         if not path.exists():
@@ -259,18 +259,13 @@ def _assemble(
 
 
 def _store(path: Path, anatomy: Anatomy) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                name=np.str_(anatomy.name),
-                region=anatomy.region_DHW,
-                white=anatomy.white_DHW,
-                fluid=anatomy.fluid_DHW,
-                pull=anatomy.pull_3DHW,
-                half=np.array(anatomy.half_mm),
-            )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path) as file:
+        np.savez_compressed(
+            file,
+            name=np.str_(anatomy.name),
+            region=anatomy.region_DHW,
+            white=anatomy.white_DHW,
+            fluid=anatomy.fluid_DHW,
+            pull=anatomy.pull_3DHW,
+            half=np.array(anatomy.half_mm),
+        )

@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 
 from shared.base import pictures
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import make_folder, new_folder, write_json, write_text
 from shared.base.options import plain, require
 from shared.base.randomness import seed_of
 from shared.base.vocabulary import Modality, SiteName
@@ -182,14 +182,14 @@ def write_world(
 
 def _claim(out: Path, options: PhantomOptions) -> None:
     """Take a folder for one world: what is there must have been made with the same options."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     text = json.dumps({"made_by": "lacuna phantom", "options": plain(options)}, indent=1, default=str) + "\n"
     path = out / "world.json"
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise ConfigError(f"out={out}: holds a world made with other options (world.json); take another folder")
     if not path.exists() and any(child.name != ".anatomy" for child in out.iterdir()):
         raise ConfigError(f"out={out}: must be empty, or hold a world made with the same options")
-    _write_text(path, text)
+    write_text(path, text)
 
 
 def share_out(brains: Sequence[Path], options: PhantomOptions) -> Mapping[str, Sequence[Path]]:
@@ -289,19 +289,16 @@ def _draw(task: _Task) -> None:
     """Write a subject into a folder aside, which then gets its name: it is there whole or not at all."""
     phantom = grow(task.family, task.seed, anatomy.load(task.anatomy), task.cube)
     scanner = draw_scanner(*task.scanner)
-    aside = task.cohort / f".{task.subject}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    for modality in task.modalities:
-        data, dtype = _stored(modality, render(phantom, modality, scanner), phantom.brain_DHW)
-        _write(aside / bids_path(task.subject, modality), data, task.cube, dtype)
-    if task.family == "vessels":
-        truth = f"derivatives/truth/sub-{task.subject}/anat/sub-{task.subject}_label-vessel_mask.nii.gz"
-        _write(task.cohort / truth, phantom.vessels_DHW > VESSEL_SHARE, task.cube, np.uint8)
-    else:
-        lesion = lesion_path(task.subject, tumour=task.family == "glioma")
-        _write(aside / lesion, phantom.lesion_DHW, task.cube, np.uint8)
-    (aside / task.folder.name).replace(task.folder)
-    aside.rmdir()
+    with new_folder(task.folder, durable=False) as made:  # a simulated world is made again
+        for modality in task.modalities:
+            data, dtype = _stored(modality, render(phantom, modality, scanner), phantom.brain_DHW)
+            _write(made.joinpath(*bids_path(task.subject, modality).split("/")[1:]), data, task.cube, dtype)
+        if task.family == "vessels":
+            truth = f"derivatives/truth/sub-{task.subject}/anat/sub-{task.subject}_label-vessel_mask.nii.gz"
+            _write(task.cohort / truth, phantom.vessels_DHW > VESSEL_SHARE, task.cube, np.uint8)
+        else:
+            lesion = lesion_path(task.subject, tumour=task.family == "glioma")
+            _write(made.joinpath(*lesion.split("/")[1:]), phantom.lesion_DHW, task.cube, np.uint8)
 
 
 def _stored(
@@ -318,7 +315,7 @@ def _stored(
 
 
 def _write(path: Path, data_DHW: NDArray[np.generic], cube: Cube, dtype: type) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     volumes.write(path, data_DHW, cube.affine(), dtype=dtype)
 
 
@@ -329,25 +326,18 @@ def _write_tables(cohort: Path, members: Sequence[_Task], options: PhantomOption
         "DatasetType": "raw",
         "GeneratedBy": [{"Name": "lacuna phantom"}],
     }
-    _write_text(cohort / "dataset_description.json", json.dumps(about, indent=1) + "\n")
+    write_json(cohort / "dataset_description.json", about)
     table = io.StringIO()
     writer = csv.writer(table, delimiter="\t", lineterminator="\n")
     writer.writerow(["participant_id", "age", "sex", "diagnosis", "mmse", "adas13", "cdrsb"])
     for task in members:
         writer.writerow([task.folder.name, *_chart(draw_person(options.family, task.seed))])
-    _write_text(cohort / "participants.tsv", table.getvalue())
+    write_text(cohort / "participants.tsv", table.getvalue())
 
 
 def _chart(person: Person) -> list[object]:
     values = (person.age, person.sex, person.diagnosis, person.mmse, person.adas13, person.cdrsb)
     return ["n/a" if value is None else value for value in values]
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _write_sheets(cohorts: Sequence[Sequence[_Task]], options: PhantomOptions, out: Path) -> None:

@@ -2,11 +2,14 @@
 
 import json
 import stat
+from contextlib import suppress
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 
 import pytest
 import yaml
+from support.disk.faults import Killed, failing
 from support.flower.federations import NOW, enter, make, signer, site, tree
 
 from client.site import enrol
@@ -14,7 +17,7 @@ from server.federation import federation as disk
 from server.federation import provision, rotation
 from server.federation.federation import load
 from server.federation.rotation import Amendment
-from shared.base import files
+from shared.base.change import locked
 from shared.base.errors import ConfigError, DataError
 from shared.base.names import Address
 from shared.base.options import plain
@@ -249,13 +252,7 @@ def test_other_intensity_rules_are_refused(federation: Path, north: Path, tmp_pa
             enrol.join(north, tmp_path / "k", now=NOW)
 
 
-class Killed(BaseException):
-    """What no handler catches."""
-
-
-def test_a_kill_anywhere_leaves_the_old_kit_or_the_new_one(
-    federation: Path, north: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_anywhere_leaves_the_old_kit_or_the_new_one(federation: Path, north: Path, tmp_path: Path) -> None:
     import shutil
 
     request = enrol.init_site(north, "north", again=True).request
@@ -264,32 +261,16 @@ def test_a_kill_anywhere_leaves_the_old_kit_or_the_new_one(
     shutil.copytree(north, tmp_path / "new")
     enrol.join(tmp_path / "new", path, now=NOW)
     old, new, fates = tree(north), tree(tmp_path / "new"), []
-    for steps in range(60):
+    for steps in count():
         state = tmp_path / f"copy{steps}"
         shutil.copytree(north, state)
-        calls = iter(range(steps))
-
-        def until(inner):  # type: ignore[no-untyped-def]
-            def one(*arguments: object) -> None:
-                if next(calls, None) is None:  # noqa: B023
-                    raise Killed
-                inner(*arguments)
-
-            return one
-
-        with monkeypatch.context() as patched:
-            for name in ("_write", "_move", "_sync"):
-                patched.setattr(files, name, until(getattr(files, name)))
-            try:
-                enrol.join(state, path, now=NOW)
-                done = True
-            except Killed:
-                done = False
-        with files.locked(state):
+        with failing(state, steps) as faults, suppress(Killed):
+            enrol.join(state, path, now=NOW)
+        with locked(state):
             pass
         fates.append(tree(state))
         assert fates[-1] in (old, new)
-        if done:
+        if not faults.dead:
             break
     assert fates[0] == old
     assert fates[-1] == new

@@ -4,11 +4,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from support.disk.faults import Killed, failing
 from support.flower.federations import NOW, signer, site, tree
 
 from client.site import enrol
@@ -16,7 +18,6 @@ from server.federation import provision, rotation
 from server.federation.authority import signed
 from server.federation.federation import load, opened
 from server.federation.rotation import Amendment
-from shared.base import files
 from shared.base.errors import ConfigError
 from shared.trust.kit import read_kit
 from shared.trust.manifest import Plane
@@ -96,10 +97,6 @@ def test_an_amendment_names_the_version_before(three: Path) -> None:
 # --- kills and crowds
 
 
-class Killed(BaseException):
-    """What no handler catches."""
-
-
 @pytest.mark.parametrize(
     "act",
     [
@@ -111,33 +108,15 @@ class Killed(BaseException):
     ids=["signing", "ca", "admit", "revoke"],
 )
 def test_a_kill_anywhere_leaves_the_old_or_the_new_whole(
-    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[Path, Path], object]
+    three: Path, tmp_path: Path, act: Callable[[Path, Path], object]
 ) -> None:
     request = site(tmp_path / "west", "west")
     before, fates, steps = tree(three), set(), 0
     while True:
         folder = tmp_path / f"copy{steps}"
         shutil.copytree(three, folder)
-        left = steps
-
-        def counted(inner: Callable[..., None]) -> Callable[..., None]:
-            def one(*arguments: object) -> None:
-                nonlocal left
-                if left == 0:
-                    raise Killed
-                left -= 1
-                inner(*arguments)
-
-            return one
-
-        with monkeypatch.context() as patched:
-            for name in ("_write", "_move", "_sync"):
-                patched.setattr(files, name, counted(getattr(files, name)))
-            try:
-                act(folder, request)
-                done = True
-            except Killed:
-                done = False
+        with failing(folder, steps) as faults, suppress(Killed):
+            act(folder, request)
         with opened(folder) as loaded:  # what the next verb sees
             assert not (folder / ".change").exists()
             kits = {path.stem for path in (folder / "kits").iterdir()}
@@ -147,7 +126,7 @@ def test_a_kill_anywhere_leaves_the_old_or_the_new_whole(
                 assert kit.head.revision == loaded.state.revision
                 assert kit.files["ca.crt"] == loaded.authorities
             fates.add(tree(folder) == before)
-        if done:
+        if not faults.dead:
             break
         steps += 1
     assert steps >= 5

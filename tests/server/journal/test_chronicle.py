@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.cohort.disks import full
+from support.disk.disks import full
 
 from server.journal import chronicle, facts, progress
 from server.journal.chronicle import Outcome, Tail

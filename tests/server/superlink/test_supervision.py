@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support.cohort.disks import full
+from support.disk.disks import full
 from support.rounds.federation import config
 
 from server.flower import FlowerRun, Unreachable

@@ -258,7 +258,7 @@ def test_a_well_signed_wrong_record_is_refused(signed: tuple[Path, Path], key: s
     record = json.loads((folder / "bundle.json").read_text()) | {key: value}
     manifest = json.dumps(record).encode()
     (folder / "bundle.json").write_bytes(manifest)
-    (folder / "bundle.sig").write_bytes(bundle._sign(manifest, bundle.read_signing_key(secret)))
+    (folder / "bundle.sig").write_bytes(bundle._FOLDER.sign(manifest, bundle.read_signing_key(secret)))
     with pytest.raises(DataError) as caught:
         bundle.load(folder, trusted=trusted(secret))
     assert line in str(caught.value)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from client.inference.slices import SliceStore
 from shared.diffusion.samplers import Sampler
-from shared.model.model import Filled, Model, fill, read_model
+from shared.model.fill import Filled, Filling, fill
+from shared.model.model import Model, read_model
 from shared.model.windows import Blend, Window, cut, lay, starts
 
 CPU = torch.device("cpu")
@@ -80,7 +81,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def filled(model: Model, images: Tensor, sampler: Sampler, at_once: int = 4, kept: SliceStore | None = None) -> Filled:
     shown = torch.tensor([True, True, False])
     every = range(images.shape[1])
-    return fill(model, images, shown, slices=every, sampler=sampler, keys=(1,), device=CPU, at_once=at_once, kept=kept)
+    how = Filling(sampler=sampler, keys=(1,), device=CPU, at_once=at_once, kept=kept)
+    return fill(model, images, shown, every, how)
 
 
 def volume(*shape: int) -> Tensor:
@@ -156,11 +158,8 @@ def test_windows_without_an_image_cost_nothing(model: Model) -> None:
         model,
         images,
         torch.tensor([True, True, False]),
-        slices=range(SLAB),
-        sampler=Sampler(kind="mean"),
-        keys=(0,),
-        device=CPU,
-        progress=lambda done, of: seen.append(of),
+        range(SLAB),
+        Filling(sampler=Sampler(kind="mean"), keys=(0,), device=CPU, progress=lambda done, of: seen.append(of)),
     )
     assert seen[-1] == 2  # of seven
 

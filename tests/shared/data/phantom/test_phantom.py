@@ -91,7 +91,7 @@ def test_a_stopped_world_goes_on_and_another_is_refused(tmp_path: Path, mni_cach
     write_world(chosen, tmp_path, workers=1, cache=mni_cache)
     whole = files(tmp_path)
     victim = next((tmp_path / "sites" / "south").glob("sub-*"))
-    victim.rename(victim.with_name(f".{victim.name[4:]}.partial"))  # as a kill leaves it
+    victim.rename(victim.with_name(f".{victim.name}.partial"))  # as a kill leaves it
     report = write_world(chosen, tmp_path, workers=1, cache=mni_cache)
     assert (report.written, report.kept) == (1, 2)
     assert files(tmp_path) == whole
