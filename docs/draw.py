@@ -147,7 +147,8 @@ def uses(room: str) -> list[str]:
             else:
                 continue
             found |= {parts[1] for name in names if (parts := name.split("."))[0] == package and len(parts) > 1}
-    return sorted(name for name in found - {own} if (HOUSE / package / name).is_dir())
+    rooms = {name for row in layers(package) for name in row}  # folders, and a few files that stand by themselves
+    return sorted((found - {own}) & rooms)
 
 
 def layers(package: str) -> list[list[str]]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.cli.options import Modalities, Why, bar
+from client.cli.options import Modalities, Why
+from shared.base.display.terminal import bar
 from shared.base.errors import DataError
 from shared.base.verbs import flat
 

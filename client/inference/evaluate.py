@@ -5,6 +5,7 @@ The report stays at the site: it names subjects. On subjects that took part in t
 
 from pathlib import Path
 
+from shared.base.display.progress import Progress
 from shared.base.errors import DataError
 from shared.base.options import plain
 from shared.data.cohort import Cohort
@@ -12,7 +13,6 @@ from shared.data.slices import Slices
 from shared.diffusion.samplers import Sampler
 from shared.model.bundle import Bundle
 from shared.model.evaluation import Scoring, evaluate, filler
-from shared.model.model import Progress
 from shared.model.scorecard import write_scorecard
 from shared.model.tables import Frame, write_csv
 from shared.plan.training import find_device

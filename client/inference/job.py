@@ -18,6 +18,7 @@ from client.inference import outputs
 from client.inference.charts import NOTHING, Saying
 from client.inference.outputs import Files, Made, Planes
 from client.inference.slices import SliceStore
+from shared.base.display.progress import Progress
 from shared.base.files import make_folder, move
 from shared.base.vocabulary import Modality
 from shared.data.bids import Clinical, Sources
@@ -25,7 +26,6 @@ from shared.data.preparation import Loaded
 from shared.diffusion.samplers import Sampler
 from shared.model.bundle import Bundle
 from shared.model.fill import Filled, Filling, Scanned, fill
-from shared.model.model import Progress
 from shared.plan.training import find_device
 
 

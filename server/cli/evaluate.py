@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from server.evaluation.ways import Asked
-from server.journal import progress
+from shared.base.display import terminal
 from shared.base.errors import ConfigError
 from shared.base.options import build
 from shared.diffusion.samplers import Sampler
@@ -55,9 +55,9 @@ def _usual(asked: Asked, sampler: Sampler | None, every: int) -> None:
     from server.evaluation.compare import compare
     from shared.model.scorecard import printable
 
-    with progress.bar("scoring", 0) as advance:
+    with terminal.bar("scoring") as advance:
         lines = compare(replace(asked, progress=advance), sampler=sampler, every=every)
-    progress.table("PSNR in dB; differences with 95 % intervals over subjects", *printable(lines))
+    terminal.table("PSNR in dB; differences with 95 % intervals over subjects", *printable(lines))
 
 
 def _diagnosis(asked: Asked, sampler: Sampler | None, keys: Mapping[str, Any]) -> None:
@@ -68,10 +68,10 @@ def _diagnosis(asked: Asked, sampler: Sampler | None, keys: Mapping[str, Any]) -
     rest = dict(keys)
     study = _folder(rest, "study")
     options = build(DiagnosisOptions, rest, "diagnosis")
-    with progress.bar("completing and training", 0) as advance:
+    with terminal.bar("completing and training") as advance:
         findings, lines = diagnose(replace(asked, progress=advance), options, study=study, sampler=sampler)
     title = f"{options.ill} against {options.well}: means over generations with 95 % intervals"
-    progress.table(title, *printable(lines))
+    terminal.table(title, *printable(lines))
     for note in notes(findings):
         typer.echo(f"- {note}")
 
@@ -85,9 +85,9 @@ def _images(asked: Asked, sampler: Sampler | None, keys: Mapping[str, Any]) -> N
         raise ConfigError(f"{next(iter(rest))}=: unknown key; task=images takes out, strangers, subjects")
     if subjects is not None and not (isinstance(subjects, int) and subjects >= 1):
         raise ConfigError(f"subjects={subjects}: must be 1 or more")
-    with progress.bar("scoring", 0) as advance:
+    with terminal.bar("scoring") as advance:
         lines = compare_images(replace(asked, progress=advance), sampler=sampler, subjects=subjects)
-    progress.table("means over subjects, in the brain; leads in dB with 95 % intervals", *printable(lines))
+    terminal.table("means over subjects, in the brain; leads in dB with 95 % intervals", *printable(lines))
 
 
 def _folder(keys: dict[str, Any], name: str) -> Path | None:

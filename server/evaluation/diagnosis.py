@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from server.evaluation.ways import Person, Way, complete, visible
+from shared.base.display.progress import Progress
 from shared.base.errors import DataError
 from shared.base.files import write_text, writing
 from shared.base.options import plain
@@ -38,7 +39,6 @@ from shared.data.preparation import hash_json
 from shared.data.slices import Stack
 from shared.model.diagnosis import PROBE, DiagnosisOptions, Draw, auc, draw, fit, judge, pooled, predict, probe
 from shared.model.evaluation import Filler
-from shared.model.model import Progress
 
 VERSION = 1  # raise it when the same volumes would get other scores
 ORACLE, DROP = "oracle", "drop"

@@ -13,6 +13,7 @@ import torch
 
 from server.evaluation.ways import finished
 from shared.base import pictures
+from shared.base.display.progress import Progress
 from shared.base.errors import DataError
 from shared.base.files import write_text, writing
 from shared.base.options import plain
@@ -20,7 +21,7 @@ from shared.base.randomness import generator
 from shared.diffusion.operators import none
 from shared.diffusion.samplers import Sampler
 from shared.model.fill import AT_ONCE
-from shared.model.model import Progress, Restores, read_model
+from shared.model.model import Restores, read_model
 from shared.plan.training import find_device
 
 MOST_DRAWN = 24  # rows of the contact sheet

@@ -15,6 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import require
 from shared.base.randomness import generator
@@ -28,7 +29,7 @@ from shared.diffusion.samplers import Sampler
 from shared.methods.baselines.reconstruction import cg_sense, total_variation, zero_filled
 from shared.model.evaluation import Filler
 from shared.model.metrics import METRICS
-from shared.model.model import Model, Progress, Restores
+from shared.model.model import Model, Restores
 from shared.model.tables import Interval, interval
 from shared.model.taught import passes
 

@@ -35,6 +35,7 @@ from server.evaluation.ways import (
     visible,
     weights_of,
 )
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import plain
 from shared.base.vocabulary import Modality, SiteName
@@ -48,7 +49,7 @@ from shared.data.volumes import read
 from shared.diffusion.samplers import Sampler
 from shared.model.angiograms import VIEWS, Mask, Threshold, image_scores, mip, vessel_scores, vessels
 from shared.model.evaluation import MEAN, RIDGE, Filler, Keys, filler, floors
-from shared.model.model import Model, Progress
+from shared.model.model import Model
 from shared.model.tables import Frame, tidy
 from shared.plan.config import load_sampler
 from shared.plan.training import find_device

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from server.runs import runs
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.vocabulary import Modality, SiteName
 from shared.data.cohort import Cohort, cache_folder, prepare
@@ -21,7 +22,7 @@ from shared.data.preparation import hash_file
 from shared.data.slices import Slices, Stack
 from shared.data.volumes import Grid
 from shared.model.evaluation import Filler
-from shared.model.model import Model, Progress, ReadsChart, read_model
+from shared.model.model import Model, ReadsChart, read_model
 from shared.plan.config import Config
 
 HEARD: Mapping[str, Callable[[str], bool]] = {  # which fields of those that a run reads

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.vocabulary import Modality, SiteName
 from shared.data.bids import Clinical
@@ -23,7 +24,7 @@ from shared.diffusion.samplers import Sampler
 from shared.methods.nets.ridge import MeanImage, PatchRidge
 from shared.model.fill import Filled, Filling, fill
 from shared.model.metrics import METRICS
-from shared.model.model import Model, Progress, ReadsChart
+from shared.model.model import Model, ReadsChart
 from shared.model.tables import Frame, tidy
 
 Keys: TypeAlias = tuple[str | int, ...]

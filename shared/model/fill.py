@@ -13,13 +13,14 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from shared.base.display.progress import Progress
 from shared.base.errors import DataError
 from shared.base.randomness import Noise, generator
 from shared.base.vocabulary import Modality
 from shared.data.bids import Clinical
 from shared.diffusion.operators import Measured, clean, none
 from shared.diffusion.samplers import Sampler
-from shared.model.model import Model, Progress, ReadsChart, Restores
+from shared.model.model import Model, ReadsChart, Restores
 from shared.model.taught import passes
 from shared.model.windows import Blend, cut, lay
 
@@ -39,6 +40,9 @@ class Kept(Protocol):
         """mean_MHW and sd_MHW of a finished slice, or MDHW of a window."""
 
     def write(self, slices: Sequence[int], mean_BMHW: Tensor, sd_BMHW: Tensor) -> None: ...
+
+
+Take: TypeAlias = Callable[[Sequence[int]], Tensor]  # numbers of slices, or windows -> their images as a batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,51 +82,41 @@ def fill(model: Model, images_MDHW: Tensor, shown_M: Tensor, slices: Sequence[in
 def _by_slices(samples: "_Samples", shown_MDHW: Tensor, slices: Sequence[int]) -> Filled:
     mean_MDHW = torch.zeros(shown_MDHW.shape, dtype=torch.float32)
     sd_MDHW = torch.zeros_like(mean_MDHW)
-    kept, todo = samples.how.kept, []
-    for z in slices:
-        found = kept.read(z) if kept is not None else None
-        if found is None:
-            todo.append(z)
-        else:
-            mean_MDHW[:, z], sd_MDHW[:, z] = found
-    for z, mean_MHW, sd_MHW in _batches(
-        samples, todo, len(slices), "slice", lambda some: shown_MDHW[:, some].transpose(0, 1)
-    ):
+    for z, mean_MHW, sd_MHW in _each(samples, slices, "slice", lambda some: shown_MDHW[:, some].transpose(0, 1)):
         mean_MDHW[:, z], sd_MDHW[:, z] = mean_MHW, sd_MHW
     return Filled(mean_MDHW=mean_MDHW, sd_MDHW=sd_MDHW if samples.how.sampler.samples > 1 else None)
 
 
 def _by_windows(samples: "_Samples", shown_MDHW: Tensor, slices: Sequence[int]) -> Filled:
     """Windows one after the other, those that see nothing left out; added in their order, whoever made them."""
-    model, sampler, kept = samples.model, samples.how.sampler, samples.how.kept
+    model, sampler = samples.model, samples.how.sampler
     size_DHW = (model.method.slab, model.grid.height, model.grid.width)
     every = lay(shown_MDHW.shape[1:], (min(slices), max(slices) + 1), size_DHW, sampler.stride) if slices else []
     windows = [at for at in every if bool(cut(shown_MDHW, at, size_DHW).any())]
     mean_MDHW = torch.zeros(shown_MDHW.shape, dtype=torch.float32)
     spread_MDHW = torch.zeros_like(mean_MDHW) if sampler.samples > 1 else None
     blend = Blend(mean_MDHW=mean_MDHW, variance_MDHW=spread_MDHW, size_DHW=size_DHW)
-    todo = [w for w in range(len(windows)) if kept is None or kept.read(w) is None]
-    made = _batches(
-        samples,
-        todo,
-        len(windows),
-        "slab",
-        lambda some: torch.stack([cut(shown_MDHW, windows[w], size_DHW) for w in some]),
-    )
-    new = next(made, None)
-    for w, at in enumerate(windows):
-        if new is not None and new[0] == w:
-            blend.add(at, *new[1:])
-            new = next(made, None)
-        else:
-            found = kept.read(w) if kept is not None else None
-            assert found is not None, "it was there a moment ago"
-            blend.add(at, *found)
+
+    def take(some: Sequence[int]) -> Tensor:
+        return torch.stack([cut(shown_MDHW, windows[w], size_DHW) for w in some])
+
+    for w, *made in _each(samples, range(len(windows)), "slab", take):
+        blend.add(windows[w], *made)
     return Filled(mean_MDHW=mean_MDHW, sd_MDHW=None if spread_MDHW is None else spread_MDHW.sqrt())
 
 
+def _each(samples: "_Samples", numbers: Sequence[int], what: str, take: Take) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Number, mean and sd of each, in their order: as it was kept, or made now."""
+    kept = samples.how.kept
+    todo = [z for z in numbers if kept is None or kept.read(z) is None]
+    made, missing = _batches(samples, todo, len(numbers), what, take), set(todo)
+    for z in numbers:
+        found = kept.read(z) if kept is not None and z not in missing else None
+        yield next(made) if found is None else (z, *found)
+
+
 def _batches(
-    samples: "_Samples", todo: Sequence[int], total: int, what: str, take: Callable[[Sequence[int]], Tensor]
+    samples: "_Samples", todo: Sequence[int], total: int, what: str, take: Take
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Number, mean and sd of each that is to do; a batch that does not fit into memory is tried again in halves."""
     how, done = samples.how, 0

@@ -1,7 +1,7 @@
 """A trained model: read from its folder, checked, and ready to fill subjects in (shared/model/fill.py)."""
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,8 +22,6 @@ from shared.diffusion.samplers import Sampler
 from shared.methods import METHODS, Method
 
 KEYS = ("method", "options", "modalities", "grid", "sampler", "provenance")  # of model.json
-
-Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
 
 @runtime_checkable

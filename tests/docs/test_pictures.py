@@ -50,6 +50,7 @@ def test_a_room_uses_what_it_imports_and_not_itself(draw: ModuleType) -> None:
     assert "data" not in draw.uses("shared/data")
     assert draw.uses("shared/base") == []
     assert "methods" not in draw.uses("shared/data")
+    assert "site" in draw.uses("client/app")  # a file that is a room by itself
 
 
 def test_a_step_that_is_not_in_the_code_is_an_error(draw: ModuleType) -> None:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from client.ingest.arrive.source import UID
 from client.ingest.clean import allowed
 from client.ingest.clean.identity import Identity
 
@@ -78,7 +79,7 @@ def _clean(key: str, value: Any, patient: str, identity: Identity) -> Any:
         texts = [kept for kept in map(_text, values) if kept]
         return None if not texts else texts if isinstance(value, list) else texts[0]
     if key in ("SeriesInstanceUID", "StudyInstanceUID") and isinstance(value, str):
-        return identity.uid(value) if re.fullmatch(r"[0-9.]{1,64}", value, re.ASCII) else None
+        return identity.uid(value) if UID.fullmatch(value) else None
     if key == "AcquisitionDateTime" and isinstance(value, str):
         day = identity.date(value[:10], patient)
         return f"{day[:4]}-{day[4:6]}-{day[6:]}" if day else None

@@ -26,7 +26,7 @@ from pathlib import Path
 from client.ingest.arrive.collect import collect, is_bids
 from client.ingest.arrive.headers import whole
 from client.ingest.arrive.records import Acquired, Job
-from client.ingest.arrive.source import Bar, Folder, Progress, Source
+from client.ingest.arrive.source import Folder, Source
 from client.ingest.arrive.source import place as own_folder
 from client.ingest.clean.burned_in import suspect_text
 from client.ingest.clean.identity import Identity
@@ -40,6 +40,7 @@ from client.ingest.recognise.listing import Listed
 from client.ingest.recognise.series import group
 from client.ingest.recognise.visits import Record
 from shared.base import locks
+from shared.base.display.progress import Bar, Progress, unwatched
 from shared.base.errors import ConfigError
 from shared.base.files import make_folder, private_folder, write_json, write_text
 from shared.data.bids import Participant, read_participants
@@ -94,7 +95,7 @@ def ingest(
     prepare: Prepare,
     preparation: str,
     options: Options | None = None,
-    bar: Bar = lambda title: nullcontext(lambda done, total: None),
+    bar: Bar = lambda title: nullcontext(unwatched),
 ) -> Ingested:
     """Bring a source into a cohort.
 

@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.base import pictures
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import make_folder, new_folder, write_json, write_text
 from shared.base.options import plain, require
@@ -53,7 +54,6 @@ USUALLY_MISSING: Mapping[str, tuple[tuple[Modality, ...], ...]] = {  # by site, 
 LEVEL = 800  # MR as whole numbers: healthy tissue is near this on a scanner of gain 1
 VESSEL_SHARE = 0.1  # of a voxel, from which on it counts as artery in the truth
 SHEET_ROWS = 9
-Progress = Callable[[int, int], None]  # (subjects done, subjects in all)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +149,7 @@ def write_world(
     out: Path,
     *,
     workers: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
     cache: Path | None = None,
 ) -> WorldReport:
     """Draw all subjects of all cohorts into `out`; what is there already from the same options is kept.
@@ -167,10 +167,9 @@ def write_world(
 
     todo = [task for task in tasks if not task.folder.exists()]
     kept = len(tasks) - len(todo)
-    tell = progress or (lambda done, total: None)
-    tell(kept, len(tasks))
+    progress(kept, len(tasks))
     for drawn in _draw_all(todo, workers or os.cpu_count() or 1):
-        tell(kept + drawn, len(tasks))
+        progress(kept + drawn, len(tasks))
     _write_sheets(list(cohorts.values()), options, out)
     return WorldReport(
         out=out,

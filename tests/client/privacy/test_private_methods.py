@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import pytest
 import torch
 from support.cohort.worlds import write_cohort
-from support.privacy.privately import Script, a_round, awake, cohort_at, noised_sum, plan_of, pool_of
+from support.model.methods import awake
+from support.privacy.privately import Script, a_round, cohort_at, noised_sum, plan_of, pool_of
 from torch import Tensor, nn
 
 from client.privacy.private import sum_private

@@ -123,13 +123,14 @@ def test_the_same_whatever_fits_into_memory(model: Model, shape: tuple[int, int,
     assert one.mean_MDHW.max() <= 1
 
 
-def test_a_stopped_job_goes_on_to_the_same_bits(model: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [slice(1, None), slice(1, 2)], ids=["killed after the first batch", "one damaged"])
+def test_a_stopped_job_goes_on_to_the_same_bits(model: Model, tmp_path: Path, lost: slice) -> None:
     images = volume(9, EDGE, EDGE)
     whole = filled(model, images, BRIDGE, at_once=2)
     store = SliceStore(tmp_path, "sub-01", {})
     filled(model, images, BRIDGE, at_once=2, kept=store)
-    for path in sorted(store.folder.glob("[0-9]*.npz"))[1:]:
-        path.unlink()  # killed after the first batch
+    for path in sorted(store.folder.glob("[0-9]*.npz"))[lost]:
+        path.unlink()
     again = filled(model, images, BRIDGE, at_once=2, kept=SliceStore(tmp_path, "sub-01", {}))
     assert torch.equal(again.mean_MDHW, whole.mean_MDHW)
     assert again.sd_MDHW is not None

@@ -109,16 +109,6 @@ def noised_sum(trained: Trained, plan: PrivacyPlan) -> Tensor:
     return -flat / LR * plan.expected / plan.clip
 
 
-def awake(net: nn.Module) -> nn.Module:
-    """Nothing starts at zero: what a gradient does not reach, it does not reach for a reason."""
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in net.parameters():
-            if not p.any():
-                p.copy_(0.1 * torch.randn(p.shape, generator=g))
-    return net
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spoilt(Probe):
     """The subject with this number has a loss that is not finite."""

@@ -1,16 +1,14 @@
 """What a person sees while a run goes on: a live screen on a terminal, one line per round in a log.
 
-Everything goes to stderr; stdout belongs to results. Other machines' words are printed as they are, never as markup.
+Everything goes to stderr; stdout belongs to results.
 """
 
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,46 +16,24 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from server.journal import facts
+from server.journal import events, facts
+from server.journal.events import Event, View
 from server.journal.facts import Coverage, RoundFacts, SiteFacts
+from shared.base.display import terminal
+from shared.base.display.figures import duration, number, size
 from shared.base.vocabulary import SiteName
 
 MOST_ROWS = 12  # sites shown one by one; of more, those that work or are in trouble
 SPARKS = "▁▂▃▄▅▆▇█"
 COLOURS = {"ok": "green", "working": "cyan", "refused": "yellow", "absent": "yellow"}  # any other status is red
-LOG_SECONDS = 10.0  # between two lines of a bar in a log
-
-
-class View(Protocol):
-    """What the round loop tells whoever watches."""
-
-    def coverage(self, found: Coverage) -> None: ...
-
-    def phase_started(self, phase: str, *, of: int, first: int) -> None:
-        """`first` is the round that the phase goes on with: 0, or more after a resume."""
-
-    def site_started(self, site: SiteName) -> None:
-        """The site is at work; may be told again and again while one waits."""
-
-    def site_finished(self, site: SiteName, result: SiteFacts) -> None: ...
-
-    def round_finished(self, one: RoundFacts) -> None: ...
-
-    def note(self, text: str) -> None:
-        """A line that stays."""
-
-
-class Advance(Protocol):
-    def __call__(self, done: int | None = None, total: int | None = None) -> None:
-        """One step further, or to `done` of `total`."""
 
 
 @contextmanager
 def live(title: str, *, quiet: bool = False) -> Iterator[View]:
     """Watch one run: on a terminal, in a log, or not at all."""
-    console = _console()
+    console = terminal.console()
     if quiet:
-        yield Quiet()
+        yield View()
     elif console.is_terminal:
         screen = Screen(title=title, console=console)
         with Live(get_renderable=screen.picture, console=console, refresh_per_second=3):
@@ -70,74 +46,30 @@ def live(title: str, *, quiet: bool = False) -> Iterator[View]:
         lines.note(f"{title}: {lines.rounds} rounds in {duration(time.monotonic() - started)}")
 
 
-@contextmanager
-def bar(title: str, total: int) -> Iterator[Advance]:
-    """Watch one long piece of work; total 0 is "not known yet"."""
-    console = _console()
-    work = Work(title=title, total=total)
-    if console.is_terminal:
-        with Live(get_renderable=work.picture, console=console, refresh_per_second=5):
-            yield work.advance
-    else:
-        told = time.monotonic()
-
-        def advance(done: int | None = None, total: int | None = None) -> None:
-            nonlocal told
-            work.advance(done, total)
-            if time.monotonic() - told >= LOG_SECONDS:
-                told = time.monotonic()
-                _say(console, work.line())
-
-        yield advance
-        _say(console, work.line())
-
-
-class Quiet:
-    """Nobody watches."""
-
-    def coverage(self, found: Coverage) -> None:
-        return
-
-    def phase_started(self, phase: str, *, of: int, first: int) -> None:
-        return
-
-    def site_started(self, site: SiteName) -> None:
-        return
-
-    def site_finished(self, site: SiteName, result: SiteFacts) -> None:
-        return
-
-    def round_finished(self, one: RoundFacts) -> None:
-        return
-
-    def note(self, text: str) -> None:
-        return
-
-
 @dataclass(kw_only=True)
-class Lines:
+class Lines(View):
     """A log: one line per round, one more for each site that gave nothing."""
 
     console: Console
     rounds: int = 0
     pace: "Pace" = field(default_factory=lambda: Pace())
 
-    def coverage(self, found: Coverage) -> None:
-        for line in coverage_lines(found):
-            self.note(line)
+    def tell(self, event: Event) -> None:
+        match event:
+            case events.CoverageFound(found=found):
+                for line in coverage_lines(found):
+                    self.note(line)
+            case events.PhaseStarted(phase=phase, of=of, first=first):
+                self.pace = Pace()
+                self.note(f"{phase}: rounds {first + 1} to {of}")
+            case events.SiteFinished(site=site, result=result) if result.status != "ok":
+                self.note(f"  {site} {result.status}: {result.reason}")
+            case events.RoundFinished(one=one):
+                self._round(one)
+            case events.Note(text=text):
+                terminal.say(self.console, text)
 
-    def phase_started(self, phase: str, *, of: int, first: int) -> None:
-        self.pace = Pace()
-        self.note(f"{phase}: rounds {first + 1} to {of}")
-
-    def site_started(self, site: SiteName) -> None:
-        return
-
-    def site_finished(self, site: SiteName, result: SiteFacts) -> None:
-        if result.status != "ok":
-            self.note(f"  {site} {result.status}: {result.reason}")
-
-    def round_finished(self, one: RoundFacts) -> None:
+    def _round(self, one: RoundFacts) -> None:
         self.rounds += 1
         self.pace.took(one.seconds)
         ok = sum(site.status == "ok" for site in one.sites.values())
@@ -153,9 +85,6 @@ class Lines:
             *([f"left {duration(self.pace.left(one))}"] if one.round + 1 < one.of else []),
         ]
         self.note(" · ".join(parts))
-
-    def note(self, text: str) -> None:
-        _say(self.console, text)
 
 
 @dataclass(kw_only=True)
@@ -186,7 +115,7 @@ class PhaseView:
 
 
 @dataclass(kw_only=True)
-class Screen:
+class Screen(View):
     """A terminal: phases with their curves, the sites of this round, totals; notes scroll by above."""
 
     title: str
@@ -200,27 +129,29 @@ class Screen:
     bytes_down: int = 0
     refusals: int = 0
 
-    def coverage(self, found: Coverage) -> None:
-        for line in coverage_lines(found):
-            self.note(line)
+    def tell(self, event: Event) -> None:
+        match event:
+            case events.CoverageFound(found=found):
+                for line in coverage_lines(found):
+                    self.note(line)
+            case events.PhaseStarted(phase=phase, of=of, first=first):
+                if self.phases and self.phases[-1].name == phase:  # taken up again after a kill
+                    self.phases[-1].done = first
+                else:
+                    self.phases.append(PhaseView(name=phase, of=of, done=first))
+            case events.SiteStarted(site=site) if self.sites.get(site, ...) is not None:
+                self.sites[site] = None
+                self.since[site] = time.monotonic()
+            case events.SiteFinished(site=site, result=result):
+                self.sites[site] = result
+                if result.status != "ok":
+                    self.note(f"{site} {result.status}: {result.reason}")
+            case events.RoundFinished(one=one):
+                self._round(one)
+            case events.Note(text=text):
+                terminal.say(self.console, text)
 
-    def phase_started(self, phase: str, *, of: int, first: int) -> None:
-        if self.phases and self.phases[-1].name == phase:  # taken up again after a kill
-            self.phases[-1].done = first
-        else:
-            self.phases.append(PhaseView(name=phase, of=of, done=first))
-
-    def site_started(self, site: SiteName) -> None:
-        if self.sites.get(site, ...) is not None:
-            self.sites[site] = None
-            self.since[site] = time.monotonic()
-
-    def site_finished(self, site: SiteName, result: SiteFacts) -> None:
-        self.sites[site] = result
-        if result.status != "ok":
-            self.note(f"{site} {result.status}: {result.reason}")
-
-    def round_finished(self, one: RoundFacts) -> None:
+    def _round(self, one: RoundFacts) -> None:
         phase = self.phases[-1]
         phase.done = one.round + 1
         phase.seconds += one.seconds
@@ -234,9 +165,6 @@ class Screen:
         self.bytes_up += one.bytes_up
         self.bytes_down += one.bytes_down
         self.refusals += len(one.refusals)
-
-    def note(self, text: str) -> None:
-        _say(self.console, text)
 
     def picture(self) -> RenderableType:
         parts: list[RenderableType] = [self._head(), self._phase_rows()]
@@ -306,36 +234,6 @@ class Screen:
         ]
 
 
-@dataclass(kw_only=True)
-class Work:
-    """A piece of work that is counted."""
-
-    title: str
-    total: int
-    done: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-    def advance(self, done: int | None = None, total: int | None = None) -> None:
-        self.done = self.done + 1 if done is None else done
-        self.total = self.total if total is None else total
-
-    def line(self) -> str:
-        of = f" of {self.total}" if self.total else ""
-        return f"{self.title}: {self.done}{of} in {duration(time.monotonic() - self.started)}"
-
-    def picture(self) -> RenderableType:
-        spent = time.monotonic() - self.started
-        left = f"left {duration(spent / self.done * (self.total - self.done))}" if 0 < self.done < self.total else ""
-        table = Table.grid(padding=(0, 2))
-        table.add_row(
-            Text(self.title),
-            ProgressBar(total=self.total or None, completed=self.done, width=40, pulse=not self.total),
-            Text(f"{self.done}/{self.total}" if self.total else str(self.done)),
-            Text(f"{duration(spent)}  {left}", "dim"),
-        )
-        return table
-
-
 def coverage_lines(found: Coverage) -> list[str]:
     """Who holds what, and which source -> target pairs how many sites (and subjects) can teach."""
     lines = [
@@ -378,43 +276,3 @@ def sparkline(values: Sequence[float], width: int = 20) -> str:
     low, high = min(picked), max(picked)
     scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
     return "".join(SPARKS[round((value - low) * scale)] for value in picked)
-
-
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `1:05`, `2:03:04`"""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def size(count: float) -> str:
-    """`999 B`, `1.5 kB`, `3.2 MB`"""
-    power = 0
-    while count >= 999.5 and power < 4:
-        count, power = count / 1000, power + 1
-    return f"{count:.{int(power > 0 and count < 99.95)}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
-def _console() -> Console:
-    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(Text("".join(c if c.isprintable() else " " for c in text)), soft_wrap=True)
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A result for a person, on stdout."""
-    drawn = Table(title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        drawn.add_column(Text(column), justify="left" if i < 2 else "right")
-    for row in rows:
-        drawn.add_row(*map(Text, row))
-    console = Console()
-    Console(width=console.width if console.is_terminal else 150).print(drawn)

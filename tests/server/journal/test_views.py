@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from server.journal import facts, progress
+from server.journal import facts, views
+from server.journal.events import CoverageFound, PhaseStarted, RoundFinished, SiteFinished, SiteStarted, View
 from server.journal.facts import RoundFacts, SiteFacts
+from shared.base.display import terminal
 from shared.base.records import Inventory
 
 GOOD = SiteFacts(status="ok", loss=0.25, samples=64, seconds=1.5, bytes_up=1_500_000, bytes_down=2_000)
@@ -29,21 +31,21 @@ def one(number: int, **changed: Any) -> RoundFacts:
     return RoundFacts(round=number, ended=1e9, **values | changed)
 
 
-def play(view: progress.View, rounds: int = 3) -> None:
+def play(view: View, rounds: int = 3) -> None:
     north = Inventory(site="north", schema="s", subjects=12, patterns={("T1", "FLAIR"): 7, ("T1",): -5})
-    view.coverage(facts.coverage([north], ["T1", "FLAIR", "T2"]))
-    view.phase_started("translate", of=3, first=0)
+    view.tell(CoverageFound(found=facts.coverage([north], ["T1", "FLAIR", "T2"])))
+    view.tell(PhaseStarted(phase="translate", of=3, first=0))
     for number in range(rounds):
         for site, result in one(number).sites.items():
-            view.site_started(site)
-            view.site_finished(site, result)
-        view.round_finished(one(number))
+            view.tell(SiteStarted(site=site))
+            view.tell(SiteFinished(site=site, result=result))
+        view.tell(RoundFinished(one=one(number)))
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
     """What a terminal 100 columns wide has received."""
-    screen = io.StringIO()
+    received = io.StringIO()
     options: dict[str, Any] = {
         "force_terminal": True,
         "width": 100,
@@ -51,12 +53,12 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
         "color_system": None,
         "markup": False,
     }
-    monkeypatch.setattr(progress, "_console", lambda: Console(file=screen, **options))
-    return screen.getvalue
+    monkeypatch.setattr(terminal, "console", lambda: Console(file=received, **options))
+    return received.getvalue
 
 
 def test_a_log_has_one_line_per_round_and_one_per_site_that_gave_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.live("demo") as view:
+    with views.live("demo") as view:
         play(view)
     output = capsys.readouterr()
     assert output.out == ""
@@ -71,91 +73,58 @@ def test_a_log_has_one_line_per_round_and_one_per_site_that_gave_nothing(capsys:
     assert "T1               1 (8-11)  1 (7)  –" in lines
 
 
-def test_a_terminal_shows_phases_sites_and_notes(terminal: Callable[[], str]) -> None:
-    with progress.live("demo") as view:
+def test_a_terminal_shows_phases_sites_and_notes(screen: Callable[[], str]) -> None:
+    with views.live("demo") as view:
         play(view)
         view.note("odd [red]words")
-    last = terminal().split("demo")[-1]
+    last = screen().split("demo")[-1]
     assert "✓  translate" in last
     assert "3/3" in last
     assert "so[/bold]uth  rejected" in last
     assert "1.5 MB" in last
-    assert "odd [red]words" in terminal()
+    assert "odd [red]words" in screen()
 
 
-@pytest.mark.parametrize("fixture", ["terminal", "capsys"])
+@pytest.mark.parametrize("fixture", ["screen", "capsys"])
 def test_when_a_run_breaks_what_was_shown_stays_and_the_error_passes(
     fixture: str, request: pytest.FixtureRequest
 ) -> None:
     shown = request.getfixturevalue(fixture)
 
     def break_down() -> None:
-        with progress.live("demo") as view:
+        with views.live("demo") as view:
             play(view, rounds=2)
             view.note("the last words")
             raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError, match="boom"):
         break_down()
-    text = shown() if fixture == "terminal" else shown.readouterr().err
+    text = shown() if fixture == "screen" else shown.readouterr().err
     assert "2/3" in text
     assert "the last words" in text
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.live("demo", quiet=True) as view:
+    with views.live("demo", quiet=True) as view:
         play(view)
         view.note("nothing")
     assert capsys.readouterr() == ("", "")
 
 
-def test_hundreds_of_sites_fit_a_screen(terminal: Callable[[], str]) -> None:
-    with progress.live("demo") as view:
-        view.phase_started("translate", of=1, first=0)
+def test_hundreds_of_sites_fit_a_screen(screen: Callable[[], str]) -> None:
+    with views.live("demo") as view:
+        view.tell(PhaseStarted(phase="translate", of=1, first=0))
         many = {f"s{i:03}": GOOD for i in range(300)} | {"bad": BAD}
-        view.round_finished(one(0, of=1, sites=many))
-    last = terminal().split("demo")[-1]
+        view.tell(RoundFinished(one=one(0, of=1, sites=many)))
+    last = screen().split("demo")[-1]
     assert "300 of 301 sites done" in last
     assert "bad" in last
     assert "s001" not in last
 
 
-@pytest.mark.parametrize("fixture", ["terminal", "capsys"])
-def test_a_bar_counts_by_ones_or_as_told(fixture: str, request: pytest.FixtureRequest) -> None:
-    shown = request.getfixturevalue(fixture)
-    with progress.bar("preparing", 0) as advance:
-        advance()
-        advance(2, 5)
-        advance()
-    text = shown() if fixture == "terminal" else shown.readouterr().err
-    assert "preparing" in text
-    assert ("3/5" if fixture == "terminal" else "3 of 5") in text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (99_949, "99.9 kB"),
-        (100_000, "100 kB"),
-        (999_600, "1.0 MB"),
-        (3e15, "3000 TB"),
-    ],
-)
-def test_sizes_are_short(count: float, text: str) -> None:
-    assert progress.size(count) == text
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.44, "0.4 s"), (59.4, "59.4 s"), (65, "1:05"), (7384, "2:03:04")])
-def test_durations_are_short(seconds: float, text: str) -> None:
-    assert progress.duration(seconds) == text
-
-
 def test_a_sparkline_shows_the_whole_course() -> None:
-    line = progress.sparkline([float(100 - i) for i in range(101)])
+    line = views.sparkline([float(100 - i) for i in range(101)])
     assert len(line) == 20
     assert (line[0], line[-1]) == ("█", "▁")
-    assert progress.sparkline([1.0, 1.0]) == "▁▁"
-    assert progress.sparkline([1.0]) == ""
+    assert views.sparkline([1.0, 1.0]) == "▁▁"
+    assert views.sparkline([1.0]) == ""
