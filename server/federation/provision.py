@@ -187,8 +187,8 @@ def intensities(modalities: Sequence[str]) -> Intensities:
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
-def _compare(asked: Request, told: str | None) -> None:
-    if told is not None and parse_fingerprint(told, "fingerprint") != asked.fingerprint:
+def _compare(asked: Request, said: str | None) -> None:
+    if said is not None and parse_fingerprint(said, "fingerprint") != asked.fingerprint:
         raise ConfigError(
             f"site={asked.site!r}: the request's fingerprint is {spoken(asked.fingerprint)}, not what the site told: "
             "the request is not theirs, or was swapped on the way. Do not admit it"

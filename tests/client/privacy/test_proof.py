@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import optimize, stats
-from support.planted import CAUGHT_BY, MORE_CAUGHT_BY, NoNoise, Pieces
+from support.privacy.planted import CAUGHT_BY, MORE_CAUGHT_BY, NoNoise, Pieces
 from typer.testing import CliRunner
 
 import client.cli.cli

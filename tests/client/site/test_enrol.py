@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.faults import Killed, failing
-from support.federations import NOW, enter, make, signer, site, tree
+from support.disk.faults import Killed, failing
+from support.flower.federations import NOW, enter, make, signer, site, tree
 
 from client.site import enrol
 from server.federation import federation as disk

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message
-from support.federation import config
-from support.probe import Probe
-from support.spoilt import about, start
+from support.rounds.federation import config
+from support.rounds.probe import Probe
+from support.rounds.spoilt import about, start
 from typer.testing import CliRunner
 
 from client.cli.cli import app

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.federation import config
+from support.rounds.federation import config
 from typer.testing import CliRunner
 
 from client.cli.cli import app

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from support import federation
-from support.models import release
-from support.worlds import prepare_here, write_cohort
+from support.cohort.worlds import prepare_here, write_cohort
+from support.model.models import release
+from support.rounds import federation
 
 from server.evaluation import vessels
 from server.evaluation.vessel_tables import printable, read_scores

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from support.federations import NOW, enter, make, signer, site, tree
+from support.flower.federations import NOW, enter, make, signer, site, tree
 
 from client.site import enrol
 from server.cli import cli

@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
-from support.faults import Choose, Killed, failing
+from support.disk.faults import Choose, Killed, failing
 
 from shared.base import checkpoint, disk, files
 from shared.base.chain import Chain

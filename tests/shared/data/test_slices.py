@@ -9,7 +9,7 @@ from time import sleep
 import numpy as np
 import pytest
 import torch
-from support.cohorts import cohort_of
+from support.cohort.cohorts import cohort_of
 
 from shared.base.errors import DataError
 from shared.base.records import Batch

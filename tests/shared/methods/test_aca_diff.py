@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from support.aca import CHARTS, MODALITIES, SIDE, batch, method, net_of
-from support.methods import awake
+from support.model.aca import CHARTS, MODALITIES, SIDE, batch, method, net_of
+from support.model.methods import awake
 from torch import Tensor, nn
 
 from server.rounds.aggregation import Fold, scale_bits

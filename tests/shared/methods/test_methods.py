@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
-from support.methods import MODALITIES, SIDE, M, batch_of, depth, gradients, make, prepared, sampler_of, trained
+from support.model.methods import MODALITIES, SIDE, M, batch_of, depth, gradients, make, prepared, sampler_of, trained
 from torch import Tensor
 
 from shared.base.errors import ConfigError, DataError

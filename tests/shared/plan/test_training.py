@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.probe import Probe
+from support.rounds.probe import Probe
 from torch import nn
 
 from server.rounds.aggregation import Fold

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy import optimize
-from support.operators import GaussianBlur, SuperResolution
+from support.model.operators import GaussianBlur, SuperResolution
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from support.probe import Probe
+from support.rounds.probe import Probe
 from torch import Tensor, nn
 
 from client.privacy.private import Engine, train_private
