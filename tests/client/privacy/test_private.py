@@ -8,15 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-<<<<<<< HEAD
+from support.cohort.worlds import write_cohort
 from support.privacy.privately import LR, Script, Spoilt, a_round, cohort_at, engine_of, noised_sum, plan_of, pool_of
 from support.rounds.probe import Net, Probe
-from support.cohort.worlds import write_cohort
-=======
-from support.cohort.worlds import write_cohort
-from support.privacy.privately import LR, Script, Spoilt, a_round, cohort_at, noised_sum, plan_of, pool_of
-from support.rounds.probe import Net, Probe
->>>>>>> h-server
 from torch import Tensor, nn
 
 from client.privacy import private

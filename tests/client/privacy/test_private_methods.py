@@ -5,15 +5,9 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-<<<<<<< HEAD
+from support.cohort.worlds import write_cohort
 from support.model.methods import awake
 from support.privacy.privately import Script, a_round, cohort_at, engine_of, noised_sum, plan_of, pool_of
-from support.cohort.worlds import write_cohort
-=======
-from support.cohort.worlds import write_cohort
-from support.model.methods import awake
-from support.privacy.privately import Script, a_round, cohort_at, noised_sum, plan_of, pool_of
->>>>>>> h-server
 from torch import Tensor, nn
 
 from client.privacy.private import sum_private

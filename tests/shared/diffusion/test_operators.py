@@ -10,12 +10,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-<<<<<<< HEAD
 from support.model.draws import C128, F64, B, Draw, mri_lines, mri_placed_each, mri_points_each
 from support.model.operators import GaussianBlur, SuperResolution
-=======
-from support.model.draws import C128, F64, B, Draw, mri_lines, mri_placed_each, mri_points_each
->>>>>>> h-server
 from torch import Tensor
 
 from shared.base.errors import ConfigError, DataError
