@@ -96,7 +96,7 @@ class Anchor:
         self.levels: dict[float, Image] = {}
 
     def level(self, spacing_mm: float) -> Image:
-        """Cut to where one looks."""
+        """The reference at this resolution, cut to the brain and what is near it."""
         if spacing_mm not in self.levels:
             image = self.images.at(spacing_mm)
             reached = (np.linalg.inv(image.affine) @ self.corners)[2::-1]
@@ -150,7 +150,7 @@ def why_not(found: Registration, options: Rigid) -> str | None:
 
 
 class _Task:
-    """One pair at its resolutions."""
+    """One moving volume to lay on one anchor, with what is made of it at each resolution."""
 
     def __init__(self, anchor: Anchor, moving: Volume) -> None:
         self.anchor, self.middle = anchor, anchor.middle
