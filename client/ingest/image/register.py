@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import SimpleITK
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -37,7 +36,6 @@ from client.ingest.image.resample import (
 from shared.base.options import require
 from shared.data.volumes import Volume
 
-sitk: Any = SimpleITK  # untyped
 SEED = 20260721  # of the metric's sample points: equal images give equal poses
 BINS = 32
 COARSE_MM, MIDDLE_MM, SCORE_MM = 6.0, 3.0, 2.0
