@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from client.inference import outputs
-from client.inference.charts import Told, chart_for
+from client.inference.charts import ChartUsed, chart_for
 from client.inference.guard import guard
 from client.inference.job import DEFAULT, Asked, Done, Job, remarks_of
 from client.inference.outputs import WARNING, Files, Made
@@ -24,7 +24,7 @@ from shared.model.taught import check_taught, untaught_remarks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synthesized(Done):
-    chart: Told | None  # what the model heard of the chart; None: it reads none
+    chart: ChartUsed | None  # what the model heard of the chart; None: it reads none
 
 
 def synthesize(
@@ -61,8 +61,8 @@ def synthesize(
         loaded = load_all(dataclasses.replace(sources, files=inputs, lesion=None), bundle)
         guarded = guard(bundle, loaded, force=asked.force)
         store = job.store(out, sources.subject, **({} if chart is None else {"wanted": wanted}))
-        told = None if chart is None else chart.clinical
-        filled = job.fill(loaded, store, "synthesize", clinical=told, wanted=wanted, progress=progress)
+        clinical = None if chart is None else chart.clinical
+        filled = job.fill(loaded, store, "synthesize", clinical=clinical, wanted=wanted, progress=progress)
         facts = {"Inputs": outputs.inputs_facts(inputs), **outputs.model_facts(bundle, sampler, asked.seed)}
         facts |= {"Guard": guarded.facts, **({} if chart is None else {"Chart": chart.facts})}
         made = {m: _made(m, *job.row(filled, m), {**facts, "Key": job.keys[m]}) for m in wanted}

@@ -41,7 +41,7 @@ class PrivateSite:
     settings: RunSettings
     go_on: Callable[[], None]  # called before each query: raises where the site's policy ends the round
 
-    def told(self, patterns: Patterns) -> dict[tuple[Modality, ...], int]:
+    def public_patterns(self, patterns: Patterns) -> dict[tuple[Modality, ...], int]:
         """What the coordinator is told of patterns: public ones alone, each as "fewer than there are subjects"."""
         return dict.fromkeys(self._public(patterns), -(self.plan.size + 1))
 

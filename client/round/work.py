@@ -67,7 +67,7 @@ def _inventory(site: Site, settings: RunSettings, method: Method, schema: str, *
         return dataclasses.replace(
             inventory,
             subjects=own.plan.size,
-            patterns=own.told(patterns),
+            patterns=own.public_patterns(patterns),
             refused={phase: reason for phase, reason in dear.items() if reason is not None} | dict(inventory.refused),
             spent=own.spent(),
         )

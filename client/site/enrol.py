@@ -82,17 +82,17 @@ def init_site(state: Path, site: str, *, again: bool = False) -> Enrolled:
         return Enrolled(request=state / request, fingerprint=fingerprint(key.public_key()))
 
 
-def join(state: Path, path: Path, *, told: str | None = None, now: datetime) -> Joined:
-    """Verify a kit and install it. `told`: the signing key's fingerprint, from the coordinator's own mouth.
+def join(state: Path, path: Path, *, signer: str | None = None, now: datetime) -> Joined:
+    """Verify a kit and install it. `signer`: the signing key's fingerprint, from the coordinator's own mouth.
 
-    Once a kit is installed its key is trusted, and those that follow it; `told` then overrules it.
+    Once a kit is installed its key is trusted, and those that follow it; `signer` then overrules it.
     """
     where = f"kit {path}"
     if not (state / SITE).exists():
         raise ConfigError(f"{state}: no site was made here; `lacuna-site init {state} --site NAME` comes first")
     with locked(state):
         before = _installed(state)
-        trusted = _trusted(state, told, before)
+        trusted = _trusted(state, signer, before)
         opened = kit.read_kit(read_bounded(path, where), where, trusted=trusted)
         secret = _own_key(state, opened.head, where)
         agreed = _check(opened, before, where, now)
@@ -147,9 +147,9 @@ def _installed(state: Path) -> Head | None:
     return installed(state)
 
 
-def _trusted(state: Path, told: str | None, installed: Head | None) -> str:
-    if told is not None:
-        return parse_fingerprint(told, "fingerprint")
+def _trusted(state: Path, signer: str | None, installed: Head | None) -> str:
+    if signer is not None:
+        return parse_fingerprint(signer, "fingerprint")
     if installed is None:
         raise ConfigError(
             "fingerprint: missing; ask the coordinator for that of the signing key, by telephone and not by the way "

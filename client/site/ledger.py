@@ -56,7 +56,7 @@ class Ledger:
                 "phase": asked.get("phase"),
                 "round": asked.get("round"),
                 **facts,
-                **_told(facts["fields"]),
+                **_numbers_of(facts["fields"]),
                 "open": open_ + _is_open(facts["fields"]),
             }
 
@@ -84,7 +84,7 @@ def _is_open(fields: Mapping[str, Any]) -> bool:
     return "update.run" in fields and not fields.get("update.spent")
 
 
-def _told(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _numbers_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Take counts, metrics and epsilon out of an update's fields."""
     if "update.run" not in fields:
         return {}
@@ -165,16 +165,16 @@ def read_receipts(path: Path, site: str | None = None) -> Receipts:
     return Receipts(run=run, site=mine, receipts=tuple(one for one in receipts if one["site"] == mine))
 
 
-def compare(entries: Iterable[Entry], told: Receipts) -> Iterator[str]:
+def compare(entries: Iterable[Entry], receipts: Receipts) -> Iterator[str]:
     """Give one line for each difference between what left and what the coordinator says that it got in this run."""
     got: dict[Key, list[Mapping[str, Any]]] = {}
-    for receipt in told.receipts:
+    for receipt in receipts.receipts:
         got.setdefault((receipt["run"], receipt["phase"], receipt["round"]), []).append(receipt)
     lost: dict[Key, list[Entry]] = {}
     for entry in entries:
-        if entry.get("run") != told.run or entry.get("phase") is None:
+        if entry.get("run") != receipts.run or entry.get("phase") is None:
             continue  # another run, or the handshake before round 1
-        key = (told.run, str(entry["phase"]), int(entry["round"]))
+        key = (receipts.run, str(entry["phase"]), int(entry["round"]))
         same = next((one for one in got.get(key, []) if one["sha256"] == entry["sha256"]), None)
         if same is None:
             lost.setdefault(key, []).append(entry)

@@ -98,19 +98,19 @@ class Work:
     row: int
     before: float  # seconds of work in the last 24 hours, without this round
     started: float = field(default_factory=time.monotonic)
-    told: float = 0.0
+    written: float = 0.0
 
     def go_on(self) -> None:
         worked = time.monotonic() - self.started
-        if worked - self.told >= BEAT:
+        if worked - self.written >= BEAT:
             self.count()
         most = self.site.policy.max_hours_per_day
         if most is not None and self.before + worked >= most * 3600:
             raise PlanRefused(f"{self.site.name}: {_spent_hours(most)}, so this round was given up")
 
     def count(self) -> None:
-        self.told = time.monotonic() - self.started
-        self.file.execute("UPDATE asked SET worked = ? WHERE rowid = ?", (self.told, self.row))
+        self.written = time.monotonic() - self.started
+        self.file.execute("UPDATE asked SET worked = ? WHERE rowid = ?", (self.written, self.row))
 
 
 # --- when a message comes -------------------------------------------------------------------------------------------

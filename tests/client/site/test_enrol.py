@@ -104,11 +104,11 @@ def test_the_first_kit_needs_the_fingerprint_from_the_coordinators_mouth(federat
     before = tree(state)
     for told, says in ((None, "by telephone"), ("0" * 32, "not the one|is not, and"), ("12 34", "32 hex digits")):
         with pytest.raises((ConfigError, DataError), match=says):
-            enrol.join(state, path, told=told, now=NOW)
+            enrol.join(state, path, signer=told, now=NOW)
     assert tree(state) == before
     with pytest.raises(ConfigError, match="lacuna-site init"):
-        enrol.join(tmp_path / "nobody", path, told=signer(federation), now=NOW)
-    assert enrol.join(state, path, told=signer(federation).upper(), now=NOW).notes == ()
+        enrol.join(tmp_path / "nobody", path, signer=signer(federation), now=NOW)
+    assert enrol.join(state, path, signer=signer(federation).upper(), now=NOW).notes == ()
 
 
 def test_a_kit_fits_one_site_and_one_key(federation: Path, north: Path, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_kit_fits_one_site_and_one_key(federation: Path, north: Path, tmp_path
     other = make(tmp_path / "other")  # a namesake with a key of its own, in a federation of the same name
     namesake = provision.admit(other, site(tmp_path / "namesake", "north"), now=NOW).kit
     with pytest.raises(DataError, match="is for another key"):
-        enrol.join(north, namesake, told=signer(other), now=NOW)
+        enrol.join(north, namesake, signer=signer(other), now=NOW)
     with pytest.raises(DataError, match="is not, and does not follow, the one that you trust"):
         enrol.join(north, namesake, now=NOW)
     assert tree(north) == before
@@ -129,7 +129,7 @@ def test_a_state_belongs_to_one_federation(north: Path, tmp_path: Path) -> None:
     other = make(tmp_path / "other", name="tumours")
     path = provision.admit(other, north / "enrolment" / "north.request.json", now=NOW).kit
     with pytest.raises(DataError, match="is of federation 'tumours'; this state is in 'strokes'"):
-        enrol.join(north, path, told=signer(other), now=NOW)
+        enrol.join(north, path, signer=signer(other), now=NOW)
 
 
 def test_an_older_kit_is_not_taken_back(federation: Path, north: Path, tmp_path: Path) -> None:
@@ -187,8 +187,8 @@ def test_a_wrong_clock_and_an_old_ca_are_told_apart_from_forgery(federation: Pat
     path = provision.admit(federation, site(state, "north"), now=NOW).kit
     for now in (NOW - timedelta(days=2), NOW + timedelta(days=3650)):
         with pytest.raises(DataError, match=r"ca\.crt holds until .* and the clock here says"):
-            enrol.join(state, path, told=signer(federation), now=now)
-    enrol.join(state, path, told=signer(federation), now=NOW)
+            enrol.join(state, path, signer=signer(federation), now=now)
+    enrol.join(state, path, signer=signer(federation), now=NOW)
     assert enrol.expiry_warnings(state, NOW) == []
     (said,) = enrol.expiry_warnings(state, NOW + timedelta(days=3640))
     assert "expires in 10 days" in said
