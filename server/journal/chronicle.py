@@ -21,7 +21,8 @@ from typing import IO, Any, Literal
 from server.journal import facts
 from server.journal.facts import Coverage, RoundFacts, SiteFacts
 from server.journal.progress import View
-from shared.base import locks, options
+from shared.base import options
+from shared.base.disk import locks
 from shared.base.errors import ConfigError, DataError, LacunaError, RunFailed
 from shared.base.files import make_folder, write_json
 from shared.base.vocabulary import SiteName

@@ -1,7 +1,7 @@
 """A disk that fails where a test says: any call that changes it can be the last, or find it full, or broken; and a
 model of the power cut, after which of all that was not synced any part may be there, or none.
 
-It stands between shared/base/disk.py and the system, and acts in a real folder. Nothing is really synced here.
+It stands between shared/base/system.py and the system, and acts in a real folder. Nothing is really synced here.
 """
 
 import errno
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from unittest import mock
 
-from shared.base import disk
+from shared.base.disk import system
 
 CODES = {"full": errno.ENOSPC, "broken": errno.EIO}
 Names: TypeAlias = dict[str, int]  # inode of each name in a folder
@@ -58,7 +58,7 @@ def failing(root: Path, at: int | None = None, how: str = "killed", *, cuts: boo
     `cuts`: the test will cut the power afterwards, and closes `Faults.power` itself.
     """
     faults = Faults(root, at, how)
-    swap = disk.swap
+    swap = system.swap
 
     def swapped(one: Path, other: Path) -> bool:
         faults.step("swap")
@@ -67,9 +67,9 @@ def failing(root: Path, at: int | None = None, how: str = "killed", *, cuts: boo
         return done
 
     with (
-        mock.patch.object(disk, "os", _Os(faults)),
-        mock.patch.object(disk, "shutil", _Shutil(faults)),
-        mock.patch.object(disk, "swap", swapped),
+        mock.patch.object(system, "os", _Os(faults)),
+        mock.patch.object(system, "shutil", _Shutil(faults)),
+        mock.patch.object(system, "swap", swapped),
     ):
         try:
             yield faults

@@ -17,8 +17,8 @@ from server.federation import federation as disk
 from server.federation import provision, rotation
 from server.federation.federation import load
 from server.federation.rotation import Amendment
-from shared.base.change import locked
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import locked
 from shared.base.names import Address
 from shared.base.options import plain
 from shared.trust import kit

@@ -15,9 +15,10 @@ import pytest
 import torch
 from support.faults import Choose, Killed, failing
 
-from shared.base import checkpoint, disk, files
+from shared.base import checkpoint, files
 from shared.base.chain import Chain
-from shared.base.change import Change, locked
+from shared.base.disk import system
+from shared.base.files import Change, locked
 
 OLD, NEW = "old " * 3000, "the new one " * 2000  # over the buffer's size: more than one call writes it
 
@@ -129,7 +130,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=list(WRITES))
 def write(request: pytest.FixtureRequest) -> Iterator[Write]:
     found = WRITES[request.param]
-    with mock.patch.object(disk, "swap", disk.swap if found.swaps else lambda one, other: False):
+    with mock.patch.object(system, "swap", system.swap if found.swaps else lambda one, other: False):
         yield found
 
 
@@ -204,7 +205,7 @@ def test_a_power_cut_at_any_call_leaves_the_old_or_the_new_whole(write: Write, t
 
 def test_the_model_of_a_power_cut_loses_what_is_not_synced(tmp_path: Path) -> None:
     """That is: without each of the two syncs of a file the test above would have failed."""
-    synced = disk.sync
+    synced = system.sync
     for left_out in ("file", "folder"):
         place = tmp_path / left_out
         place.mkdir()
@@ -214,7 +215,7 @@ def test_the_model_of_a_power_cut_loses_what_is_not_synced(tmp_path: Path) -> No
             if path.is_dir() != (left_out == "folder"):
                 synced(path)
 
-        with failing(place, cuts=True) as faults, mock.patch.object(disk, "sync", sync):
+        with failing(place, cuts=True) as faults, mock.patch.object(system, "sync", sync):
             files.write_text(place / "f", NEW)
         found = set()
         for choose in _outcomes():
