@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.faults import Killed, failing
+from support.disks import Killed, failing
 from support.federations import NOW, enter, make, signer, site, tree
 
 from client.site import enrol

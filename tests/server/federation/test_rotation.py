@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from support.faults import Killed, failing
+from support.disks import Killed, failing
 from support.federations import NOW, signer, site, tree
 
 from client.site import enrol
