@@ -1,8 +1,12 @@
 """Whatever ends a write, and wherever: the reader finds the old whole, or the new; and what was reported is there."""
 
+import errno
+import fcntl
 import os
 import random
+import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +21,7 @@ from support.disks import Choose, Killed, failing
 
 from shared.base import checkpoint, files
 from shared.base.chain import Chain
-from shared.base.disk import system
+from shared.base.disk import locks, system
 from shared.base.files import Change, locked
 
 OLD, NEW = "old " * 3000, "the new one " * 2000  # over the buffer's size: more than one call writes it
@@ -310,3 +314,52 @@ def test_a_copy_has_the_bytes_and_a_link_shares_them(tmp_path: Path, linked: boo
     files.copy(tmp_path / "f", tmp_path / "in" / "g", linked=linked)
     assert _text(tmp_path / "in" / "g") == NEW
     assert os.path.samefile(tmp_path / "f", tmp_path / "in" / "g") == linked
+
+
+# --- disks that can't do all of this
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM])
+def test_a_disk_without_links_locks_and_syncs_of_folders_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def cannot(*arguments: object, **named: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    def sync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            cannot()
+
+    (tmp_path / "f").write_text(OLD)
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "link", cannot)
+    monkeypatch.setattr(fcntl, "flock", cannot)
+    monkeypatch.setattr(system, "swap", lambda one, other: False)
+    files.copy(tmp_path / "f", tmp_path / "g", linked=True)
+    files.write_text(tmp_path / "f", NEW)
+    files.write_once(tmp_path / "key", b"one")
+    with pytest.raises(FileExistsError):
+        files.write_once(tmp_path / "key", b"two")
+    _fill(tmp_path / "d", OLD)
+    _fill(tmp_path / "d", NEW)
+    assert (_text(tmp_path / "f"), _text(tmp_path / "g"), _text(tmp_path / "key")) == (NEW, OLD, "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "f", "g", "key"]
+    with pytest.raises(OSError, match=re.escape(os.strerror(code))):  # a lock that excludes nobody is none
+        locks.take(tmp_path / "lock")
+
+
+def test_a_lock_is_one_process_s_and_freed_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not locks.is_held(path)
+    with locks.held(path):
+        assert locks.is_held(path)
+        assert locks.take(path, wait=0.05) is None
+        with pytest.raises(ValueError, match="busy"), locks.held(path, busy=ValueError("busy")):
+            pass
+    assert not locks.is_held(path)
+    handle = locks.take(path)
+    assert handle is not None
+    path.unlink()
+    with locks.held(path):  # whoever held the one that was removed has nothing
+        os.close(handle)
+        assert locks.is_held(path)
