@@ -120,6 +120,7 @@ def write_json(path: Path, content: Any, *, durable: bool = True, **how: Any) ->
 
 def write_once(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """A file that is never overwritten: FileExistsError where one is, also one that another process made just now."""
+    make_folder(path.parent)
     with system.beside(path, mode=mode) as (handle, name):
         with system.stream(handle) as file:
             file.write(content)

@@ -106,6 +106,9 @@ WRITES = {
     "a file in new folders": Write(
         _nothing, lambda f: files.write_json(f / "x" / "y" / "f", NEW), lambda f: _text(f / "x" / "y" / "f")
     ),
+    "a file that is written once": Write(
+        _nothing, lambda f: files.write_once(f / "in" / "key", NEW.encode()), lambda f: _text(f / "in" / "key")
+    ),
     "a finished file": Write(lambda f: (f / "f").write_text(OLD), _moved, lambda f: _text(f / "f")),
     "a new folder": Write(_nothing, lambda f: _fill(f / "d", NEW), lambda f: _tree(f / "d")),
     "a folder": Write(lambda f: _fill(f / "d", OLD), lambda f: _fill(f / "d", NEW), lambda f: _tree(f / "d")),
@@ -301,11 +304,11 @@ def test_a_secret_is_its_owner_s_alone_from_its_first_byte(tmp_path: Path) -> No
 
 
 def test_what_is_written_once_is_never_overwritten(tmp_path: Path) -> None:
-    files.write_once(tmp_path / "key", b"one")
+    files.write_once(tmp_path / "in" / "key", b"one")
     with pytest.raises(FileExistsError):
-        files.write_once(tmp_path / "key", b"two")
-    assert (tmp_path / "key").read_bytes() == b"one"
-    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+        files.write_once(tmp_path / "in" / "key", b"two")
+    assert (tmp_path / "in" / "key").read_bytes() == b"one"
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["key"]
 
 
 @pytest.mark.parametrize("linked", [True, False])
