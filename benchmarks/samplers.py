@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from server.evaluation.compare import find_cohorts
 from server.evaluation.tasks import Held, Outcome, Scan, Task, floors, lead, pick, run, sampled
+from server.evaluation.ways import find_cohorts
 from server.runs import runs
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler

@@ -24,7 +24,7 @@ from shared.base import pictures
 from shared.base.errors import DataError
 from shared.base.vocabulary import Modality
 from shared.data.slices import Slices
-from shared.model.model import fill
+from shared.model.fill import Filling, fill
 from shared.model.taught import why_untaught
 
 NOMINAL = 0.01  # of real slices that lie nearer than the threshold, by construction
@@ -123,10 +123,12 @@ def _make(inspection: Inspection, number: int, targets: dict[Modality, _Target])
                 model,
                 stack.images_MDHW,
                 torch.tensor([name in shown for name in model.modalities]),
-                slices=whole if model.method.slab > 1 else sorted(set(chosen)),
-                sampler=inspection.sampler,
-                keys=(effort.seed, "memorisation", number, m, "+".join(shown)),
-                device=inspection.device,
+                whole if model.method.slab > 1 else sorted(set(chosen)),
+                Filling(
+                    sampler=inspection.sampler,
+                    keys=(effort.seed, "memorisation", number, m, "+".join(shown)),
+                    device=inspection.device,
+                ),
             )
             made_NHW = torch.where(brain_NHW, filled.mean_MDHW[row, chosen].nan_to_num(), 0.0)
             target.made_parts.append(prints(made_NHW, brain_NHW, number))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from shared.base.display.progress import Progress
 from shared.base.errors import DataError
 from shared.base.options import require
 from shared.base.randomness import seed_of
@@ -13,7 +14,7 @@ from shared.base.vocabulary import Modality
 from shared.data.cohort import Cohort
 from shared.data.slices import Slices
 from shared.diffusion.samplers import Sampler
-from shared.model.model import Model, Progress
+from shared.model.model import Model
 from shared.plan.training import find_device
 
 

@@ -17,12 +17,12 @@ from client.audit.duplicates import Duplicates, find_duplicates
 from client.audit.inspection import Effort, Inspection
 from client.audit.membership import Membership, attack, match
 from shared.base import pictures
+from shared.base.display.progress import Progress
 from shared.base.files import write_json, write_text
 from shared.base.options import plain
 from shared.data.cohort import Cohort
 from shared.diffusion.samplers import Sampler
 from shared.model.bundle import WEIGHTS, Bundle
-from shared.model.model import Progress
 from shared.trust.audits import Limits, Summary
 
 STAYS = "Made of this site's subjects: stays at the site. Only summary.json is meant to be handed over."

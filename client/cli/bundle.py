@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.cli.options import Bundle, Device, Filling, Kind, Signer, bar, sampler_of
+from client.cli.options import Bundle, Device, Filling, Kind, Signer, sampler_of
+from shared.base.display.terminal import bar
 from shared.base.verbs import flat
 
 if TYPE_CHECKING:

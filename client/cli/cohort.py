@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.cli.options import Modalities, Why, bar
+from client.cli.options import Modalities, Why
+from shared.base.display.terminal import bar
 from shared.base.errors import DataError
 from shared.base.verbs import flat
 
@@ -126,6 +127,7 @@ def ingest(
     add to the same OUT as long as STATE is the same. STATE/identity.key links pseudonyms to patients: keep it, and keep
     it private. A table STATE/participants.tsv (participant_id = PatientID; age, sex, diagnosis, mmse, ...) is merged.
     """
+    from client.ingest.cohort.pipeline import Options
     from client.ingest.cohort.pipeline import ingest as carry_out
 
     done = carry_out(
@@ -134,10 +136,7 @@ def ingest(
         state,
         prepare=partial(image.prepare, workers),
         preparation=image.preparation().digest,
-        modalities=modality,
-        review=review,
-        visit_days=visit_days,
-        workers=workers,
+        options=Options(modalities=modality, review=review, visit_days=visit_days, workers=workers),
         bar=bar,
     )
     _print_ingested(done)

@@ -1,7 +1,5 @@
-"""Options that several verbs of `lacuna-site` have, written once, and their progress bar."""
+"""Options that several verbs of `lacuna-site` have, written once."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,17 +84,6 @@ class Filling:
 
 
 def sampler_of(kind: str | None) -> "Sampler | None":
-    from shared.plan.config import load_sampler
+    from shared.plan.settings import load_sampler
 
     return None if kind is None else load_sampler(kind)
-
-
-@contextmanager
-def bar(title: str) -> Iterator:  # type: ignore[type-arg]
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from client.cli.options import Bundle, Device, Kind, Signer, Why, bar, sampler_of
+from client.cli.options import Bundle, Device, Kind, Signer, Why, sampler_of
+from shared.base.display.terminal import bar
 from shared.base.errors import PlanRefused
 from shared.base.verbs import flat
 

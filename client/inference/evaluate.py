@@ -3,21 +3,18 @@
 The report stays at the site: it names subjects. On subjects that took part in training the scores flatter the model.
 """
 
-import csv
-import dataclasses
-import io
 from pathlib import Path
 
-from shared.base.errors import ConfigError, DataError
-from shared.base.files import write_text
+from shared.base.display.progress import Progress
+from shared.base.errors import DataError
 from shared.base.options import plain
 from shared.data.cohort import Cohort
 from shared.data.slices import Slices
 from shared.diffusion.samplers import Sampler
 from shared.model.bundle import Bundle
-from shared.model.evaluation import Score, evaluate, filler
-from shared.model.model import Progress, ReadsChart
+from shared.model.evaluation import Scoring, evaluate, filler
 from shared.model.scorecard import write_scorecard
+from shared.model.tables import Frame, write_csv
 from shared.plan.training import find_device
 
 
@@ -32,29 +29,17 @@ def evaluate_here(
     split: str | None = None,
     device: str = "auto",
     progress: Progress | None = None,
-) -> tuple[Score, ...]:
+) -> Frame:
     """scores.csv, figures and subjects.csv in `out`; `every`: one brain slice in so many."""
     model = bundle.model
     if cohort.grid != model.grid:
         raise DataError(
             f"cohort {cohort.folder.name}: prepared for grid {cohort.grid.name}; the bundle needs {model.grid.name}"
         )
-    if every > 1 and model.method.slab > 1:
-        raise ConfigError(f"--every {every}: {model.name} sees {model.method.slab} adjacent slices; it needs them all")
-    sampler = sampler or model.sampler
+    scoring, sampler = Scoring.of(model, every=every, split=split), sampler or model.sampler
     made = {model.name: filler(model, sampler=sampler, seed=seed, device=find_device(device))}
-    targets = model.method.targets
-    scores = evaluate(
-        made,
-        {"here": cohort},
-        model.modalities,
-        targets=targets,
-        every=every,
-        whole=isinstance(model.method, ReadsChart),
-        split=split,
-        progress=progress,
-    )
-    if not scores:
+    scores = evaluate(made, {"here": cohort}, model.modalities, scoring, progress=progress)
+    if scores.empty:
         raise DataError(
             f"cohort {cohort.folder.name}: no subject has two of {', '.join(model.modalities)}: "
             "there is nothing to hide and compare with"
@@ -62,16 +47,6 @@ def evaluate_here(
     how = {"bundle": bundle.digest, "sampler": plain(sampler), "seed": seed, "every": every, "split": split or "all"}
     write_scorecard(scores, out, model.modalities, {}, how=how)
     names = [subject.name for subject in Slices(cohort, model.modalities, split=split).subjects]
-    write_text(out / "subjects.csv", _by_name(scores, names))
+    by_name = scores.assign(subject=scores["subject"].map(dict(enumerate(names))))
+    write_csv(by_name, out / "subjects.csv", [c for c in scores if c not in ("model", "site")], exact=True)
     return scores
-
-
-def _by_name(scores: tuple[Score, ...], names: list[str]) -> str:
-    text = io.StringIO()
-    fields = [f.name for f in dataclasses.fields(Score) if f.name not in ("model", "site")]
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
-    writer.writeheader()
-    for score in scores:
-        values = {name: getattr(score, name) for name in fields}
-        writer.writerow({**values, "subject": names[score.subject], "shown": "+".join(score.shown)})
-    return text.getvalue()

@@ -18,13 +18,14 @@ from client.inference import outputs
 from client.inference.charts import NOTHING, Saying
 from client.inference.outputs import Files, Made, Planes
 from client.inference.slices import SliceStore
+from shared.base.display.progress import Progress
 from shared.base.files import make_folder, move
 from shared.base.vocabulary import Modality
 from shared.data.bids import Clinical, Sources
 from shared.data.preparation import Loaded
 from shared.diffusion.samplers import Sampler
 from shared.model.bundle import Bundle
-from shared.model.model import Filled, Progress, Scanned, fill
+from shared.model.fill import Filled, Filling, Scanned, fill
 from shared.plan.training import find_device
 
 
@@ -96,21 +97,18 @@ class Job:
         for image_DHW, modality in zip(loaded.images_MDHW, loaded.scalings, strict=True):
             images_MDHW[model.modalities.index(modality)] = torch.from_numpy(image_DHW)
             shown_M[model.modalities.index(modality)] = True
-        return fill(
-            model,
-            images_MDHW,
-            shown_M,
-            slices=outputs.reached(loaded),
+        how = Filling(
             sampler=self._sampler,
             keys=(asked.seed, keyed),
             device=find_device(asked.device),
-            measured=measured,
+            clinical=clinical or {},
+            wanted=wanted,
+            measured=measured or {},
             at_once=asked.at_once,
             kept=store,
-            clinical=clinical,
-            wanted=wanted,
             progress=progress,
         )
+        return fill(model, images_MDHW, shown_M, outputs.reached(loaded), how)
 
     def row(self, filled: Filled, modality: Modality) -> tuple[Tensor, Tensor | None]:
         """Mean and spread of one modality."""

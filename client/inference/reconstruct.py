@@ -25,6 +25,7 @@ from client.inference.job import DEFAULT, Asked, Done, Job, remarks_of
 from client.inference.measurements import FAR, explain
 from client.inference.outputs import WARNING, Files, Made, Planes
 from client.inference.sources import check_out, check_targets, check_there, find
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import hash_file
 from shared.base.options import plain
@@ -35,7 +36,7 @@ from shared.data.modalities import MODALITIES, parse
 from shared.diffusion.samplers import GUIDED, Sampler
 from shared.model.bundle import Bundle
 from shared.model.metrics import METRICS, WINDOW
-from shared.model.model import Progress, Restores
+from shared.model.model import Restores
 from shared.model.taught import check_taught, untaught_remarks
 
 RECONSTRUCTED = (

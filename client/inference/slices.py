@@ -23,7 +23,7 @@ from shared.base.files import private_folder, writing
 
 
 class SliceStore:
-    """shared/model.Kept on disk."""
+    """shared/model/fill.py's Kept, on disk."""
 
     def __init__(self, out: Path, subject: str, made_from: Mapping[str, Any]) -> None:
         key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:24]

@@ -13,12 +13,12 @@ from client.inference.guard import guard
 from client.inference.job import DEFAULT, Asked, Done, Job, remarks_of
 from client.inference.outputs import WARNING, Files, Made
 from client.inference.sources import Subject, check_out, check_targets, check_there, find, load_all
+from shared.base.display.progress import Progress
 from shared.base.errors import DataError
 from shared.base.vocabulary import Modality
 from shared.data.bids import Sources
 from shared.data.intensities import usual_scaling
 from shared.model.bundle import Bundle
-from shared.model.model import Progress
 from shared.model.taught import check_taught, untaught_remarks
 
 

@@ -188,7 +188,7 @@ class _Supervisor:
         return True
 
     def _watch(self, identity: Identity, connected: bool) -> bool:
-        """True at each beat."""
+        """Say how the node is, and look for the reason of a silence; True when it was time to write its health."""
         beat = self._beat("connected" if connected else "starting", why=self._why)
         silent = time.monotonic() - self._contact
         if self._give_up is not None and silent >= self._give_up:

@@ -13,7 +13,7 @@ from typing import Any
 from client.privacy.budget import Budget
 from client.privacy.budget_files import enrolled
 from shared.base.errors import BudgetSpent, ConfigError
-from shared.plan.config import Config, RunSettings
+from shared.plan.settings import RunSettings
 from shared.trust import privacy
 from shared.trust.privacy import Query, Spending
 
@@ -81,8 +81,7 @@ def read_settings(path: Path) -> RunSettings:
         raise ConfigError(f"--plan {path}: is no run's config.json: {error}") from None
     if not isinstance(found, dict):
         raise ConfigError(f"--plan {path}: is no run's config.json: must be a group of keys")
-    text = json.dumps(found)
-    return Config.parse(text).for_sites() if "federation" in found else RunSettings.parse(text)
+    return RunSettings.of_run(found) if "federation" in found else RunSettings.parse(json.dumps(found))
 
 
 def planned(settings: RunSettings) -> Spending:

@@ -1,4 +1,4 @@
-"""DP-SGD with the subject as the unit (specs/privacy.md §1).
+"""DP-SGD with the subject as the unit (docs/methods/privacy.md, "The engine").
 
 A step charges the ledger, then draws subjects by independent coins, then for each one makes an ordinary backward pass
 over all its slices and noise draws, clips that one gradient, and adds it to a sum; noise is added once, the sum is
@@ -103,7 +103,7 @@ class Engine:
     def step(
         self, parameters: Sequence[nn.Parameter], units: Sequence[T], loss: Callable[[T], Iterator[Tensor]]
     ) -> int:
-        """Leaves the noised mean gradient in `.grad`; gives how many units had no finite one, which stays here."""
+        """Leave the noised mean gradient in `.grad`; give how many units had no finite one, which stays here."""
         query = self.plan.step
         self.charge(query)
         flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)

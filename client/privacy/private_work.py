@@ -24,7 +24,7 @@ from shared.clinical.attach import attach_stand_in
 from shared.data.cohort import Cohort
 from shared.data.slices import Pool
 from shared.methods import Method
-from shared.plan.config import RunSettings
+from shared.plan.settings import RunSettings
 from shared.plan.training import PhaseTraining, Trained
 from shared.trust.privacy import PrivacyPlan, Query
 

@@ -26,7 +26,7 @@ from shared.data.missing import suppress
 from shared.data.preparation import hash_json
 from shared.data.slices import Pool, Slices
 from shared.methods import Method
-from shared.plan.config import RunSettings
+from shared.plan.settings import RunSettings
 from shared.plan.training import find_device, pool, train
 
 SUM_BATCH = 64  # slices at a time in a phase of sums
@@ -95,7 +95,7 @@ def at_least(patterns: Mapping[tuple[Modality, ...], int], min_cell: int) -> int
 
 
 def do_round(site: Site, plan: RoundPlan) -> Update:
-    """One round; refused before anything is read where the policy, a person here, or the day's hours say no."""
+    """Do one round's work; refuse before anything is read where the policy, a person here or the day's hours say no."""
     with plans.considered(site, plan.run, plan.config, phase=plan.phase, round=plan.round) as considered:
         settings = RunSettings.parse(plan.config)
         check_schema(site, settings, plan.schema)

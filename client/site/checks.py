@@ -9,7 +9,7 @@ from shared.base.files import parse_canonical, read_bounded, sha256
 from shared.base.vocabulary import Modality
 from shared.data.volumes import Grid
 from shared.methods import Method
-from shared.plan.config import RunSettings
+from shared.plan.settings import RunSettings
 from shared.trust import manifest
 from shared.trust.manifest import Manifest, Plane
 

@@ -43,7 +43,7 @@ class Ledger:
         self._path, self._chain = path, Chain(path)
 
     def release(self, seal: Callable[[Link], Mapping[str, Any]], asked: Mapping[str, str | int]) -> None:
-        """`seal` puts the entry's link on the reply and describes it. Only when this returns may the reply leave."""
+        """Enter a reply, on which `seal` puts the entry's link. Only when this returns may the reply leave."""
 
         def enter(before: Link, last: Entry | None) -> Mapping[str, Any]:
             facts = seal(before)

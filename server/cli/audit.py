@@ -21,7 +21,7 @@ def audit_privacy(
     Exit code 5 where anything fails.
     """
 
-    from server.journal import progress
+    from shared.base.display import terminal
 
     carry_out = doors.load(doors.ENGINE_AUDIT)
-    carry_out(repeat=repeat, as_json=as_json, bar=lambda title: progress.bar(title, 0))
+    carry_out(repeat=repeat, as_json=as_json, bar=terminal.bar)

@@ -2,32 +2,22 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from server.journal import progress
+from server.evaluation.ways import Asked
+from shared.base.display import terminal
 from shared.base.errors import ConfigError
 from shared.base.options import build
 from shared.diffusion.samplers import Sampler
 from shared.plan.config import load_sampler
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What all tasks are given."""
-
-    names: tuple[str, ...]
-    runs: Path
-    sampler: Sampler | None
-    seed: int
-    device: str
-
-
-def split(words: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Names of runs, and the keys; a value is read as JSON where it is some, else as a word."""
+def parse(words: Sequence[str]) -> tuple[str | None, tuple[str, ...], dict[str, Any]]:
+    """Task, names of runs, and the keys; a value is read as JSON where it is some, else as a word."""
     names = tuple(word for word in words if "=" not in word)
     keys: dict[str, Any] = {}
     for word in words:
@@ -41,73 +31,63 @@ def split(words: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
                 keys[key] = value
     if not names:
         raise ConfigError("evaluate: name a run")
-    return names, keys
-
-
-def carry_out(words: Sequence[str], *, runs: Path, sampler: str | None, seed: int, device: str) -> bool:
-    """False where no task is named, and one run: then it is the usual evaluation."""
-    names, keys = split(words)
     task = keys.pop("task", None)
-    if task is None and not keys and len(names) == 1:
-        return False
-    if task not in TASKS:
+    if task not in TASKS and (task is not None or keys.keys() - {"strangers"} or len(names) > 1):
         raise ConfigError(f"task={task}: must be one of {', '.join(TASKS)}; without a task name one run and no key")
+    return task, names, keys
+
+
+def carry_out(words: Sequence[str], sampler: str | None, every: int, *, runs: Path, seed: int, device: str) -> None:
+    """The task that is named; of one run, the usual evaluation where none is."""
+    task, names, keys = parse(words)
+    strangers = keys.pop("strangers", False)
+    if not isinstance(strangers, bool):
+        raise ConfigError(f"strangers={strangers}: must be true or false")
     chosen = load_sampler(sampler) if sampler is not None else None
-    TASKS[task](Asked(names=names, runs=runs, sampler=chosen, seed=seed, device=device), keys)
-    return True
+    asked = Asked(names=names, runs=runs, seed=seed, device=device, out=_folder(keys, "out"), strangers=strangers)
+    if task is None:
+        _usual(asked, chosen, every)
+    else:
+        TASKS[task](asked, chosen, keys)
 
 
-def _diagnosis(asked: Asked, keys: Mapping[str, Any]) -> None:
+def _usual(asked: Asked, sampler: Sampler | None, every: int) -> None:
+    from server.evaluation.compare import compare
+    from shared.model.scorecard import printable
+
+    with terminal.bar("scoring") as advance:
+        lines = compare(replace(asked, progress=advance), sampler=sampler, every=every)
+    terminal.table("PSNR in dB; differences with 95 % intervals over subjects", *printable(lines))
+
+
+def _diagnosis(asked: Asked, sampler: Sampler | None, keys: Mapping[str, Any]) -> None:
     from server.evaluation.diagnosis_runs import diagnose
     from server.evaluation.diagnosis_tables import notes, printable
     from shared.model.diagnosis import DiagnosisOptions
 
     rest = dict(keys)
-    study, out = _folder(rest, "study"), _folder(rest, "out")
-    strangers = rest.pop("strangers", False)
-    if not isinstance(strangers, bool):
-        raise ConfigError(f"strangers={strangers}: must be true or false")
+    study = _folder(rest, "study")
     options = build(DiagnosisOptions, rest, "diagnosis")
-    with progress.bar("completing and training", 0) as advance:
-        findings, lines = diagnose(
-            asked.names,
-            asked.runs,
-            options,
-            study=study,
-            strangers=strangers,
-            sampler=asked.sampler,
-            seed=asked.seed,
-            device=asked.device,
-            out=out,
-            progress=advance,
-        )
+    with terminal.bar("completing and training") as advance:
+        findings, lines = diagnose(replace(asked, progress=advance), options, study=study, sampler=sampler)
     title = f"{options.ill} against {options.well}: means over generations with 95 % intervals"
-    progress.table(title, *printable(lines))
+    terminal.table(title, *printable(lines))
     for note in notes(findings):
         typer.echo(f"- {note}")
 
 
-def _images(asked: Asked, keys: Mapping[str, Any]) -> None:
-    from server.evaluation.chart_tables import compare_images, printable
+def _images(asked: Asked, sampler: Sampler | None, keys: Mapping[str, Any]) -> None:
+    from server.evaluation.directions import compare_images, printable
 
     rest = dict(keys)
-    out, subjects = _folder(rest, "out"), rest.pop("subjects", None)
+    subjects = rest.pop("subjects", None)
     if rest:
-        raise ConfigError(f"{next(iter(rest))}=: unknown key; task=images takes out, subjects")
+        raise ConfigError(f"{next(iter(rest))}=: unknown key; task=images takes out, strangers, subjects")
     if subjects is not None and not (isinstance(subjects, int) and subjects >= 1):
         raise ConfigError(f"subjects={subjects}: must be 1 or more")
-    with progress.bar("scoring", 0) as advance:
-        lines = compare_images(
-            asked.names,
-            asked.runs,
-            sampler=asked.sampler,
-            subjects=subjects,
-            seed=asked.seed,
-            device=asked.device,
-            out=out,
-            progress=advance,
-        )
-    progress.table("means over subjects, in the brain; leads in dB with 95 % intervals", *printable(lines))
+    with terminal.bar("scoring") as advance:
+        lines = compare_images(replace(asked, progress=advance), sampler=sampler, subjects=subjects)
+    terminal.table("means over subjects, in the brain; leads in dB with 95 % intervals", *printable(lines))
 
 
 def _folder(keys: dict[str, Any], name: str) -> Path | None:
@@ -115,4 +95,7 @@ def _folder(keys: dict[str, Any], name: str) -> Path | None:
     return None if value is None else Path(str(value))
 
 
-TASKS: Mapping[str, Callable[[Asked, Mapping[str, Any]], None]] = {"diagnosis": _diagnosis, "images": _images}
+TASKS: Mapping[str, Callable[[Asked, Sampler | None, Mapping[str, Any]], None]] = {
+    "diagnosis": _diagnosis,
+    "images": _images,
+}

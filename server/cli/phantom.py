@@ -74,11 +74,11 @@ def phantom(
 
     `lacuna phantom world --family dementia --sites 4 --missing site-a=AV45 --missing site-b=FDG,CT`
     """
-    from server.journal import progress
+    from shared.base.display import terminal
     from shared.data.phantom.phantom import write_world
 
     options = asked.options()
-    with progress.bar("drawing subjects", 0) as advance:
+    with terminal.bar("drawing subjects") as advance:
         typer.echo(str(write_world(options, out, workers=workers, progress=advance)))
 
 

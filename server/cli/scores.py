@@ -29,30 +29,22 @@ def evaluate(
     """Score a run on held-out subjects: every shown subset x target x site, against floors and each site alone.
 
     Writes scores.csv, bought.csv, summary.json and figures to runs/RUN/evaluation; prints what the federation bought.
+    Refused where a held-out subject was trained on, by its images or its name; `strangers=true` says that those of one
+    name are different people.
 
     `lacuna evaluate aca aca:scores ldm task=diagnosis` asks what sets that runs of aca_diff and ldm complete are worth
     to a classifier of AD against HC, beside leaving subjects out, the mean volume and a regression. RUN:scores is not
     told the diagnosis, RUN:diagnosis nothing else, RUN:images nothing of the chart. Keys: `study=FOLDER` (subjects of
-    its own, default the world's held-out ones), `strangers=true` (though some bear the names of trained ones),
-    `size=tiny|small|paper`, `rates=[0.2,0.4,0.6,0.8]`, `generations=3`, `test_loses=true`, `test=0.3`, `val=0.2`,
-    `ill=AD|MCI`, `well=HC|MCI`, `steps=N`, `out=FOLDER`. Stopped, the same command goes on.
+    its own, default the world's held-out ones), `strangers=true`, `size=tiny|small|paper`, `rates=[0.2,0.4,0.6,0.8]`,
+    `generations=3`, `test_loses=true`, `test=0.3`, `val=0.2`, `ill=AD|MCI`, `well=HC|MCI`, `steps=N`, `out=FOLDER`.
+    Stopped, the same command goes on.
 
     `lacuna evaluate aca aca:images ldm task=images` gives PSNR, SSIM, NMI and MAE of every direction for the same kind
-    of rows, floors, and each site's own model. Keys: `subjects=N` of each site, `out=FOLDER`.
+    of rows, floors, and each site's own model. Keys: `subjects=N` of each site, `strangers=true`, `out=FOLDER`.
     """
     from server.cli import evaluate as evaluate_cli
-    from server.evaluation.compare import compare
-    from server.journal import progress
-    from shared.model.scorecard import printable
-    from shared.plan.config import load_sampler
 
-    if evaluate_cli.carry_out(words, runs=runs_folder, sampler=sampler, seed=seed, device=device):
-        return
-    run = words[0]
-    chosen = load_sampler(sampler) if sampler is not None else None
-    with progress.bar("scoring", 0) as advance:
-        lines = compare(runs_folder / run, sampler=chosen, every=every, seed=seed, device=device, progress=advance)
-    progress.table("PSNR in dB; differences with 95 % intervals over subjects", *printable(lines))
+    evaluate_cli.carry_out(words, sampler, every, runs=runs_folder, seed=seed, device=device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,22 +95,19 @@ def restore(
     from server.evaluation.restoration import printable
     from server.evaluation.restoration import restore as carry_out
     from server.evaluation.tasks import Scan
-    from server.journal import progress
+    from server.evaluation.ways import Asked
+    from shared.base.display import terminal
 
-    with progress.bar("restoring", 0) as advance:
+    with terminal.bar("restoring") as advance:
         outcomes = carry_out(
-            runs_folder / run,
+            Asked(names=(run,), runs=runs_folder, seed=seed, device=device, out=out, strangers=True, progress=advance),
             samplers=restoring.sampler or ["mds_fast", "told"],
             groups=restoring.group or (),
             scan=Scan(acceleration=scan.acceleration, coils=scan.coils, acs=scan.acs, noise=scan.noise),
             count=restoring.slices,
             samples=restoring.samples,
-            seed=seed,
-            device=device,
-            out=out,
-            progress=advance,
         )
-    progress.table("means over slices, in the brain; gains in dB with 95 % intervals", *printable(outcomes))
+    terminal.table("means over slices, in the brain; gains in dB with 95 % intervals", *printable(outcomes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,24 +153,22 @@ def vessels(
     """
     from server.evaluation.vessel_tables import printable
     from server.evaluation.vessels import compare_vessels
-    from server.journal import progress
+    from server.evaluation.ways import Asked
+    from shared.base.display import terminal
     from shared.model.angiograms import Threshold
 
-    with progress.bar("filling volumes", 0) as advance:
+    with terminal.bar("filling volumes") as advance:
         lines = compare_vessels(
-            run,
-            runs_folder,
+            Asked(
+                names=tuple(run), runs=runs_folder, seed=seed, device=device, out=out, strangers=True, progress=advance
+            ),
             shown=shown or (),
             samplers=sampler or (),
             subjects=subjects,
-            seed=seed,
-            device=device,
-            out=out,
             rule=Threshold(low=bright.low, high=bright.high),
-            progress=advance,
         )
     title = "means over subjects, in the brain; MIP: axial; leads over the first run with 95 % intervals"
-    progress.table(title, *printable(lines))
+    terminal.table(title, *printable(lines))
 
 
 @app.command()
@@ -199,12 +186,12 @@ def generate(
     import dataclasses
 
     from server.evaluation.generation import generate as carry_out
-    from server.journal import progress
+    from shared.base.display import terminal
     from shared.plan.config import load_sampler
 
     chosen = load_sampler(sampler)
     chosen = chosen if steps is None else dataclasses.replace(chosen, steps=steps)
-    with progress.bar("generating sets", 0) as advance:
+    with terminal.bar("generating sets") as advance:
         done = carry_out(
             runs_folder / run, out, count=count, sampler=chosen, seed=seed, device=device, progress=advance
         )

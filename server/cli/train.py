@@ -108,8 +108,8 @@ def status(
     States: running · submitted (waits for an executor) · finished · failed (its own word, and why) · stopped ·
     interrupted (killed, and nobody has taken it up again). Simulations are listed too.
     """
-    from server.journal import progress
     from server.superlink import overview
+    from shared.base.display import terminal
     from shared.base.options import plain
 
     if run is not None:
@@ -120,7 +120,7 @@ def status(
     if as_json:
         typer.echo(json.dumps([plain(one) for one in runs], indent=1))
     elif runs:
-        progress.table(f"runs in {runs_folder}/", overview.COLUMNS, [one.cells() for one in runs])
+        terminal.table(f"runs in {runs_folder}/", overview.COLUMNS, [one.cells() for one in runs])
     else:
         typer.echo(f"no runs in {runs_folder}/")
 

@@ -6,67 +6,44 @@ regression, of methods that see whole volumes the voxelwise one; both fitted on 
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
+from server.evaluation.ways import Asked, find_world, finished
 from server.runs import runs
-from shared.base.errors import ConfigError, DataError
 from shared.base.options import plain
-from shared.base.vocabulary import SiteName
-from shared.data.cohort import Cohort, cache_folder, prepare
 from shared.diffusion.samplers import Sampler
 from shared.methods.baselines.voxelwise import floors_3d
-from shared.model.evaluation import Bought, evaluate, filler, floors, never_acquired
-from shared.model.model import ReadsChart, read_model
+from shared.model.evaluation import Scoring, evaluate, filler, floors, never_acquired
+from shared.model.model import read_model
 from shared.model.scorecard import write_scorecard
-from shared.plan.config import Config
+from shared.model.tables import Frame
 from shared.plan.training import find_device
 
 FEDERATED = "federated"
 
 
-def compare(
-    folder: Path,
-    *,
-    sampler: Sampler | None,
-    every: int,
-    seed: int,
-    device: str,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Bought]:
+def compare(asked: Asked, *, sampler: Sampler | None, every: int) -> Frame:
     """Scores of a finished run into its evaluation/ folder; gives the lines of the table."""
-    config = runs.read_config(folder)
-    if not runs.finished(folder):
-        raise DataError(f"{folder.name}: the run is not finished; go on with it by resume={folder.name}")
-    trained, heldout = find_cohorts(config, "sites"), find_cohorts(config, "heldout")
-    if not heldout:
-        raise DataError(f"{config.world}/heldout: no held-out subjects to score on")
+    folder = asked.runs / asked.names[0]
+    config = finished(folder)
+    trained, heldout = find_world(config, strangers=asked.strangers)
     model = read_model(folder / "final")
-    whole = isinstance(model.method, ReadsChart)
-    if every > 1 and model.method.slab > 1:
-        raise ConfigError(f"--every {every}: {model.name} sees {model.method.slab} adjacent slices; it needs them all")
-    sampler, on = sampler or model.sampler, find_device(device)
+    scoring = Scoring.of(model, every=every)
+    sampler, on = sampler or model.sampler, find_device(asked.device)
     alone = {
-        site: filler(read_model(folder / "alone" / site / "final"), sampler=sampler, seed=seed, device=on)
+        site: filler(read_model(folder / "alone" / site / "final"), sampler=sampler, seed=asked.seed, device=on)
         for site in trained
         if runs.finished(folder / "alone" / site)
     }
-    made = {FEDERATED: filler(model, sampler=sampler, seed=seed, device=on)}
+    made = {FEDERATED: filler(model, sampler=sampler, seed=asked.seed, device=on)}
     cohorts = list(trained.values())
-    made |= floors_3d(cohorts, model.modalities, model.method.slab) if whole else floors(cohorts, model.modalities)
-    scores = evaluate(
-        made,
-        heldout,
-        model.modalities,
-        targets=model.method.targets,
-        alone=alone,
-        every=every,
-        whole=whole,
-        progress=progress,
+    made |= (
+        floors_3d(cohorts, model.modalities, model.method.slab) if scoring.whole else floors(cohorts, model.modalities)
     )
+    scores = evaluate(made, heldout, model.modalities, scoring, alone=alone, progress=asked.progress)
     never = never_acquired(trained, model.modalities)
-    how = {"run": folder.name, "sampler": plain(sampler), "seed": seed, "every": every}
-    return write_scorecard(scores, folder / "evaluation", model.modalities, never, how=how)
+    how = {"run": folder.name, "sampler": plain(sampler), "seed": asked.seed, "every": every}
+    return write_scorecard(scores, asked.into("evaluation"), model.modalities, never, how=how)
 
 
 def headline_figures(folder: Path) -> dict[str, float]:
@@ -76,15 +53,3 @@ def headline_figures(folder: Path) -> dict[str, float]:
         return {}
     found = json.loads(summary.read_text(encoding="utf-8")).get("headlines", {})
     return {str(name): float(value) for name, value in found.items()}
-
-
-def find_cohorts(config: Config, part: str) -> dict[SiteName, Cohort]:
-    """A world's cohorts of one part (sites, heldout), prepared for the run's grid."""
-    root = Path(str(config.world)) / part
-    wanted = None if config.federation.sites == (runs.POOLED,) else config.federation.sites
-    cohorts = {}
-    for bids in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []:
-        if wanted is None or bids.name in wanted:
-            prepare(bids, config.grid)
-            cohorts[bids.name] = Cohort.open(cache_folder(bids, config.grid))
-    return cohorts

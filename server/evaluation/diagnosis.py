@@ -16,7 +16,7 @@ the generator, never the mean of several, and blank outside the brain. Subjects 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from server.evaluation.ways import Person, Way, complete, visible
+from shared.base.display.progress import Progress
 from shared.base.errors import DataError
 from shared.base.files import write_text, writing
 from shared.base.options import plain
@@ -34,35 +36,13 @@ from shared.base.vocabulary import Modality, SiteName
 from shared.clinical.chart import chart_of
 from shared.data.cohort import Cohort
 from shared.data.preparation import hash_json
-from shared.data.slices import Slices, Stack
+from shared.data.slices import Stack
 from shared.model.diagnosis import PROBE, DiagnosisOptions, Draw, auc, draw, fit, judge, pooled, predict, probe
 from shared.model.evaluation import Filler
-from shared.model.model import Progress
 
 VERSION = 1  # raise it when the same volumes would get other scores
 ORACLE, DROP = "oracle", "drop"
 KEPT = 64  # voxels along an edge up to which pooled volumes stay in memory
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """What completes a set; without `ready` subjects that lost something are left out."""
-
-    name: str
-    known_by: Mapping[str, Any]  # all that its volumes depend on, but for subjects, seed and generation
-    ready: Callable[[], Filler] | None
-    drawn: bool = True  # another volume in each generation
-    told: tuple[str, ...] = ()  # fields of the chart that it hears
-
-    @property
-    def key(self) -> str:
-        return hash_json([VERSION, dict(self.known_by), self.drawn])[:16]
-
-
-class Person(NamedTuple):
-    site: SiteName
-    number: int  # at its site
-    slices: Slices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +60,7 @@ class Study:
         return hash_json([self.modalities, held, self.depth])[:16]
 
     def stack(self, i: int) -> Stack:
-        return self.people[i].slices.volume(self.people[i].number)
+        return self.people[i].stack
 
     def deep(self, images_MDHW: Tensor) -> Tensor:
         return F.pad(images_MDHW, (0, 0, 0, 0, 0, self.depth - images_MDHW.shape[1]))
@@ -124,16 +104,19 @@ class Findings:
     options: DiagnosisOptions
 
 
+def key_of(way: Way) -> str:
+    """Equal for equal volumes."""
+    return hash_json([VERSION, dict(way.known_by), way.drawn])[:16]
+
+
 def find_study(cohorts: Mapping[SiteName, Cohort], modalities: Sequence[Modality], options: DiagnosisOptions) -> Study:
     """Of all cohorts, whoever has all modalities and one of the two diagnoses."""
     people, ill = [], []
-    for site, cohort in cohorts.items():
-        slices = Slices(cohort, modalities, split=None, only=lambda held: held >= set(modalities))
-        for number, subject in enumerate(slices.subjects):
-            found = chart_of(subject.clinical, ("diagnosis",)).diagnosis
-            if found in (options.ill, options.well):
-                people.append(Person(site, number, slices))
-                ill.append(found == options.ill)
+    for person in complete(cohorts, modalities):
+        found = chart_of(person.slices.subjects[person.number].clinical, ("diagnosis",)).diagnosis
+        if found in (options.ill, options.well):
+            people.append(person)
+            ill.append(found == options.ill)
     if not (any(ill) and not all(ill)):
         what = f"{sum(ill)} {options.ill} and {len(ill) - sum(ill)} {options.well} subjects"
         raise DataError(
@@ -142,30 +125,6 @@ def find_study(cohorts: Mapping[SiteName, Cohort], modalities: Sequence[Modality
         )
     depth = max(p.slices.subjects[p.number].depth for p in people)
     return Study(modalities=tuple(modalities), people=tuple(people), ill=tuple(ill), depth=depth)
-
-
-def check_apart(
-    study: Mapping[SiteName, Cohort], trained: Mapping[SiteName, Cohort], *, strangers: bool = False
-) -> None:
-    """Nobody that a generator was trained on: by the images that were read and, but for `strangers`, by name."""
-    names = set() if strangers else {s.name for cohort in trained.values() for s in cohort.subjects}
-    files = {digest for cohort in trained.values() for digest in _files(cohort)}
-    for site, cohort in study.items():
-        again = sum(s.name in names for s in cohort.subjects)
-        copied = sum(digest in files for digest in _files(cohort))
-        if again or copied:
-            other = "" if copied else "; if they are other people of the same names, say strangers=true"
-            raise DataError(
-                f"study {site}: {again} subjects by name and {copied} image files are among those that "
-                f"the generators were trained on; must be apart{other}"
-            )
-
-
-def _files(cohort: Cohort) -> Iterator[str]:
-    """Images, not masks: those of two people can both be empty."""
-    for subject in cohort.subjects:
-        meta = json.loads((cohort.folder / subject.name / "meta.json").read_text(encoding="utf-8"))
-        yield from (digest for name, digest in meta["read"].items() if not name.endswith("_mask.nii.gz"))
 
 
 # --- completed sets -------------------------------------------------------------------------------------------------
@@ -182,16 +141,15 @@ class Sets:
     _kept: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
     def path(self, way: Way, g: int, i: int) -> Path:
-        key = hash_json([way.key, self.study.key, self.seed])[:16]
+        key = hash_json([key_of(way), self.study.key, self.seed])[:16]
         return self.folder / key / f"{g if way.drawn else 0}" / f"{i:04d}.npy"
 
     def complete(self, way: Way, fill: Filler, g: int, i: int, lost: frozenset[int]) -> None:
-        """Make what is lost from what is left; hidden images are not a number, so that a peek would not go unseen."""
+        """Make what is lost from what is left."""
         stack, person = self.study.stack(i), self.study.people[i]
         shown_M = torch.tensor([m not in lost for m in range(len(self.study.modalities))])
-        visible_MDHW = torch.where(shown_M[:, None, None, None], stack.images_MDHW, torch.nan)
         keys = ("diagnosis", g if way.drawn else 0, person.site, person.number)
-        made_MDHW = fill(visible_MDHW, shown_M, keys, stack.clinical)[sorted(lost)].clamp(0, 1)
+        made_MDHW = fill(visible(stack.images_MDHW, shown_M), shown_M, keys, stack.clinical)[sorted(lost)].clamp(0, 1)
         if not bool(made_MDHW.isfinite().all()):
             raise DataError(f"{way.name}: made values that are not finite")
         path = self.path(way, g, i)
@@ -244,11 +202,11 @@ def run(
     wanted = list(_wanted([job for job, _ in todo], draws, sets))
     total, done = len(wanted) + len(jobs), len(jobs) - len(todo)
 
-    def told() -> None:
+    def show() -> None:
         if progress is not None:
             progress(done, total)
 
-    told()
+    show()
     ready: tuple[str, Filler] | None = None
     for way, g, i, lost in wanted:
         assert way.ready is not None
@@ -256,13 +214,13 @@ def run(
             ready = way.name, way.ready()  # one at a time: several may not fit into memory
         sets.complete(way, ready[1], g, i, lost)
         done += 1
-        told()
+        show()
     ready = None
     for job, key in todo:
         cells[key] = _cell(job, draws[job[0]], sets, options, seed, device)
         _append(out / "cells.jsonl", key, cells[key])
         done += 1
-        told()
+        show()
     named = tuple(cells[key]._replace(way=way.name) for (_, _, way), key in zip(jobs, keys, strict=True))
     leaks = tuple(_leaks(ways, draws, sets, options, seed))
     return Findings(cells=named, leaks=leaks, ways=tuple(ways), options=options)
@@ -288,7 +246,7 @@ def _wanted(jobs: Sequence[Job], draws: Sequence[Draw], sets: Sets) -> Iterator[
 def _cell_key(study: Study, options: DiagnosisOptions, seed: int, job: Job) -> str:
     g, rate, way = job
     asked = {**plain(options), "rates": None, "generations": None, "shape": plain(options.shape)}
-    return hash_json([VERSION, study.key, asked, seed, g, rate, way.key])[:24]
+    return hash_json([VERSION, study.key, asked, seed, g, rate, key_of(way)])[:24]
 
 
 def _cell(job: Job, one: Draw, sets: Sets, options: DiagnosisOptions, seed: int, device: torch.device) -> Cell:

@@ -1,103 +1,73 @@
 """What `lacuna evaluate RUN... task=diagnosis` writes, draws, prints, and says in plain sentences."""
 
-import csv
-import io
-import itertools
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from server.evaluation.diagnosis import DROP, ORACLE, Cell, Findings, Leak
-from shared.base.files import write_text, writing
-from shared.model.evaluation import Difference, interval
+from shared.base.files import write_json
+from shared.model import tables
+from shared.model.scorecard import blank_figure, save_figure
+from shared.model.tables import Frame, Printable
 
 METRICS = ("acc", "auc", "sen", "spe")
 OVER = ("acc", "auc")  # in which ways are compared
+LEADS = ("rate", "metric", "first", "over", "lead", "low", "high", "generations")
 ALL = -1.0  # in place of a rate: the mean over all of them
 MORE, TELLS = 0.1, 0.75  # AUC: so much more than the real image, and so much at all, is called a leak
 
 
-class Line(NamedTuple):
-    """A way at a rate: means over generations with their intervals; what the first way is ahead of it, paired."""
-
-    rate: float
-    way: str
-    values: Mapping[str, Difference]
-    leads: Mapping[str, Difference | None]
-    trained: float
-
-
-def lines(findings: Findings) -> list[Line]:
-    """The oracle, then rate after rate, then the mean over rates."""
-    cells = {(c.rate, c.way, c.generation): c for c in findings.cells}
-    turns = range(findings.options.generations)
-    names = [way.name for way in findings.ways]
-    found = [_line(0.0, ORACLE, [[cells[0.0, ORACLE, g]] for g in turns], None)]
-    for rate in (*findings.options.rates, ALL):
-        rates = findings.options.rates if rate == ALL else (rate,)
-        held = {name: [[cells[r, name, g] for r in rates] for g in turns] for name in names}
-        found += [_line(rate, name, held[name], held[names[0]] if name != names[0] else None) for name in names]
-    return found
+def compared(findings: Findings) -> Frame:
+    """The oracle, then rate after rate, then the mean over rates: means over generations, and the first way's lead."""
+    cells = tables.tidy(findings.cells, Cell._fields)
+    each = cells.melt(["way", "rate", "generation"], [*METRICS, "trained"], "metric").astype({"value": float})
+    over_all = each[each["way"] != ORACLE].assign(rate=ALL)
+    first = findings.ways[0].name
+    found = tables.compare(tables.stacked([each, over_all]), ["rate", "metric"], "way", ["generation"], first)
+    return tables.stacked(part for _, part in found.groupby(["rate", "way"], sort=False))
 
 
-def _line(rate: float, way: str, own: Sequence[Sequence[Cell]], first: Sequence[Sequence[Cell]] | None) -> Line:
-    def of(cells: Sequence[Cell], metric: str) -> float:
-        return sum(float(getattr(c, metric)) for c in cells) / len(cells)
-
-    leads = {
-        metric: None
-        if first is None
-        else interval([of(a, metric) - of(b, metric) for a, b in zip(first, own, strict=True)])
-        for metric in OVER
-    }
-    every = [c for cells in own for c in cells]
-    return Line(
-        rate=rate,
-        way=way,
-        values={metric: interval([of(cells, metric) for cells in own]) for metric in METRICS},
-        leads=leads,
-        trained=sum(c.trained for c in every) / len(every),
-    )
-
-
-def write(findings: Findings, out: Path, how: Mapping[str, Any]) -> list[Line]:
+def write(findings: Findings, out: Path, how: Mapping[str, Any]) -> Frame:
     """All files but cells.jsonl, which the work itself keeps."""
-    table = lines(findings)
-    write_text(out / "diagnosis.csv", _csv(Cell._fields, findings.cells))
-    columns = ("rate", "metric", "first", "over", "lead", "low", "high", "generations")
-    write_text(out / "leads.csv", _csv(columns, _leads(table, findings.ways[0].name)))
-    write_text(out / "leaks.csv", _csv(Leak._fields, findings.leaks))
-    summary = {
-        "means": [
-            {
-                "rate": _rate(line.rate),
-                "way": line.way,
-                "trained": round(line.trained, 1),
-                **{metric: _three(value) for metric, value in line.values.items()},
-            }
-            for line in table
-        ],
-        "notes": notes(findings),
-        "how": dict(how),
-    }
-    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    table = compared(findings)
+    for name, rows, columns in (("diagnosis", findings.cells, Cell._fields), ("leaks", findings.leaks, Leak._fields)):
+        tables.write_csv(tables.tidy(rows, columns), out / f"{name}.csv", columns, blank="nan")
+    leads = table[table["metric"].isin(OVER) & table["lead"].notna()]
+    leads = leads.assign(
+        rate=["all" if rate == ALL else f"{rate:g}" for rate in leads["rate"]], first=findings.ways[0].name
+    ).rename(columns={"way": "over", "pairs": "generations"})
+    tables.write_csv(leads, out / "leads.csv", LEADS)
+    means = []
+    for (rate, way), part in table.groupby(["rate", "way"], sort=False):
+        of = {row["metric"]: row for row in tables.records(part)}
+        numbers = {metric: _three(of[metric]) for metric in METRICS}
+        means.append({"rate": _rate(rate), "way": way, "trained": round(of["trained"]["mean"], 1), **numbers})
+    summary = {"means": means, "notes": notes(findings), "how": dict(how)}
+    write_json(out / "summary.json", summary)
     _draw(table, findings, out / "accuracy.png")
     return table
 
 
-def printable(table: Sequence[Line]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Columns and rows of words."""
-    columns = ("missing", "way", "ACC", "AUC", "SEN", "SPE", "first - this, ACC", "AUC", "trained on")
-    rows = []
-    last = math.nan
-    for line in table:
-        words = [_with_reach(line.values[metric]) for metric in METRICS]
-        words += [_signed(line.leads[metric]) for metric in OVER]
-        rows.append(("" if line.rate == last else _rate(line.rate), line.way, *words, f"{line.trained:.0f}"))
-        last = line.rate
-    return columns, rows
+def printable(table: Frame) -> Printable:
+    cells = [tables.Column(metric.upper(), metric, tables.mean_with_reach(3)) for metric in METRICS]
+    cells += [tables.Column("first - this, ACC", "acc", tables.lead(3)), tables.Column("AUC", "auc", tables.lead(3))]
+    cells.append(tables.Column("trained on", "trained", tables.mean(0)))
+    return tables.screen(
+        tables.records(table.assign(missing=table["rate"].map(_rate))), ("missing", "way"), "metric", cells
+    )
+
+
+def _rate(rate: float) -> str:
+    return "all rates" if rate == ALL else f"{100 * rate:g} %"
+
+
+def _three(row: tables.Row) -> dict[str, float | None]:
+    numbers = {"mean": row["mean"], "low": row["mean_low"], "high": row["mean_high"]}
+    return {name: round(number, 5) if math.isfinite(number) else None for name, number in numbers.items()}
+
+
+# --- what a reader must know ----------------------------------------------------------------------------------------
 
 
 def notes(findings: Findings) -> list[str]:
@@ -147,92 +117,39 @@ def _leaking(findings: Findings) -> list[str]:
 
 def _made_only(findings: Findings) -> list[str]:
     """Of the highest rate."""
-    most = max(findings.options.rates)
-    said = []
-    for way in findings.ways:
-        values = [c.auc_made for c in findings.cells if (c.way, c.rate) == (way.name, most)]
-        values = [value for value in values if math.isfinite(value)]
-        if values:
-            said.append(f"{way.name}: AUC {sum(values) / len(values):.3f} on test subjects that it completed.")
-    return said
+    cells = tables.tidy(findings.cells, Cell._fields)
+    means = cells[cells["rate"] == max(findings.options.rates)].groupby("way", sort=False)["auc_made"].mean().dropna()
+    return [f"{way}: AUC {mean:.3f} on test subjects that it completed." for way, mean in means.items()]
 
 
 def _trend(findings: Findings) -> list[str]:
     """Reported, never asked for: neighbouring rates differ by less than their spread."""
-    rising = []
-    for way in findings.ways:
-        means = []
-        for rate in findings.options.rates:
-            own = [c.acc for c in findings.cells if (c.way, c.rate) == (way.name, rate)]
-            means.append(sum(own) / len(own))
-        if any(later > earlier + 1e-9 for earlier, later in itertools.pairwise(means)):
-            rising.append(way.name)
     if len(findings.options.rates) < 2:
         return []
+    cells = tables.tidy(findings.cells, Cell._fields)
+    steps = cells[cells["way"] != ORACLE].pivot_table("acc", "rate", "way").diff()  # rates rise from row to row
+    rising = [way.name for way in findings.ways if bool((steps[way.name] > 1e-9).any())]
     if not rising:
         return ["Mean accuracy never rises with the missing rate, for any way."]
     return [f"Mean accuracy does not fall at every step of the missing rate for {', '.join(rising)}."]
 
 
-# --- words and files ------------------------------------------------------------------------------------------------
+# --- the picture ----------------------------------------------------------------------------------------------------
 
 
-def _rate(rate: float) -> str:
-    return "all rates" if rate == ALL else f"{100 * rate:g} %"
-
-
-def _with_reach(value: Difference) -> str:
-    reach = value.high - value.mean
-    return f"{value.mean:.3f}" + (f" ± {reach:.3f}" if math.isfinite(reach) else "")
-
-
-def _signed(lead: Difference | None) -> str:
-    if lead is None:
-        return ""
-    return f"{lead.mean:+.3f}" + (f" [{lead.low:+.3f}, {lead.high:+.3f}]" if math.isfinite(lead.low) else "")
-
-
-def _three(value: Difference) -> dict[str, float | None]:
-    return {
-        name: round(number, 5) if math.isfinite(number) else None
-        for name, number in (("mean", value.mean), ("low", value.low), ("high", value.high))
-    }
-
-
-def _leads(table: Iterable[Line], first: str) -> Iterable[tuple[Any, ...]]:
-    for line in table:
-        for metric, lead in line.leads.items():
-            if lead is not None:
-                rate = "all" if line.rate == ALL else f"{line.rate:g}"
-                yield rate, metric, first, line.way, lead.mean, lead.low, lead.high, lead.subjects
-
-
-def _csv(columns: Sequence[str], table: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([f"{v:.7g}" if isinstance(v, float) else v for v in row] for row in table)
-    return text.getvalue()
-
-
-def _draw(table: Sequence[Line], findings: Findings, path: Path) -> None:
+def _draw(table: Frame, findings: Findings, path: Path) -> None:
     """Accuracy against the rate; ways stand side by side so that their intervals can be told apart."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    oracle = table[0].values["acc"]
-    axes.axhline(oracle.mean, color="0.4", linestyle="--", linewidth=1, label="oracle: nothing missing")
-    if math.isfinite(oracle.low):
-        axes.axhspan(oracle.low, oracle.high, color="0.93", zorder=0)
+    figure, axes = blank_figure(7.6, 4.6)
+    accuracy = table[table["metric"] == "acc"]
+    oracle = accuracy[accuracy["way"] == ORACLE].iloc[0]
+    axes.axhline(oracle["mean"], color="0.4", linestyle="--", linewidth=1, label="oracle: nothing missing")
+    if math.isfinite(oracle["mean_low"]):
+        axes.axhspan(oracle["mean_low"], oracle["mean_high"], color="0.93", zorder=0)
     shift = 1.6 / max(1, len(findings.ways))
     for number, way in enumerate(findings.ways):
-        own = [line for line in table if line.way == way.name and line.rate != ALL]
-        x = [100 * line.rate + shift * (number - (len(findings.ways) - 1) / 2) for line in own]
-        y = [line.values["acc"].mean for line in own]
-        reach = [line.values["acc"].high - line.values["acc"].mean for line in own]
+        own = accuracy[(accuracy["way"] == way.name) & (accuracy["rate"] != ALL)]
+        x = 100 * own["rate"] + shift * (number - (len(findings.ways) - 1) / 2)
+        reach = own["mean_high"] - own["mean"]
         bars = reach if all(map(math.isfinite, reach)) else None
         style: dict[str, Any] = {
             "color": f"C{number}",
@@ -240,15 +157,14 @@ def _draw(table: Sequence[Line], findings: Findings, path: Path) -> None:
             "markersize": 4,
             "linewidth": 1.2,
         }
-        axes.errorbar(x, y, yerr=bars, capsize=2, elinewidth=0.8, label=way.name, **style)
+        axes.errorbar(x, own["mean"], yerr=bars, capsize=2, elinewidth=0.8, label=way.name, **style)
     axes.set_xticks([100 * rate for rate in findings.options.rates])
     axes.set(
         xlabel="training subjects that lost one or two modalities, %",
         ylabel=f"accuracy, {findings.options.ill} against {findings.options.well}",
     )
-    low = min(line.values["acc"].mean for line in table)
+    low = accuracy["mean"].min()
     axes.set_ylim(max(0.0, min(0.45, low - 0.05)), 1.02)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, loc="lower left")
-    with writing(path) as file:
-        figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
+    save_figure(figure, path)

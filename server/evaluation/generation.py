@@ -5,21 +5,22 @@ OUT/sets.npy            count x M x H x W, in [0, 1]
     generation.json     by which model, sampler and seed
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from server.runs import runs
+from server.evaluation.ways import finished
 from shared.base import pictures
+from shared.base.display.progress import Progress
 from shared.base.errors import DataError
-from shared.base.files import write_text, writing
+from shared.base.files import write_json, writing
 from shared.base.options import plain
 from shared.base.randomness import generator
 from shared.diffusion.operators import none
 from shared.diffusion.samplers import Sampler
-from shared.model.model import AT_ONCE, Progress, Restores, read_model
+from shared.model.fill import AT_ONCE
+from shared.model.model import Restores, read_model
 from shared.plan.training import find_device
 
 MOST_DRAWN = 24  # rows of the contact sheet
@@ -30,8 +31,7 @@ def generate(
     folder: Path, out: Path, *, count: int, sampler: Sampler, seed: int, device: str, progress: Progress | None = None
 ) -> Path:
     """Unconditional samples of a finished run's model; set k depends on (seed, k) alone."""
-    if not runs.finished(folder):
-        raise DataError(f"{folder.name}: the run is not finished; go on with it by resume={folder.name}")
+    finished(folder)
     model, on = read_model(folder / "final"), find_device(device)
     if not isinstance(model.method, Restores):
         raise DataError(f"model {model.name}: makes images from images only; complete sets need any2all")
@@ -58,5 +58,5 @@ def generate(
         "count": count,
         "description": WARNING,
     }
-    write_text(out / "generation.json", json.dumps(how, indent=1) + "\n")
+    write_json(out / "generation.json", how)
     return out

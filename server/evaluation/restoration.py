@@ -6,24 +6,20 @@ runs/RUN/restoration/scores.csv      task, way, metric, slice, value
                      <group>.png     truth and every way at every task of a group, one slice
 """
 
-import csv
 import dataclasses
-import io
 import itertools
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from server.evaluation.compare import find_cohorts
 from server.evaluation.tasks import (
     MEASURED,
     Held,
     Outcome,
+    Restorer,
     Scan,
     Task,
-    Way,
     floors,
     gains,
     lead,
@@ -32,48 +28,45 @@ from server.evaluation.tasks import (
     sampled,
     usual_tasks,
 )
-from server.runs import runs
+from server.evaluation.ways import Asked, find_world, finished
 from shared.base import pictures
-from shared.base.errors import ConfigError, DataError
-from shared.base.files import write_text
+from shared.base.errors import ConfigError
+from shared.base.files import write_json
 from shared.base.options import plain
 from shared.diffusion.samplers import Sampler
-from shared.model.evaluation import RIDGE, Difference
+from shared.model import tables
+from shared.model.evaluation import RIDGE
 from shared.model.evaluation import floors as pooled_floors
-from shared.model.model import Model, Progress, read_model
+from shared.model.model import Model, read_model
+from shared.model.tables import Column, Printable
 from shared.plan.config import load_sampler
 from shared.plan.training import find_device
 
+SCORES = ("group", "task", "way", "metric", "slice", "value")
+GAINS = ("group", "metric", "what", "against", "mean", "low", "high", "slices")
+
 
 def restore(
-    folder: Path,
+    asked: Asked,
     *,
     samplers: Sequence[str],
     scan: Scan,
     count: int,
-    seed: int,
-    device: str,
     groups: Sequence[str] = (),
     samples: int | None = None,
-    out: Path | None = None,
-    progress: Progress | None = None,
 ) -> list[Outcome]:
-    """All tasks of a finished run's model with each sampler, and the floors; files into `out`."""
-    config = runs.read_config(folder)
-    if not runs.finished(folder):
-        raise DataError(f"{folder.name}: the run is not finished; go on with it by resume={folder.name}")
-    model = read_model(folder / "final")
+    """All tasks of a finished run's model with each sampler, and the floors; files beside it."""
+    folder = asked.runs / asked.names[0]
+    config, model = finished(folder), read_model(folder / "final")
     chosen = {name: _sampler(name, samples) for name in samplers}
     tasks = _tasks(model, groups)
-    trained, heldout = find_cohorts(config, "sites"), find_cohorts(config, "heldout")
-    if not heldout:
-        raise DataError(f"{config.world}/heldout: no held-out subjects to restore")
-    held = pick(list(heldout.values()), model.modalities, count, seed)
+    trained, heldout = find_world(config, "restore", strangers=asked.strangers)
+    held = pick(list(heldout.values()), model.modalities, count, asked.seed)
     ridge = pooled_floors(list(trained.values()), model.modalities)[RIDGE]
-    on = find_device(device)
-    ways: dict[str, Way] = floors(held, model.modalities, scan, ridge, seed=seed)
+    seed, on = asked.seed, find_device(asked.device)
+    ways: dict[str, Restorer] = floors(held, model.modalities, scan, ridge, seed=seed)
     ways |= {name: sampled(model, sampler, held, scan, seed=seed, device=on) for name, sampler in chosen.items()}
-    outcomes = list(run(ways, tasks, held, model.modalities, progress=progress))
+    outcomes = list(run(ways, tasks, held, model.modalities, progress=asked.progress))
     how = {
         "run": folder.name,
         "slices": count,
@@ -82,7 +75,7 @@ def restore(
         "samplers": {name: plain(sampler) for name, sampler in chosen.items()},
         "device": str(on),
     }
-    write(out or folder / "restoration", outcomes, held, model, how)
+    write(asked.into("restoration"), outcomes, held, model, how)
     return outcomes
 
 
@@ -101,9 +94,9 @@ def _tasks(model: Model, groups: Sequence[str]) -> tuple[Task, ...]:
 
 
 def write(folder: Path, outcomes: Sequence[Outcome], held: Held, model: Model, how: Mapping[str, Any]) -> None:
-    write_text(folder / "scores.csv", _csv(("group", "task", "way", "metric", "slice", "value"), _scores(outcomes)))
-    columns = ("group", "metric", "what", "against", "mean", "low", "high", "slices")
-    write_text(folder / "gains.csv", _csv(columns, [line for m in MEASURED for line in _gains(outcomes, m)]))
+    scores, found = tables.tidy(_scores(outcomes), SCORES), [row for m in MEASURED for row in _gains(outcomes, m)]
+    tables.write_csv(scores, folder / "scores.csv", SCORES)
+    tables.write_csv(tables.tidy(found, GAINS), folder / "gains.csv", GAINS)
     means = [
         {
             "group": o.task.group,
@@ -114,62 +107,47 @@ def write(folder: Path, outcomes: Sequence[Outcome], held: Held, model: Model, h
         }
         for o in outcomes
     ]
-    write_text(folder / "summary.json", json.dumps({"means": means, "how": dict(how)}, indent=1) + "\n")
+    write_json(folder / "summary.json", {"means": means, "how": dict(how)})
     for group in dict.fromkeys(o.task.group for o in outcomes):
         _draw(folder, group, [o for o in outcomes if o.task.group == group], held, model)
 
 
-def printable(outcomes: Sequence[Outcome]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Columns and rows of words: each way at each task, and what the task before it was short of."""
-    columns = ("task", "way", "PSNR", "SSIM", "SW x 1000", "s / slice", "gain over the task before")
-    over = {(after.way, after.task): difference for _, after, difference in gains(outcomes)}
-    rows: list[tuple[str, ...]] = []
-    last = ""
+def printable(outcomes: Sequence[Outcome]) -> Printable:
+    """Each way at each task, and what the task before it was short of."""
+    over = {(after.way, after.task): found for _, after, found in gains(outcomes)}
+    rows = []
     for o in outcomes:
-        title = f"{o.task.group}: {o.task.name}"
-        gained = over.get((o.way, o.task))
-        rows.append(
-            (
-                "" if title == last else title,
-                o.way,
-                f"{o.mean('psnr'):.2f}",
-                f"{o.mean('ssim'):.3f}",
-                f"{1000 * o.mean('wasserstein'):.1f}",
-                f"{o.seconds:.2f}",
-                "" if gained is None else f"{gained.mean:+.2f} [{gained.low:+.2f}, {gained.high:+.2f}]",
-            )
-        )
-        last = title
-    return columns, rows
+        line = {"task": f"{o.task.group}: {o.task.name}", "way": o.way}
+        rows += [{**line, "metric": metric, "mean": o.mean(metric)} for metric in MEASURED]
+        rows.append({**line, "metric": "seconds", "mean": o.seconds})
+        if (o.way, o.task) in over:
+            gain, low, high, _ = over[o.way, o.task]
+            rows.append({**line, "metric": "gain", "lead": gain, "low": low, "high": high})
+    cells = (
+        Column("PSNR", "psnr", tables.mean(2)),
+        Column("SSIM", "ssim", tables.mean(3)),
+        Column("SW x 1000", "wasserstein", tables.mean(1, times=1000)),
+        Column("s / slice", "seconds", tables.mean(2)),
+        Column("gain over the task before", "gain", tables.lead(2)),
+    )
+    return tables.screen(rows, ("task", "way"), "metric", cells)
 
 
-def _scores(outcomes: Iterable[Outcome]) -> Iterable[tuple[Any, ...]]:
+def _scores(outcomes: Sequence[Outcome]) -> Iterator[tuple[Any, ...]]:
     for o in outcomes:
         for metric, values in o.values.items():
             for number, value in enumerate(values):
-                yield o.task.group, o.task.name, o.way, metric, number, f"{value:.6g}"
+                yield o.task.group, o.task.name, o.way, metric, number, value
 
 
-def _gains(outcomes: Sequence[Outcome], metric: str) -> Iterable[tuple[Any, ...]]:
+def _gains(outcomes: Sequence[Outcome], metric: str) -> Iterator[tuple[Any, ...]]:
     for before, after, found in gains(outcomes, metric):
         what = f"{after.way}: {after.task.name}", f"{before.way}: {before.task.name}"
-        yield after.task.group, metric, *what, *_numbers(found)
+        yield after.task.group, metric, *what, *found
     for _, same in itertools.groupby(outcomes, key=lambda o: o.task):
         for one, other in itertools.permutations(list(same), 2):
             what = f"{one.way}: {one.task.name}", f"{other.way}: {other.task.name}"
-            yield one.task.group, metric, *what, *_numbers(lead(one, other, metric))
-
-
-def _numbers(found: Difference) -> tuple[Any, ...]:
-    return f"{found.mean:.5g}", f"{found.low:.5g}", f"{found.high:.5g}", found.subjects
-
-
-def _csv(columns: Sequence[str], table: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(table)
-    return text.getvalue()
+            yield one.task.group, metric, *what, *lead(one, other, metric)
 
 
 def _draw(folder: Path, group: str, outcomes: Sequence[Outcome], held: Held, model: Model) -> None:

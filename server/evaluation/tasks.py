@@ -1,4 +1,4 @@
-"""The tasks of the Any2all paper on held-out slices (seed_systems.md §4.7).
+"""The tasks of the Any2all paper on held-out slices (docs/methods/any2all.md, "The paper's tasks").
 
 One modality is reconstructed beside more and more clean ones; one that is missing is made from more and more. One slice
 of each held-out subject, so that slices are independent; every way sees the same images, and the same k-space and noise
@@ -15,6 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import require
 from shared.base.randomness import generator
@@ -26,9 +27,11 @@ from shared.diffusion.acquisition import birdcage, equispaced
 from shared.diffusion.operators import CartesianMRI, Measured, clean, measured, none, simulate
 from shared.diffusion.samplers import Sampler
 from shared.methods.baselines.reconstruction import cg_sense, total_variation, zero_filled
-from shared.model.evaluation import Difference, Filler, interval
+from shared.model.evaluation import Filler
 from shared.model.metrics import METRICS
-from shared.model.model import Model, Progress, Restores, passes
+from shared.model.model import Model, Restores
+from shared.model.tables import Interval, interval
+from shared.model.taught import passes
 
 MEASURED = ("psnr", "ssim", "wasserstein")
 RAW_FLOORS = ("zero-filled", "CG-SENSE", "TV")
@@ -128,7 +131,7 @@ def pick(cohorts: Sequence[Cohort], modalities: Sequence[Modality], count: int, 
 
 # --- ways of filling in ---------------------------------------------------------------------------------------------
 
-Way: TypeAlias = Callable[[Task], Tensor | None]  # the target's images in [0, 1]; None where it does not apply
+Restorer: TypeAlias = Callable[[Task], Tensor | None]  # the target's images in [0, 1]; None where it does not apply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +149,7 @@ class Outcome:
 
 
 def run(
-    ways: Mapping[str, Way],
+    ways: Mapping[str, Restorer],
     tasks: Sequence[Task],
     held: Held,
     modalities: Sequence[Modality],
@@ -197,7 +200,7 @@ def _raw(image_BHW: Tensor, operator: CartesianMRI, modality: Modality, seed: in
     return simulate(operator, image_BHW, [generator("cpu", seed, "scan", modality, b) for b in range(len(image_BHW))])
 
 
-def sampled(model: Model, sampler: Sampler, held: Held, scan: Scan, *, seed: int, device: torch.device) -> Way:
+def sampled(model: Model, sampler: Sampler, held: Held, scan: Scan, *, seed: int, device: torch.device) -> Restorer:
     """The Monte-Carlo mean of a sampler's samples."""
     if not isinstance(model.method, Restores):
         raise DataError(f"model {model.name}: works from images only; these tasks need any2all")
@@ -220,12 +223,12 @@ def sampled(model: Model, sampler: Sampler, held: Held, scan: Scan, *, seed: int
     return fill
 
 
-def floors(held: Held, modalities: Sequence[Modality], scan: Scan, ridge: Filler, *, seed: int) -> dict[str, Way]:
+def floors(held: Held, modalities: Sequence[Modality], scan: Scan, ridge: Filler, *, seed: int) -> dict[str, Restorer]:
     """What needs no prior: reconstruction from the target's raw data, regression from the clean modalities."""
     height, width = held.images_BMHW.shape[-2:]
     operator = scan.operator(height, width)
 
-    def from_raw(reconstruct: Callable[[Tensor], Tensor]) -> Way:
+    def from_raw(reconstruct: Callable[[Tensor], Tensor]) -> Restorer:
         def fill(task: Task) -> Tensor | None:
             if task.raw != (task.target,) or task.clean:
                 return None  # they can't use the others: the same image again
@@ -251,7 +254,7 @@ def floors(held: Held, modalities: Sequence[Modality], scan: Scan, ridge: Filler
 # --- what the outcomes say ------------------------------------------------------------------------------------------
 
 
-def gains(outcomes: Sequence[Outcome], metric: str = "psnr") -> list[tuple[Outcome, Outcome, Difference]]:
+def gains(outcomes: Sequence[Outcome], metric: str = "psnr") -> list[tuple[Outcome, Outcome, Interval]]:
     """Of each way, each task of a group against the one before it."""
     found = []
     for way in dict.fromkeys(o.way for o in outcomes):
@@ -262,6 +265,6 @@ def gains(outcomes: Sequence[Outcome], metric: str = "psnr") -> list[tuple[Outco
     return found
 
 
-def lead(one: Outcome, other: Outcome, metric: str) -> Difference:
+def lead(one: Outcome, other: Outcome, metric: str) -> Interval:
     """Paired over slices: mean and 95 % interval."""
     return interval([a - b for a, b in zip(one.values[metric], other.values[metric], strict=True)])

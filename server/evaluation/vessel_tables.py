@@ -1,21 +1,18 @@
 """What `lacuna vessels` writes and prints: scores, their means and paired differences, and the projections."""
 
-import csv
-import io
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.base import pictures
 from shared.base.errors import DataError
-from shared.base.files import write_text, writing
+from shared.base.files import write_json, writing
+from shared.model import tables
 from shared.model.angiograms import VIEWS
-from shared.model.evaluation import Difference, interval
+from shared.model.tables import Column, Frame, Printable
 
 COLUMNS = {  # of the printed table: metric, its heading, digits
     "volume psnr": ("PSNR", 2),
@@ -33,78 +30,48 @@ COLUMNS = {  # of the printed table: metric, its heading, digits
 LEADS = {"axial psnr": ("MIP PSNR", 2), "vessels cldice": ("clDice", 3)}  # over the first run
 
 
-class Score(NamedTuple):
-    run: str
-    shown: str  # joined by +
-    subject: int
-    metric: str
-    value: float
-    key: str  # of all that it depends on
+SCORES = ("run", "shown", "subject", "metric", "value", "key")  # key: of all that a score depends on
+PLACE = ["run", "shown", "key"]
 
 
-class Line(NamedTuple):
-    """The mean over subjects of one metric of one run from one subset."""
-
-    run: str
-    shown: str
-    metric: str
-    mean: float
-    subjects: int
-    lead: Difference | None  # this minus the first run from the same subset
-    hiding: Difference | None  # this minus the same run from its largest subset
-
-
-def read_scores(out: Path) -> list[Score]:
+def read_scores(out: Path) -> Frame:
     """Those of earlier calls; none where there is no file."""
     path = out / "scores.csv"
     if not path.exists():
-        return []
+        return tables.tidy([], SCORES)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [
-                Score(row["run"], row["shown"], int(row["subject"]), row["metric"], float(row["value"]), row["key"])
-                for row in csv.DictReader(file)
-            ]
+        return tables.read_csv(path)[list(SCORES)].astype({"subject": int, "value": float})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: can't be read ({type(error).__name__}); delete it, and all is scored again") from None
 
 
-def write_scores(out: Path, scores: Iterable[Score]) -> None:
-    """Read again they are the same numbers."""
-    write_text(out / "scores.csv", _csv(Score._fields, scores))
+def write_scores(out: Path, scores: Iterable[Any]) -> None:
+    tables.write_csv(tables.tidy(scores, SCORES), out / "scores.csv", SCORES, exact=True, blank="nan")
 
 
-def summarise(scores: Iterable[Score], first: str) -> list[Line]:
-    """In the order in which they were scored."""
-    held: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
-    for s in scores:
-        if math.isfinite(s.value):
-            held.setdefault((s.run, s.shown), {}).setdefault(s.metric, {})[s.subject] = s.value
-    most: dict[str, str] = {}
-    for run, shown in held:
-        most[run] = max(most.get(run, shown), shown, key=lambda name: name.count("+"))
-
-    def against(values: Mapping[int, float], other: tuple[str, str], metric: str) -> Difference | None:
-        theirs = held.get(other, {}).get(metric, {})
-        found = [value - theirs[subject] for subject, value in values.items() if subject in theirs]
-        return interval(found) if found else None
-
-    return [
-        Line(
-            run=run,
-            shown=shown,
-            metric=metric,
-            mean=sum(values.values()) / len(values),
-            subjects=len(values),
-            lead=against(values, (first, shown), metric) if run != first else None,
-            hiding=against(values, (run, most[run]), metric) if shown != most[run] else None,
-        )
-        for (run, shown), metrics in held.items()
-        for metric, values in metrics.items()
-    ]
+def summarise(scores: Frame, first: str) -> Frame:
+    """Means over subjects. `lead`: over the first run, from the same subset; `hiding`: what it costs a run to be shown
+    less than the largest of its subsets.
+    """
+    sources = {shown: shown.count("+") for shown in scores["shown"]}
+    against_first = turned(tables.compare(scores, ["shown", "metric"], "run", ["subject"], first))
+    lines = []
+    for run, own in scores.groupby("run", sort=False):
+        most = max(own["shown"].unique(), key=lambda shown: sources[shown])
+        hiding = turned(tables.compare(own.drop(columns="run"), ["metric"], "shown", ["subject"], most))
+        lines.append(hiding.assign(run=run).rename(columns={n: f"hiding_{n}" for n in ("lead", "low", "high")}))
+    line = ["run", "shown", "metric"]
+    hidden = tables.stacked(lines)[[*line, "hiding_lead", "hiding_low", "hiding_high"]]
+    order = scores[line].drop_duplicates()
+    return order.merge(against_first, on=line).merge(hidden, on=line).rename(columns={"n": "subjects"})
 
 
-def write(out: Path, lines: Sequence[Line], how: Mapping[str, Any]) -> None:
+def turned(table: Frame) -> Frame:
+    """What each is ahead of the first, in place of what the first is ahead of it."""
+    return table.assign(lead=-table["lead"], low=-table["high"], high=-table["low"])
+
+
+def write(out: Path, lines: Frame, how: Mapping[str, Any]) -> None:
     """summary.csv and summary.json."""
     columns = (
         "run",
@@ -119,54 +86,19 @@ def write(out: Path, lines: Sequence[Line], how: Mapping[str, Any]) -> None:
         "hiding_low",
         "hiding_high",
     )
-    table = ((*line[:3], f"{line.mean:.7g}", line.subjects, *_three(line.lead), *_three(line.hiding)) for line in lines)
-    write_text(out / "summary.csv", _csv(columns, table))
+    tables.write_csv(lines.rename(columns={"hiding_lead": "hiding"}), out / "summary.csv", columns)
     means: dict[str, dict[str, dict[str, float]]] = {}
-    for line in lines:
-        means.setdefault(line.run, {}).setdefault(line.shown, {})[line.metric] = round(line.mean, 6)
-    write_text(out / "summary.json", json.dumps({"means": means, "how": dict(how)}, indent=1) + "\n")
+    for row in tables.records(lines):
+        means.setdefault(row["run"], {}).setdefault(row["shown"], {})[row["metric"]] = round(row["mean"], 6)
+    write_json(out / "summary.json", {"means": means, "how": dict(how)})
 
 
-def printable(lines: Sequence[Line]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Columns and rows of words, one subset after the other."""
-    found = {(line.shown, line.run, line.metric): line for line in lines}
-    columns = (
-        "shown",
-        "run",
-        *(heading for heading, _ in COLUMNS.values()),
-        *(f"{heading} lead" for heading, _ in LEADS.values()),
-    )
-    rows: list[tuple[str, ...]] = []
-    for shown in dict.fromkeys(line.shown for line in lines):
-        for i, run in enumerate(dict.fromkeys(line.run for line in lines if line.shown == shown)):
-            words = ["" if i else shown, run]
-            for metric, (_, digits) in COLUMNS.items():
-                line = found.get((shown, run, metric))
-                words.append("–" if line is None else f"{line.mean:.{digits}f}")
-            for metric, (_, digits) in LEADS.items():
-                line = found.get((shown, run, metric))
-                words.append("" if line is None else _words(line.lead, digits))
-            rows.append(tuple(words))
-    return columns, rows
-
-
-def _words(lead: Difference | None, digits: int) -> str:
-    if lead is None:
-        return ""
-    reach = f" ± {lead.high - lead.mean:.{digits}f}" if math.isfinite(lead.high) else ""
-    return f"{lead.mean:+.{digits}f}{reach}"
-
-
-def _three(found: Difference | None) -> tuple[str, ...]:
-    return ("", "", "") if found is None else tuple(f"{value:.6g}" for value in (found.mean, found.low, found.high))
-
-
-def _csv(columns: Sequence[str], table: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(table)
-    return text.getvalue()
+def printable(lines: Frame) -> Printable:
+    """One subset after the other."""
+    by_subset = tables.stacked(part for _, part in lines.groupby("shown", sort=False))
+    cells = [Column(heading, metric, tables.mean(digits)) for metric, (heading, digits) in COLUMNS.items()]
+    cells += [Column(f"{heading} lead", metric, tables.lead(digits)) for metric, (heading, digits) in LEADS.items()]
+    return tables.screen(tables.records(by_subset), ("shown", "run"), "metric", cells)
 
 
 # --- projections ----------------------------------------------------------------------------------------------------

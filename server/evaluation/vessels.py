@@ -15,31 +15,43 @@ import functools
 import itertools
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
 from server.evaluation import vessel_tables
-from server.evaluation.compare import find_cohorts
-from server.evaluation.vessel_tables import Line, Score, Views
-from server.runs import runs
+from server.evaluation.vessel_tables import PLACE, Views
+from server.evaluation.ways import (
+    Asked,
+    Person,
+    Way,
+    complete,
+    find_world,
+    read_runs,
+    visible,
+    weights_of,
+)
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import plain
 from shared.base.vocabulary import Modality, SiteName
+from shared.data.bids import Clinical
 from shared.data.cohort import Cohort
 from shared.data.missing import all_patterns
 from shared.data.modalities import in_order, parse
-from shared.data.preparation import hash_file, hash_json
-from shared.data.slices import Slices, Stack
+from shared.data.preparation import hash_json
+from shared.data.slices import Stack
 from shared.data.volumes import read
 from shared.diffusion.samplers import Sampler
 from shared.model.angiograms import VIEWS, Mask, Threshold, image_scores, mip, vessel_scores, vessels
-from shared.model.evaluation import MEAN, RIDGE, Filler, filler, floors
-from shared.model.model import Model, Progress, read_model
-from shared.plan.config import Config, load_sampler
+from shared.model.evaluation import MEAN, RIDGE, Filler, Keys, filler, floors
+from shared.model.model import Model
+from shared.model.tables import Frame, tidy
+from shared.plan.config import load_sampler
 from shared.plan.training import find_device
 
 Shown: TypeAlias = tuple[Modality, ...]
@@ -60,185 +72,163 @@ TAKES: Mapping[str, tuple[str, ...]] = {  # kinds of sampler, by method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """A run, a floor, or the truth: what makes angiograms."""
-
-    name: str
-    modalities: tuple[Modality, ...]  # that it knows, in its own order
-    known_by: Mapping[str, Any]  # all that its images depend on, but for the subjects
-    subsets: tuple[Shown, ...]  # that it is shown
-    ready: Callable[[], Filler]  # what fills; made when it is needed
-
-
-class Subject(NamedTuple):
-    site: SiteName
-    slices: Slices
-    number: int  # at its site
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """What all ways are asked."""
 
     target: Modality
     modalities: tuple[Modality, ...]  # that a subject must have
-    subjects: tuple[Subject, ...]
+    people: tuple[Person, ...]
     rule: Threshold
 
     def key(self, way: Way, shown: Shown) -> str:
         """Equal for equal scores."""
-        held = [(subject.slices.cohort.digest, subject.number) for subject in self.subjects]
+        held = [(person.slices.cohort.digest, person.number) for person in self.people]
         asked = [VERSION, self.target, self.modalities, held, plain(self.rule)]
         return hash_json([asked, way.modalities, dict(way.known_by), shown])[:16]
 
 
+class Job(NamedTuple):
+    """A way, and what it is shown."""
+
+    way: Way
+    shown: Shown
+    key: str
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """The columns of its scores."""
+        return self.way.name, "+".join(self.shown), self.key
+
+
 def compare_vessels(
-    names: Sequence[str],
-    folder: Path,
+    asked: Asked,
     *,
     shown: Sequence[str] = (),
     samplers: Sequence[str] = (),
     subjects: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    out: Path | None = None,
     rule: Threshold | None = None,
-    progress: Progress | None = None,
-) -> list[Line]:
-    """Scores of the runs `names` in `folder`, and the floors'; files into `out`."""
-    if len(set(names)) != len(names):
-        raise ConfigError(f"runs {', '.join(names)}: must be named once each")
-    configs = {name: runs.read_config(folder / name) for name in names}
-    for name in names:
-        if not runs.finished(folder / name):
-            raise DataError(f"{name}: the run is not finished; go on with it by resume={name}")
-    first = configs[names[0]]
-    _check_worlds(configs)
-    models = {name: read_model(folder / name / "final") for name in names}
+) -> Frame:
+    """Means of the runs asked for, and the floors'; files beside them."""
+    config, models = read_runs(asked)
     target = _target(models)
     sources = {name: tuple(m for m in model.modalities if m != target) for name, model in models.items()}
     subsets = _subsets(shown, sources, target)
     chosen = _samplers(samplers, models)
     modalities = in_order({target, *itertools.chain(*sources.values())})
-    question = Question(
-        target=target,
-        modalities=modalities,
-        subjects=_subjects(find_cohorts(first, "heldout"), modalities, subjects),
-        rule=rule or Threshold(),
-    )
-    on = find_device(device)
+    trained, heldout = find_world(config, strangers=asked.strangers)
+    people = _few(complete(heldout, modalities), modalities, subjects)
+    question = Question(target=target, modalities=modalities, people=people, rule=rule or Threshold())
+    on = find_device(asked.device)
     ways = [
         Way(
             name=name,
             modalities=model.modalities,
-            known_by={
-                "weights": hash_file(folder / name / "final" / "weights.safetensors"),
-                "sampler": plain(chosen[name]),
-                "seed": seed,
-            },
-            subsets=tuple(subset for subset in subsets if set(subset) <= set(sources[name])),
-            ready=functools.partial(filler, model, sampler=chosen[name], seed=seed, device=on),
+            known_by={"weights": weights_of(asked, name), "sampler": plain(chosen[name]), "seed": asked.seed},
+            ready=functools.partial(filler, model, sampler=chosen[name], seed=asked.seed, device=on),
         )
         for name, model in models.items()
     ]
-    ways += _floors(find_cohorts(first, "sites"), modalities, subsets)
-    truth = functools.partial(_truth, question)
-    ways.append(Way(name=TRUTH, modalities=modalities, known_by={}, subsets=((target,),), ready=truth))
+    ways += _floors(trained, modalities)
+    truth = Way(name=TRUTH, modalities=modalities, known_by={}, ready=lambda: _truth)
+    pairs = [(way, subset) for way in ways for subset in subsets if set(subset) <= set(way.modalities)]
+    jobs = [Job(way, subset, question.key(way, subset)) for way, subset in [*pairs, (truth, (target,))]]
 
-    into = out or folder / names[0] / "vessels"
-    scores = score(ways, question, into, progress)
+    into = asked.into("vessels")
+    scores = score(jobs, question, into, asked.progress)
     how = {
         "runs": {
             name: {"method": model.name, "sources": list(sources[name]), "sampler": plain(chosen[name])}
             for name, model in models.items()
         },
-        "world": first.world,
-        "subjects": len(question.subjects),
-        "seed": seed,
+        "world": config.world,
+        "subjects": len(question.people),
+        "seed": asked.seed,
         "target": target,
         "threshold": plain(question.rule),
         "device": str(on),
     }
-    lines = vessel_tables.summarise(scores, names[0])
+    lines = vessel_tables.summarise(scores, asked.names[0])
     vessel_tables.write(into, lines, how)
-    _draw(ways, question, into)
+    _draw(jobs, question, into)
     return lines
 
 
 # --- scoring --------------------------------------------------------------------------------------------------------
 
 
-def score(ways: Sequence[Way], question: Question, out: Path, progress: Progress | None) -> list[Score]:
+def score(jobs: Sequence[Job], question: Question, out: Path, progress: Progress | None) -> Frame:
     """Every way from each of its subsets; what `out` has already is taken from there."""
-    held: dict[tuple[str, str, str], list[Score]] = {}
-    for s in vessel_tables.read_scores(out):
-        held.setdefault((s.run, s.shown, s.key), []).append(s)
-    jobs = [(way, shown, question.key(way, shown)) for way in ways for shown in way.subsets]
-    done, total = 0, len(jobs) * len(question.subjects)
-    for way, shown, key in jobs:
-        place = (way.name, "+".join(shown), key)
-        if place not in held or not _picture(out, way, shown, key).exists():
-            found: list[Score] = []
+    held = {
+        place: list(rows.itertuples(index=False))
+        for place, rows in vessel_tables.read_scores(out).groupby(PLACE, sort=False)
+    }
+    done, total = 0, len(jobs) * len(question.people)
+    for job in jobs:
+        if job.place not in held or not _picture(out, job).exists():
+            found: list[Any] = []
             views: list[Views] = []
-            fill_all = way.ready()
-            for number in range(len(question.subjects)):
-                values, seen = _one(way, fill_all, shown, question, number)
-                found += [Score(*place[:2], number, metric, value, key) for metric, value in values.items()]
+            assert job.way.ready is not None
+            fill_all = job.way.ready()
+            for number in range(len(question.people)):
+                values, seen = _one(job, fill_all, question, number)
+                run, shown, key = job.place
+                found += [(run, shown, number, metric, value, key) for metric, value in values.items()]
                 views += [seen] if number < DRAWN else []
                 if progress is not None:
                     progress(done + number + 1, total)
-            vessel_tables.keep_views(_picture(out, way, shown, key), views)
-            held = {at: rows for at, rows in held.items() if at[:2] != place[:2]} | {place: found}
+            vessel_tables.keep_views(_picture(out, job), views)
+            # another sampler, seed or threshold takes the place of the one before
+            held = {at: rows for at, rows in held.items() if at[:2] != job.place[:2]} | {job.place: found}
             vessel_tables.write_scores(out, itertools.chain(*held.values()))
-        done += len(question.subjects)
+        done += len(question.people)
         if progress is not None:
             progress(done, total)
-    return [s for way, shown, key in jobs for s in held[way.name, "+".join(shown), key]]
+    return tidy([row for job in jobs for row in held[job.place]], vessel_tables.SCORES)
 
 
-def _one(way: Way, fill_all: Filler, shown: Shown, question: Question, number: int) -> tuple[dict[str, float], Views]:
+def _one(job: Job, fill_all: Filler, question: Question, number: int) -> tuple[dict[str, float], Views]:
     """A subject's scores and projections."""
-    subject = question.subjects[number]
-    stack = subject.slices.volume(subject.number)
+    person, way = question.people[number], job.way
+    stack = person.stack
     row = [question.modalities.index(m) for m in way.modalities]
-    shown_M = torch.tensor([m in shown for m in way.modalities])
-    visible_MDHW = torch.where(shown_M[:, None, None, None], stack.images_MDHW[row], torch.nan)
+    shown_M = torch.tensor([m in job.shown for m in way.modalities])
+    visible_MDHW = visible(stack.images_MDHW[row], shown_M)
     began = time.monotonic()
-    made_MDHW = fill_all(visible_MDHW, shown_M, ("vessels", subject.site, subject.number), stack.clinical)
+    made_MDHW = fill_all(visible_MDHW, shown_M, ("vessels", person.site, person.number), stack.clinical)
     seconds = time.monotonic() - began
     made_DHW = made_MDHW[way.modalities.index(question.target)]
     truth_DHW = stack.images_MDHW[question.modalities.index(question.target)]
     found, true = (vessels(x_DHW, stack.brain_DHW, question.rule) for x_DHW in (made_DHW, truth_DHW))
     values = image_scores(made_DHW, truth_DHW, stack.brain_DHW)
     values |= {f"vessels {name}": value for name, value in vessel_scores(found, true).items()}
-    label = _labelled(subject, stack, number)
+    label = _labelled(person, stack, number)
     if label is not None:
         values |= {f"label {name}": value for name, value in vessel_scores(found, label).items()}
     inside_DHW = made_DHW * stack.brain_DHW
     return values | {"seconds": seconds}, {view: mip(inside_DHW, view).numpy() for view in VIEWS}
 
 
-def _picture(out: Path, way: Way, shown: Shown, key: str) -> Path:
-    return out / "mips" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', way.name)}.{'-'.join(shown)}.{key}.npz"
+def _picture(out: Path, job: Job) -> Path:
+    return out / "mips" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', job.way.name)}.{'-'.join(job.shown)}.{job.key}.npz"
 
 
-def _draw(ways: Sequence[Way], question: Question, out: Path) -> None:
+def _draw(jobs: Sequence[Job], question: Question, out: Path) -> None:
     """Every way from the most that it is shown."""
-    largest = ways[0].subsets[0] if ways[0].subsets else ()
+    largest = jobs[0].shown
+    most = {job.way.name: job for job in reversed(jobs)}  # the first of each
     views = {}
-    for way in ways:
-        if way.subsets:
-            shown = way.subsets[0]
-            label = way.name if shown == largest or way.name == TRUTH else f"{way.name}: {'+'.join(shown)}"
-            views[label] = vessel_tables.read_views(_picture(out, way, shown, question.key(way, shown)))
+    for job in (most[name] for name in dict.fromkeys(job.way.name for job in jobs)):
+        is_usual = job.shown == largest or job.way.name == TRUTH
+        label = job.way.name if is_usual else f"{job.way.name}: {'+'.join(job.shown)}"
+        views[label] = vessel_tables.read_views(_picture(out, job))
     truth = views.pop(TRUTH)
     title = f"{question.target} from {'+'.join(largest)}; errors: red too bright, blue too dark"
     vessel_tables.draw(out / "mips.png", truth, views, title)
 
 
-def _labelled(subject: Subject, stack: Stack, number: int) -> Mask | None:
+def _labelled(person: Person, stack: Stack, number: int) -> Mask | None:
     """The cohort's own mask of the vessels, where it has one: phantoms have."""
-    bids = subject.slices.cohort.folder.parents[2]
+    bids = person.slices.cohort.folder.parents[2]
     path = bids / "derivatives" / "truth" / stack.subject / "anat" / f"{stack.subject}_label-vessel_mask.nii.gz"
     if not path.exists():
         return None
@@ -249,34 +239,22 @@ def _labelled(subject: Subject, stack: Stack, number: int) -> Mask | None:
     return inside
 
 
-def _truth(question: Question) -> Filler:
+def _truth(images_MDHW: Tensor, shown_M: Tensor, keys: Keys, clinical: Clinical) -> Tensor:
     """Shown the target, it gives the target."""
-    return lambda images_MDHW, shown_M, keys, clinical: images_MDHW
+    return images_MDHW
 
 
-def _floors(trained: Mapping[SiteName, Cohort], modalities: Shown, subsets: tuple[Shown, ...]) -> list[Way]:
+def _floors(trained: Mapping[SiteName, Cohort], modalities: Shown) -> list[Way]:
     known_by = {"trained on": sorted(cohort.digest for cohort in trained.values())}
-
-    @functools.cache
-    def fitted() -> dict[str, Filler]:
-        return floors(list(trained.values()), modalities)
+    fitted = functools.cache(lambda: floors(list(trained.values()), modalities))
 
     def way(name: str) -> Way:
-        return Way(name=name, modalities=modalities, known_by=known_by, subsets=subsets, ready=lambda: fitted()[name])
+        return Way(name=name, modalities=modalities, known_by=known_by, ready=lambda: fitted()[name])
 
     return [way(RIDGE), way(MEAN)] if trained else []
 
 
 # --- what is asked --------------------------------------------------------------------------------------------------
-
-
-def _check_worlds(configs: Mapping[str, Config]) -> None:
-    (first, one), *others = configs.items()
-    for name, other in others:
-        for key in ("world", "grid"):
-            ours, theirs = getattr(one, key), getattr(other, key)
-            if ours != theirs:
-                raise ConfigError(f"run {name}: {key}={theirs}, but {first} has {ours}: must be one and the same")
 
 
 def _target(models: Mapping[str, Model]) -> Modality:
@@ -323,19 +301,8 @@ def _samplers(given: Sequence[str], models: Mapping[str, Model]) -> dict[str, Sa
     return chosen
 
 
-def _subjects(cohorts: Mapping[SiteName, Cohort], modalities: Shown, most: int | None) -> tuple[Subject, ...]:
-    """Those that have all modalities, one of each site in turn: the first few of many are the few."""
-    complete = {
-        site: Slices(cohort, modalities, split=None, only=lambda held: held >= set(modalities))
-        for site, cohort in cohorts.items()
-    }
-    longest = max((len(slices.subjects) for slices in complete.values()), default=0)
-    found = [
-        Subject(site, slices, number)
-        for number in range(longest)
-        for site, slices in complete.items()
-        if number < len(slices.subjects)
-    ]
-    if not found:
+def _few(people: Sequence[Person], modalities: Shown, most: int | None) -> tuple[Person, ...]:
+    """One of each site in turn: the first few of many are the few."""
+    if not people:
         raise DataError(f"no held-out subject has all of {', '.join(modalities)}")
-    return tuple(found[:most])
+    return tuple(sorted(people, key=lambda person: person.number)[:most])

@@ -1,6 +1,6 @@
 """What goes on in a run, written into its folder as it goes on, for whoever looks from another process.
 
-    events.jsonl   what the view was told, a line each: the follower tells it to a view of its own
+    events.jsonl   what the view was told (events.py), a line each: the follower tells it to a view of its own
     outcome.json   how the run ended by its own word; none while it goes on, or where it was killed
     .working       locked by the process that works on the run, and says which one that is
 
@@ -16,11 +16,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
-from server.journal import facts
-from server.journal.facts import Coverage, RoundFacts, SiteFacts
-from server.journal.progress import View
+from server.journal import events, facts
+from server.journal.events import Began, Event, Note, RoundFinished, SiteFinished, SiteStarted, View
 from shared.base import options
 from shared.base.disk import locks
 from shared.base.errors import ConfigError, DataError, LacunaError, RunFailed
@@ -111,74 +110,33 @@ def recorded(shown: View, folder: Path) -> Iterator[View]:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         view = Recorded(shown, file)
-        view.write("began")
+        view.tell(Began())
         yield view
 
 
-class Recorded:
+class Recorded(View):
     """Tells another view, and the file."""
 
     def __init__(self, shown: View, file: IO[bytes]) -> None:
         self._shown, self._file = shown, file
         self._at_work: set[SiteName] = set()
 
-    def coverage(self, found: Coverage) -> None:
-        self._shown.coverage(found)
-        self.write("coverage", found=found)
-
-    def phase_started(self, phase: str, *, of: int, first: int) -> None:
-        self._shown.phase_started(phase, of=of, first=first)
-        self.write("phase_started", phase=phase, of=of, first=first)
-
-    def site_started(self, site: SiteName) -> None:
-        self._shown.site_started(site)
-        if site not in self._at_work:
-            self._at_work.add(site)
-            self.write("site_started", site=site)
-
-    def site_finished(self, site: SiteName, result: SiteFacts) -> None:
-        self._shown.site_finished(site, result)
-        self._at_work.discard(site)
-        self.write("site_finished", site=site, result=result)
-
-    def round_finished(self, one: RoundFacts) -> None:
-        self._shown.round_finished(one)
-        self.write("round_finished", one=one)
-
-    def note(self, text: str) -> None:
-        self._shown.note(text)
-        self.write("note", text=facts.words(text))
-
-    def write(self, what: str, **about: Any) -> None:
-        line = json.dumps({"at": time.time(), "what": what, **options.plain(about)}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+    def tell(self, event: Event) -> None:
+        self._shown.tell(event)
+        match event:
+            case SiteStarted(site=site) if site in self._at_work:
+                return
+            case SiteStarted(site=site):
+                self._at_work.add(site)
+            case SiteFinished(site=site):
+                self._at_work.discard(site)
+            case Note(text=text):
+                event = Note(text=facts.words(text))
+        self._file.write(events.line(event, time.time()))
         self._file.flush()
 
 
 # --- out: to whoever looks
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    at: float
-    what: str
-    about: Mapping[str, Any]
-
-    def tell(self, view: View) -> None:
-        """The view learns what the run's own view did."""
-        match self.what:
-            case "coverage":
-                view.coverage(options.build(Coverage, self.about["found"], "coverage"))
-            case "phase_started":
-                view.phase_started(self.about["phase"], of=self.about["of"], first=self.about["first"])
-            case "site_started":
-                view.site_started(self.about["site"])
-            case "site_finished":
-                view.site_finished(self.about["site"], options.build(SiteFacts, self.about["result"], "site"))
-            case "round_finished":
-                view.round_finished(options.build(RoundFacts, self.about["one"], "round"))
-            case "note":
-                view.note(self.about["text"])
 
 
 class Tail:
@@ -200,22 +158,18 @@ class Tail:
         if not whole:
             return []
         self._offset += len(whole) + 1
-        return [self._event(line) for line in whole.splitlines()]
-
-    def _event(self, line: bytes) -> Event:
         try:
-            record = dict(json.loads(line))
-            return Event(at=float(record.pop("at")), what=str(record.pop("what")), about=record)
-        except (ValueError, TypeError, KeyError) as error:
+            return [event for line in whole.splitlines() if (event := events.parse(line)) is not None]
+        except (ValueError, TypeError, KeyError, ConfigError) as error:
             raise DataError(f"{self._path.name}: a line is damaged: {error}") from None
 
 
-def latest(events: list[Event]) -> list[Event]:
+def latest(told: list[Event]) -> list[Event]:
     """What one who comes late needs: all since the run was last taken up, of the sites only the round that goes on."""
-    began = max((i for i, event in enumerate(events) if event.what == "began"), default=0)
-    since = events[began:]
-    last = max((i for i, event in enumerate(since) if event.what == "round_finished"), default=-1)
-    return [event for i, event in enumerate(since) if i > last or not event.what.startswith("site_")]
+    began = max((i for i, event in enumerate(told) if isinstance(event, Began)), default=0)
+    since = told[began:]
+    last = max((i for i, event in enumerate(since) if isinstance(event, RoundFinished)), default=-1)
+    return [event for i, event in enumerate(since) if i > last or not isinstance(event, SiteStarted | SiteFinished)]
 
 
 def read_outcome(folder: Path) -> Outcome | None:

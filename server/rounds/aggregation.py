@@ -1,8 +1,10 @@
-"""Holder-only, per-slice, sample-weighted averaging in integers (seed_systems.md §7.1).
+"""Holder-only, per-slice, sample-weighted averaging in integers.
+
+The law, and its two estimators: docs/methods/federating.md, "Averaging".
 
 Each update is folded in as it arrives and freed: memory is one int64 per weight, whatever the number of sites.
 A delta becomes round(delta * 2^bits); sums of integers are the same bits in any order of arrival, and could be masked.
-`bits` is the largest scale at which no sum can overflow, given the admission limits (docs/decisions/0002).
+`bits` is the largest scale at which no sum can overflow, given the admission limits (decision 0001).
 """
 
 import math
@@ -100,7 +102,7 @@ def holding(update: Update) -> list[Owner]:
 
 
 def keep_untrained(old: Weights, new: Weights, owners: Owners, trained: frozenset[Owner]) -> dict[str, Tensor]:
-    """`new`, but with the old value in every slice that nobody trained (a strategy's momentum must not move it)."""
+    """Put the old value back into every slice that nobody trained: a strategy's momentum must not move it."""
     kept = dict(new)
     for name, owner in owners.items():
         untrained = [(dim, index) for part, dim, index in parts(owner) if part not in trained]

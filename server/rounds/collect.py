@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from server.journal.events import SiteFinished, SiteStarted, View
 from server.journal.facts import SiteFacts, Status
-from server.journal.progress import View
 from server.journal.receipts import Receipts
 from server.rounds.ledgers import Ledgers
 from server.rounds.roster import Roster
@@ -95,17 +95,17 @@ class Collector:
             for message_id, site in list(sent.items()):  # one id a pull: one update alive at a time
                 if time.monotonic() > end:
                     break
-                self.view.site_started(site)
+                self.view.tell(SiteStarted(site=site))
                 for reply in self.grid.pull_messages([message_id]):
                     del sent[message_id]
                     arrived += 1
                     answers.sites[site] = self._received(reply, site, ask, answers, roster, down)
-                    self.view.site_finished(site, answers.sites[site])
+                    self.view.tell(SiteFinished(site=site, result=answers.sites[site]))
             if sent and not arrived:
                 time.sleep(POLL_SECONDS)
         for site in sent.values():
             answers.sites[site] = SiteFacts(status="timeout", reason=f"no answer in {deadline:.0f} s", bytes_down=down)
-            self.view.site_finished(site, answers.sites[site])
+            self.view.tell(SiteFinished(site=site, result=answers.sites[site]))
 
     def _received(
         self, reply: Message, site: SiteName, ask: Ask, answers: Answers, roster: Roster, down: int

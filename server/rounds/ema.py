@@ -1,4 +1,6 @@
-"""The server's exponential moving average of the weights, per owner group (seed_systems.md §7.3).
+"""The server's exponential moving average of the weights, per owner group.
+
+Why so: docs/methods/federating.md, "The average over rounds".
 
 A round of k local steps decays by decay^k; early on (1+r)/(10+r) is smaller, so that the initial weights fade at once.
 A group's own count of rounds decides, and a slice that nobody trained is left alone.
@@ -23,7 +25,7 @@ def follow(
     decay: float,
     steps: int,
 ) -> tuple[dict[str, Tensor], dict[Owner, int]]:
-    """One round on: the new average, and how many rounds each group has now been trained in."""
+    """Take the average one round further; gives it, and in how many rounds each group has been trained."""
     if not decay:
         return {**ema, **{name: weights[name] for name in owners}}, dict(rounds_seen)
     seen = dict(rounds_seen)

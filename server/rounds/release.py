@@ -13,7 +13,7 @@ from shared.plan.config import Config
 
 
 def release(folder: Path, config: Config, weights: Weights, provenance: Mapping[str, Any]) -> Path:
-    """`folder`/weights.safetensors and model.json: the averaged weights and what they are."""
+    """Write `folder`/weights.safetensors and model.json: the averaged weights, and what they are."""
     save_tensors(folder / "weights.safetensors", weights)
     model = {
         "method": config.method.name,

@@ -42,7 +42,7 @@ class Roster:
         return {site: why for site, why in refused.items() if why is not None} | self.left
 
     def drawn(self, phase: str, round: int, *, seed: int, federation: Federation) -> list[SiteName]:
-        """The sites asked in a round: all that are willing, or a fraction of them drawn by seed."""
+        """Choose the sites asked in a round: all that are willing, or a fraction of them drawn by seed."""
         willing = self.willing(phase)
         n = max(min(federation.min_sites, len(willing)), round_up(federation.fraction * len(willing)))
         ordered = sorted(willing, key=lambda site: seed_of(seed, phase, round, site, "roster"))
@@ -201,7 +201,7 @@ def _named(digest: str) -> str:
 
 
 def check_coverage(roster: Roster, method: Method, targets: Sequence[Modality] | None) -> Coverage:
-    """What can be taught at all. A target that nobody holds, or holds beside no other modality, is PlanRefused."""
+    """Find what can be taught at all. A target that nobody holds, or holds beside no other modality, is PlanRefused."""
     found = coverage(list(roster.inventories.values()), method.modalities)
     for target in method.targets if targets is None else targets:
         if target not in method.targets:

@@ -14,8 +14,8 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from server.journal import facts
+from server.journal.events import CoverageFound, PhaseStarted, RoundFinished, View
 from server.journal.facts import RoundFacts
-from server.journal.progress import View
 from server.journal.receipts import Receipts
 from server.journal.tracking import Tracker
 from server.journal.version import code_version
@@ -90,7 +90,7 @@ class Rounds:
                 place.phase = index + 1
                 continue
             of = self._rounds_in(phase)
-            self.view.phase_started(phase.name, of=of, first=place.round)
+            self.view.tell(PhaseStarted(phase=phase.name, of=of, first=place.round))
             owners = self.owners[phase.name]
             if place.round == 0:
                 self._begin(place, owners)
@@ -107,7 +107,7 @@ class Rounds:
     def _cover(self, roster: Roster) -> None:
         coverage = check_coverage(roster, self.method, self.config.federation.targets)
         facts.save_coverage(self.folder / "inventory.json", coverage)
-        self.view.coverage(coverage)
+        self.view.tell(CoverageFound(found=coverage))
 
     def _nobody(self, phase: Phase, roster: Roster) -> bool:
         """A site alone lacks what some phases teach; in a federation `targets` says what must be learnable."""
@@ -258,7 +258,7 @@ class Rounds:
         place.done += 1
         place.save(self.folder / "checkpoints", schema=self.settings.schema)
         self.tracker.sync(done)
-        self.view.round_finished(done)
+        self.view.tell(RoundFinished(one=done))
 
     def _release(self, place: Place, roster: Roster) -> Path:
         history = facts.read(self.folder / "rounds.jsonl")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from server.journal import chronicle, progress, tracking
+from server.journal import chronicle, tracking, views
 from server.rounds.rounds import Rounds
 from server.rounds.validation import Validator
 from server.runs.runs import read_config, title
@@ -21,7 +21,7 @@ def serve(grid: Grid, folder: Path, *, quiet: bool = False, flower_run: int = 1)
     config = read_config(folder)
     with (
         chronicle.working(folder, flower_run),
-        progress.live(title(folder, config), quiet=quiet) as shown,
+        views.live(title(folder, config), quiet=quiet) as shown,
         chronicle.recorded(shown, folder) as view,
     ):
         tracker = tracking.open(

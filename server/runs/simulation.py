@@ -9,11 +9,11 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
-from server.journal import progress
 from server.runs import runs
 from server.runs.local_grid import LocalGrid
 from server.runs.serve import FOLDER_VARIABLE
 from shared.base import doors
+from shared.base.display import terminal
 from shared.base.errors import ConfigError, RunFailed
 from shared.base.files import write_text
 from shared.data.cohort import prepare
@@ -58,7 +58,7 @@ def find_cohorts(config: Config) -> dict[str, Path]:
 def prepare_cohorts(config: Config, cohorts: Mapping[str, Path]) -> None:
     """What `lacuna-site prepare` does at each site; done again only where something changed."""
     for site, bids in {**cohorts, **_extra(config)}.items():
-        with progress.bar(f"preparing {site}", 0) as advance:
+        with terminal.bar(f"preparing {site}") as advance:
             prepare(bids, config.grid, progress=advance)
 
 

@@ -9,12 +9,13 @@ from typing import Literal
 from server.flower import Unreachable
 from server.journal import chronicle, facts
 from server.journal.chronicle import Tail
+from server.journal.events import Note
 from server.journal.facts import RoundFacts
-from server.journal.progress import duration, number
 from server.runs import runs
 from server.superlink import submission
 from server.superlink.submission import Submission
 from server.superlink.superlink import SiteState
+from shared.base.display.figures import duration, number
 from shared.base.errors import LacunaError, RunFailed
 
 State = Literal["running", "submitted", "finished", "failed", "stopped", "interrupted"]
@@ -123,7 +124,7 @@ def standing(folder: Path) -> Standing:
 def details(folder: Path) -> Details:
     one, sent, worker = standing(folder), submission.find(folder), chronicle.worker(folder)
     sites, flower, silence = _ask(sent)
-    notes = [event.about["text"] for event in chronicle.latest(Tail(folder).new()) if event.what == "note"]
+    notes = [event.text for event in chronicle.latest(Tail(folder).new()) if isinstance(event, Note)]
     return Details(
         standing=one,
         superlink=None if sent is None else sent.superlink,

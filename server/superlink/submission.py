@@ -14,10 +14,10 @@ from pathlib import Path
 
 from server.federation.federation import opened
 from server.journal import chronicle, facts
-from server.journal.progress import duration
 from server.runs import runs
 from server.superlink.superlink import SiteState, SuperLink
 from shared.base import options
+from shared.base.display.figures import duration
 from shared.base.errors import ConfigError, DataError, RunFailed
 from shared.base.files import read_bounded, write_json
 from shared.plan.config import Config, load

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from server.flower import FlowerRun, Unreachable
-from server.journal import chronicle, facts, progress
+from server.journal import chronicle, facts, views
 from server.journal.chronicle import Outcome, Tail
-from server.journal.progress import View
+from server.journal.events import View
 from server.runs import runs
 from server.superlink import submission
 from server.superlink.submission import Submission
@@ -62,7 +62,7 @@ def follow(folder: Path, *, quiet: bool = False) -> None:
         _end(folder)  # a simulation that is over
         return
     title = runs.title(folder, runs.read_config(folder))
-    with progress.live(title, quiet=quiet) as view, _sole(folder, view) as sole:
+    with views.live(title, quiet=quiet) as view, _sole(folder, view) as sole:
         _Follower(folder, view, supervises=sole).follow()
     _end(folder)
 
@@ -85,12 +85,12 @@ class _Follower:
 
     def follow(self) -> None:
         for event in chronicle.latest(self.tail.new()):
-            event.tell(self.view)
+            self.view.tell(event)
         while True:
             sent = submission.find(self.folder)
             sight = self._look(sent)
             for event in self.tail.new():
-                event.tell(self.view)
+                self.view.tell(event)
             verdict = sight.verdict()
             if verdict == "over":
                 return

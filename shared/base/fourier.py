@@ -1,4 +1,6 @@
-"""The centred, orthonormal Fourier transform of images: the one implementation (seed_systems.md §9.2).
+"""The centred, orthonormal Fourier transform of images: the one implementation.
+
+Pitfalls: docs/methods/reconstruction.md, "Fourier transforms".
 
 The zero frequency lies at n // 2 of each axis, for odd sizes too. fp32 and fp64 only: half precision has no FFT.
 """

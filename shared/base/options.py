@@ -4,6 +4,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from shared.base.errors import ConfigError
@@ -40,6 +41,8 @@ def plain(options: Any) -> Any:
         return {str(key): plain(value) for key, value in options.items()}
     if isinstance(options, list | tuple):
         return [plain(value) for value in options]
+    if isinstance(options, Path):
+        return str(options)
     return options
 
 
@@ -86,6 +89,8 @@ def _fit(hint: Any, value: Any, where: str) -> Any:
         return {str(key): _fit(args[1], entry, f"{where}.{key}") for key, entry in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
     if hint is Any:
         return value
     if not isinstance(value, hint) or (hint in (int, float) and isinstance(value, bool)):

@@ -1,4 +1,7 @@
-"""Owners: which slices of which tensors a site may send, and what the server may average (seed_systems.md §7.1)."""
+"""Owners: which slices of which tensors a site may send, and what the server may average.
+
+Which owners there are: docs/methods/federating.md, "Owners".
+"""
 
 import fnmatch
 import hashlib

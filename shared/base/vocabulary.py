@@ -1,4 +1,6 @@
-"""The words of the house, one meaning each; a new word is added here before it is used (DESIGN.md §2).
+"""The words of the house, one meaning each; a new word is added here before it is used.
+
+The commonest ones: docs/architecture.md, "One word for each thing".
 
 Of an ingest: a series is what one DICOM SeriesInstanceUID holds, a study the series of one appointment, a visit the
 studies of a subject that count as one point in time, state the site's private disk.

@@ -36,12 +36,12 @@ def reads_text(method: object) -> TypeGuard[ReadsText]:
 
 
 def planned_fingerprint(method: ReadsText, settings: TextSettings | None = None) -> str:
-    """For a coordinator's plan: what all sites' encoders must be like."""
+    """Take the fingerprint of the coordinator's encoder, for the plan: all sites' have to be like it."""
     return fingerprint(make_encoder(method.text, method.text_width, settings or from_environment()))
 
 
 def attach(net: nn.Module, encoder: Encoder) -> None:
-    """In place."""
+    """Put a site's encoder into a network that hears text; the network itself is changed."""
     was = getattr(net, "encoder", None)
     if was is None:
         raise ConfigError("text: this network hears no text, and takes no encoder")
@@ -51,7 +51,7 @@ def attach(net: nn.Module, encoder: Encoder) -> None:
 
 
 def attach_own(net: nn.Module, method: object, settings: TextSettings | None = None) -> None:
-    """For work outside of a federation: what the network waits for, by these settings or the environment's.
+    """Attach what the network waits for, outside of a federation: by these settings or the environment's.
 
     Where they name none it is left waiting, and says so when it is asked. ConfigError for one that the network was not
     trained with.

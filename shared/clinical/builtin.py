@@ -26,7 +26,7 @@ GRAIN = 2**20  # waves are rounded to this: sines differ in the last bit between
 
 
 class Builtin:
-    """The default."""
+    """The default provider: fixed codes for words, thermometers and waves for scores."""
 
     def __init__(self, width: int = WIDTH) -> None:
         if width < len(KNOWN):
@@ -66,7 +66,7 @@ def _token(width: int, piece: str, value: object) -> Tensor:
 
 
 def _score(width: int, piece: str, share: float) -> codes.Vector:
-    """`share` of the range, 0 to 1."""
+    """Turn a score into a vector; `share` says where it lies in its range, 0 to 1."""
     marks = min(MARKS, width // 2)
     waves = WAVES[: min(len(WAVES), width // 8)]
     thermometer = [2 * min(1.0, max(0.0, share * marks - i)) - 1 for i in range(marks)]

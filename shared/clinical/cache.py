@@ -39,14 +39,14 @@ class Cache:
         return np.frombuffer(content[64:], np.float32).copy()
 
     def write(self, text: str, vector: NDArray[np.float32]) -> None:
-        """Whole or not at all. A full disk costs no more than the next look-up."""
+        """Keep vectors, whole or not at all. A full disk costs no more than the next look-up."""
         name = self._name(text)
         content = self._fernet.encrypt(name.encode() + np.ascontiguousarray(vector, np.float32).tobytes())
         with contextlib.suppress(OSError):
             write_bytes(self._folder / name, content, mode=0o600, durable=False)
 
     def clear(self) -> None:
-        """All entries, whatever provider made them; the key stays."""
+        """Delete all entries, whatever provider made them; the key stays."""
         for path in self._folder.iterdir():
             if path.name != "key":
                 path.unlink(missing_ok=True)
@@ -56,7 +56,7 @@ class Cache:
 
 
 def _read_key(path: Path) -> bytes:
-    """ConfigError when others may read it; one that is no key is replaced, and all entries with it."""
+    """Read the key; ConfigError when others may, too. One that is no key is replaced, with all entries."""
     if path.exists():
         key = read_secret(path, "key of the text cache")
         with contextlib.suppress(ValueError):

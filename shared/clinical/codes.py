@@ -9,14 +9,14 @@ Vector = tuple[float, ...]
 
 
 def signs(width: int, *keys: str | int) -> Vector:
-    """+-1, from the keys."""
+    """Make a vector of +1 and -1 from the keys."""
     stream = hashlib.shake_256(json.dumps(keys).encode()).digest((width + 7) // 8)
     return tuple(1.0 if stream[i // 8] >> (i % 8) & 1 else -1.0 for i in range(width))
 
 
 @functools.lru_cache(maxsize=64)
 def orthonormal(n: int, width: int, *keys: str | int) -> tuple[Vector, ...]:
-    """n vectors from the keys, by Gram and Schmidt; n is at most width."""
+    """Make n vectors from the keys, by Gram and Schmidt; n is at most width."""
     assert n <= width
     rows: list[Vector] = []
     draw = 0
@@ -34,11 +34,11 @@ def orthonormal(n: int, width: int, *keys: str | int) -> tuple[Vector, ...]:
 
 
 def combined(weights: Vector, rows: tuple[Vector, ...]) -> Vector:
-    """Sum of rows by their weights."""
+    """Add rows up by their weights, exactly rounded."""
     return tuple(math.fsum(w * row[i] for w, row in zip(weights, rows, strict=True)) for i in range(len(rows[0])))
 
 
 def scaled(v: Vector, rms: float = 1.0) -> Vector:
-    """With this root mean square."""
+    """Scale a vector to this root mean square."""
     size = math.sqrt(math.fsum(a * a for a in v) / len(v))
     return tuple(a * rms / size for a in v)

@@ -18,7 +18,7 @@ _PRIVATE = [ipaddress.ip_network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "19
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A URL that was read, and is not looked up yet."""
+    """Where a URL points; the host is not looked up yet."""
 
     host: str
     port: int
@@ -47,7 +47,7 @@ def parse_url(url: str) -> Place:
 
 
 def allowed_addresses(place: Place, *, allowed_hosts: Collection[str] = (), allow: bool = False) -> list[Address]:
-    """Looked up now; ConfigError when any of them may not be sent a prompt."""
+    """Look the host up now; ConfigError when any of its addresses may not be sent a prompt."""
     try:
         found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):

@@ -61,5 +61,5 @@ def check_lengths(
 
 
 def empty(n: int, width: int) -> tuple[Tensor, Tensor]:
-    """Nothing held."""
+    """Make tokens of which none is held."""
     return torch.zeros(n, len(PIECES), width), torch.zeros(n, len(PIECES), dtype=torch.bool)

@@ -45,7 +45,7 @@ def open_endpoint(width: int, settings: TextSettings) -> Prompted:
 
 
 def _forget_another_model(cache: Cache, now: Prompted) -> None:
-    """A server may change its model under the same name: then what the old one said is no longer used."""
+    """Empty the cache where the server now answers otherwise: models change under the same name."""
     vectors = probe_vectors(now)
     kept = cache.read(_ANCHOR)
     if kept is None or kept.size != vectors.size or not alike(kept.reshape(vectors.shape), vectors):
@@ -83,7 +83,7 @@ class Server:
         return vectors
 
     def _post(self, body: bytes) -> tuple[int, bytes, str]:
-        """Status, answer, and what went wrong. Nothing is raised from inside: an error there may hold the body."""
+        """Send a request; gives status, answer and what went wrong. Nothing is raised: an error may hold the body."""
         headers = {"Content-Type": "application/json", "Accept": "application/json", **self._headers()}
         place, until = self._place, time.monotonic() + self._settings.timeout
         addresses = self._addresses()
@@ -147,7 +147,7 @@ class Server:
 
 
 def _read(content: bytes, n: int) -> Tensor | None:
-    """float32 (n, width), in the order that was asked for; None for anything else."""
+    """Read an answer as float32 (n, width), in the order that was asked for; None for anything else."""
     try:
         rows: dict[int, list[float]] = {}
         for entry in json.loads(content)["data"]:

@@ -34,14 +34,14 @@ def open_folder(width: int, settings: TextSettings) -> Prompted:
 
 
 class _Model:
-    """Loaded when the first prompt is not in the cache."""
+    """The folder's model, loaded when the first prompt is not in the cache."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._loaded: tuple[object, torch.nn.Module] | None = None
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """One by one: a vector does not depend on what it was asked with."""
+        """Embed texts one by one: a vector does not depend on what it was asked with."""
         if self._loaded is None:
             self._loaded = _load(self._folder)
         tokenizer, model = self._loaded

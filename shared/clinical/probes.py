@@ -41,7 +41,7 @@ PROBES: tuple[tuple[Chart, Modality, tuple[Modality, ...]], ...] = (
 
 
 def fingerprint(encoder: Encoder) -> str:
-    """Base64, about 1 kB. A provider's memory and cache are passed by: it is asked now."""
+    """Sketch an encoder in 1 kB of base64. It is asked now: its memory and cache are passed by."""
     tokens = _tokens(encoder)
     digest = hashlib.sha256(tokens.astype("<f4").tobytes()).digest()
     sketch = _sketch(tokens).astype("<f2").tobytes()
@@ -55,7 +55,7 @@ def id_of(print_: str) -> str:
 
 
 def same_encoder(ours: str, theirs: str) -> bool:
-    """Bit by bit for providers without weights; else the same provider, and near for every probe."""
+    """Compare fingerprints: bit by bit without weights; else the same provider, and near for every probe."""
     mine, other = _parse(ours), _parse(theirs)
     if mine is None or other is None:
         return False

@@ -23,7 +23,7 @@ class Prompted:
         self._known: dict[str, Tensor] = {}
 
     def fresh(self) -> "Prompted":
-        """Without memory or cache: what the model says now."""
+        """Ask the model now, without memory or cache."""
         return Prompted(self.id, self.width, self._embed)
 
     def encode(
@@ -62,7 +62,7 @@ class Prompted:
 
 
 def unit_scale(vectors_ND: Tensor, n: int, width: int, id: str) -> Tensor:
-    """With a root mean square of 1, as all tokens; DataError for what is no embedding."""
+    """Scale to a root mean square of 1, as all tokens; DataError for what is no embedding."""
     if vectors_ND.shape != (n, width):
         got = vectors_ND.shape[-1] if vectors_ND.ndim == 2 else 0
         raise DataError(f"text encoder {id}: gave {got} numbers for a prompt; must be {width}")

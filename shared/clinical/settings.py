@@ -43,7 +43,7 @@ def text_settings(given: Mapping[str, Any], state: Path | None) -> TextSettings:
 
 
 def from_environment() -> TextSettings:
-    """A coordinator's. It keeps no cache: it has the probes to ask, and no patient."""
+    """Read a coordinator's settings. It keeps no cache: it has the probes to ask, and no patient."""
     return _build(_from_environment(), None)
 
 

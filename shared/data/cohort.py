@@ -1,4 +1,6 @@
-"""A site's BIDS cohort to its prepared cache, and the cache opened (specs/blocks.md §6).
+"""A site's BIDS cohort to its prepared cache, and the cache opened.
+
+Why a cache: docs/methods/data.md, "From a cohort to a cache".
 
     derivatives/lacuna/<grid>/cohort.json           grid, subjects, digest of everything
                               exclusions.csv        what was done with each subject and file, and why
@@ -27,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
 from shared.base.files import make_folder, write_text
 from shared.base.options import build, plain
@@ -48,8 +51,6 @@ from shared.data.preparation import PIPELINE, Result, has_sizes, hash_file, hash
 from shared.data.volumes import Grid, Placement, shape_and_affine
 
 LITTLE = 100e6  # bytes of new files that one process prepares in seconds
-
-Progress = Callable[[int, int], None]  # (subjects done, subjects in all)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +171,7 @@ def prepare(
     modalities: Sequence[Modality] | None = None,
     out: Path | None = None,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> Prepared:
     """BIDS cohort -> cache. Done again, it only renews the subjects whose files changed, and forgets those that left.
 
@@ -187,8 +188,7 @@ def prepare(
         count = _processes(sources, folder) if workers is None else workers
         for result in _in_order(partial(prepare_subject, grid=grid, folder=folder, root=bids), sources, count):
             done.append(result)
-            if progress is not None:
-                progress(len(done), len(sources))
+            progress(len(done), len(sources))
         return _conclude(folder, grid, wanted, participants, done, read_preparation(bids))
     except OSError as error:
         raise DataError(f"cohort {bids.name}: its cache can't be written: {error.strerror or error}") from error

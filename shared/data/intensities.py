@@ -1,4 +1,6 @@
-"""Values to [0, 1] and back: a fixed rule per modality, so that no site exchanges an intensity (seed_systems.md §7.4).
+"""Values to [0, 1] and back: a fixed rule per modality, so that no site exchanges an intensity.
+
+Why fixed: docs/methods/data.md, "Values to [0, 1]".
 
 Input is expected brain-only with background 0. MR has no unit: robust percentiles of the volume's own brain. CT and
 PET have: fixed windows in Hounsfield units and in uptake ratio (SUVR), the same at every site.
@@ -54,7 +56,7 @@ RULES: Mapping[Modality, Percentiles | Window] = {
     "CT": Window(low=-20.0, high=100.0, unit="HU"),  # brain window; noise in CSF below, calcification at the top
     "FDG": _SUVR,
     "AV45": _SUVR,
-    "TOF": Percentiles(low=0.5, high=99.9),  # vessels are few and bright (seed_systems.md §5.1)
+    "TOF": Percentiles(low=0.5, high=99.9),  # vessels are few and bright (docs/methods/mmdm.md, "The data")
 }
 RULES_VERSION = hashlib.sha256(json.dumps(plain(RULES), sort_keys=True).encode()).hexdigest()[:12]
 

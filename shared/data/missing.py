@@ -1,7 +1,7 @@
 """Which modalities are there, which are shown: random subsets for training, every subset for evaluation.
 
 "Missing" is two things, kept apart: a modality that does not exist for a subject has no ground truth; one that is
-hidden exists, and the network may not see it in this step (seed_systems.md §1.3).
+hidden exists, and the network may not see it in this step (docs/methods/data.md, "Missing is two things").
 """
 
 from collections.abc import Mapping, Sequence

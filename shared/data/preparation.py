@@ -23,7 +23,7 @@ from shared.data.intensities import RULES_VERSION, Scaling, find_brain, find_sca
 from shared.data.volumes import Grid, Placement, Volume, read
 
 PIPELINE = "1"  # raise it when the same files would give other bytes
-BRAIN_SLICE = 1 / 6  # of the largest slice's brain area; 5 % of BraTS's 240 x 240 field (seed_systems.md §2.1) is that
+BRAIN_SLICE = 1 / 6  # of the largest slice's brain area; 5 % of BraTS's field is that (docs/methods/amm_diff.md)
 MISPLACED = 0.25  # of a voxel: how far the corners of two volumes of a subject may lie apart
 
 

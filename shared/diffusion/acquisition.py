@@ -12,7 +12,7 @@ SUPPORT = 1e-3  # of the largest root sum of squares: below it, maps mean nothin
 
 
 def birdcage(coils: int, height: int, width: int, radius: float = 1.5, dtype: torch.dtype = torch.complex64) -> Tensor:
-    """1CHW maps of coils on a circle around the image, normalised; SigPy's formula, `radius` in half image widths."""
+    """Make normalised 1CHW maps of coils on a circle around the image (SigPy's); `radius` in half image widths."""
     require(coils >= 1, "coils", coils, "1 or more")
     require(1 < radius < math.inf, "radius", radius, "above 1: coils are outside the image")
     angle_C11 = 2 * math.pi / coils * torch.arange(coils, dtype=torch.float64)[:, None, None]
@@ -39,7 +39,7 @@ def unit_maps(maps_BCHW: Tensor) -> Tensor:
 
 
 def equispaced(width: int, acceleration: int, acs: int = 0, offset: int | None = 0) -> Tensor:
-    """Mask_W of every `acceleration`-th column from `offset` on, and of the `acs` columns around the centre.
+    """Make Mask_W: every `acceleration`-th column from `offset` on, and of the `acs` columns around the centre.
 
     The centre, column width // 2, is the mean of the image. Without `acs` it is measured only if
     (width // 2 - offset) divides by the acceleration (`holds_centre`); offset=None sees to that.
@@ -53,7 +53,7 @@ def equispaced(width: int, acceleration: int, acs: int = 0, offset: int | None =
 
 
 def random_lines(width: int, acceleration: float, acs: int, generator: torch.Generator) -> Tensor:
-    """Mask_W of width / acceleration columns: `acs` around the centre, the others anywhere else, each alike."""
+    """Make Mask_W of width / acceleration columns: `acs` around the centre, the others anywhere else, each alike."""
     require(1 <= acceleration <= width, "acceleration", acceleration, f"from 1 to the {width} columns")
     lines = round(width / acceleration)
     mask_W = _centre(width, acs)

@@ -1,4 +1,6 @@
-"""Brownian bridges from a source image y to its target x_0, with the reverse step for any skip (seed_systems.md §5.2).
+"""Brownian bridges from a source image y to its target x_0, with the reverse step for any skip.
+
+Formulas, and a misprint: docs/methods/mmdm.md, "The bridge".
 
     x_t = (1 - m_t) x_0 + m_t y + sqrt(delta_t) eps,    delta_t = 2 (m_t - m_t^2)
 
@@ -44,12 +46,12 @@ class Bridge:
         return 2 * (self.m_T - self.m_T.square())
 
     def noised(self, x0: Tensor, y: Tensor, t_B: Tensor, eps: Tensor) -> Tensor:
-        """x_t of every sample; its time counts along the first axis."""
+        """Mix x_0, y and noise into x_t: a time for each sample, which counts along the first axis."""
         m, delta = (table.to(x0.device)[t_B].reshape(-1, *[1] * (y.ndim - 1)) for table in (self.m_T, self.delta_T))
         return (1 - m).to(y.dtype) * x0 + m.to(y.dtype) * y + delta.sqrt().to(y.dtype) * eps
 
     def step(self, t: int, n: int, eta: float) -> Step:
-        """From index t to n < t. eta = 1 is the Markov posterior, 0 draws no noise; every marginal stays exact."""
+        """Step from index t to n < t. eta = 1 is the Markov posterior, 0 draws no noise; marginals stay exact."""
         m_t, m_n = self.m_T[t].item(), self.m_T[n].item()
         delta_t, delta_n = self.delta_T[t].item(), self.delta_T[n].item()
         variance = eta**2 * (delta_t - delta_n * (1 - m_t) ** 2 / (1 - m_n) ** 2) * delta_n / delta_t
@@ -58,7 +60,7 @@ class Bridge:
         return Step(on_x=r, on_x0=(1 - m_n) - r * (1 - m_t), on_y=m_n - r * m_t, variance=variance)
 
     def grid(self, steps: int) -> tuple[int, ...]:
-        """Indices, T - 1 first: evenly down, then 1 and 0, as BBDM has it."""
+        """List the indices of a chain, T - 1 first: evenly down, then 1 and 0, as BBDM has it."""
         last = len(self) - 1
         if steps <= 2 or last <= 1:
             return (last, 0)[: min(steps, len(self))]
@@ -72,7 +74,7 @@ def bridge(times: int) -> Bridge:
 
 
 def cross(estimate: Estimate, y: Tensor, over: Bridge, *, steps: int, eta: float, generator: Noise | None) -> Tensor:
-    """From x_T = y to the last estimate of x_0. Several bridges side by side may share one estimate.
+    """Walk from x_T = y to the last estimate of x_0. Several bridges side by side may share one estimate.
 
     The start is a point, so with eta = 0 the result is a function of y alone.
     """

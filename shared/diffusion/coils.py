@@ -1,4 +1,6 @@
-"""Coil maps from the measurement itself, and the image's phase put into them (seed_systems.md §9.7).
+"""Coil maps from the measurement itself, and the image's phase put into them.
+
+Why maps need a phase: docs/methods/reconstruction.md, "Coil maps".
 
 ESPIRiT (Uecker et al. 2014): neighbouring samples of k-space, of all coils together, lie in a space that the fully
 measured lines round k = 0 tell. In the image that says: at each pixel the coils' values are an eigenvector, with
@@ -27,7 +29,7 @@ PHASE_WIDTH = 1 / 2  # of the matrix: the resolution of the phase
 
 
 def espirit(y_CHW: Tensor, lines: int) -> Tensor:
-    """CHW maps, root sum of squares 1 or 0, from k-space whose `lines` central columns are fully measured."""
+    """Estimate CHW maps, root sum of squares 1 or 0, from k-space whose `lines` central columns are fully measured."""
     coils, height, width = y_CHW.shape
     if lines < LEAST_LINES:
         raise DataError(
@@ -57,14 +59,14 @@ def espirit(y_CHW: Tensor, lines: int) -> Tensor:
 
 
 def with_phase(maps_CHW: Tensor, y_CHW: Tensor, mask_HW: Tensor) -> Tensor:
-    """The maps times the phase of a smooth complex CG-SENSE image, so that the image itself is real."""
+    """Multiply the maps by the phase of a smooth complex CG-SENSE image, so that the image itself is real."""
     image_HW = complex_sense(y_CHW[None], maps_CHW[None], mask_HW)[0]
     phase_HW = smooth(image_HW, max(4.0, PHASE_WIDTH * min(image_HW.shape)))
     return maps_CHW * _unit(phase_HW)
 
 
 def complex_sense(y_BCHW: Tensor, maps_BCHW: Tensor, mask_HW: Tensor) -> Tensor:
-    """argmin |M F S x - y|^2 + SENSE_STRENGTH |x|^2 over complex x, BHW."""
+    """Solve argmin |M F S x - y|^2 + SENSE_STRENGTH |x|^2 over complex x, BHW."""
 
     def normal(x_BHW: Tensor) -> Tensor:
         seen = ifft2c(torch.where(mask_HW, fft2c(maps_BCHW * x_BHW[:, None]), 0))
@@ -75,7 +77,7 @@ def complex_sense(y_BCHW: Tensor, maps_BCHW: Tensor, mask_HW: Tensor) -> Tensor:
 
 
 def smooth(image_HW: Tensor, width: float) -> Tensor:
-    """A Hann window of `width` samples each way over its k-space."""
+    """Smooth an image by a Hann window of `width` samples each way over its k-space."""
     windows = []
     for n in image_HW.shape:
         at = (torch.arange(n, device=image_HW.device) - n // 2) / (width / 2)

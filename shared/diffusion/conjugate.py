@@ -1,4 +1,6 @@
-"""Conjugate gradients for N x = b, N Hermitian and positive, every sample of a batch on its own (seed_systems.md §9.6).
+"""Conjugate gradients for N x = b, N Hermitian and positive, every sample of a batch on its own.
+
+Pitfalls: docs/methods/reconstruction.md, "Conjugate gradients".
 
 Steps, directions and stopping are per sample: a sample that has converged, or whose curvature p^H N p is not positive,
 stays as it is, so a hard sample does not change an easy one. The inner product is Re <p, q>, right for real and
@@ -14,7 +16,7 @@ from torch import Tensor
 def solve(
     normal: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, *, iterations: int, tolerance: float = 1e-6
 ) -> Tensor:
-    """x with N x = b, from the first guess `x`; a sample stops at |b - N x| <= tolerance |b|."""
+    """Find x with N x = b, from the first guess `x`; a sample stops at |b - N x| <= tolerance |b|."""
     with torch.autocast(b.device.type, enabled=False):
         residual = b - normal(x)
         direction = residual

@@ -1,4 +1,6 @@
-"""Gaussian diffusion: schedules, the forward process, and what follows from Bayes (seed_systems.md §1.1).
+"""Gaussian diffusion: schedules, the forward process, and what follows from Bayes.
+
+Formulas: docs/methods/diffusion.md, "Gaussian diffusion".
 
 Tables are fp64 on the CPU and are cast where they are used, so that no autocast can round them. Index t = 0 is the
 least noisy; alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t), x_t = alpha_t x_0 + sigma_t eps.
@@ -29,7 +31,7 @@ class Schedule:
         return 0.5 * (self.abar_T.log() - (1 - self.abar_T).log())
 
     def scales(self, t_B: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma of each sample, shaped to be broadcast over `like`."""
+        """Look up alpha and sigma of each sample, shaped to be broadcast over `like`."""
         shape = (-1, *[1] * (like.ndim - 1))
         abar = self.abar_T.to(like.device)[t_B].reshape(shape)
         return abar.sqrt().to(like.dtype), (1 - abar).sqrt().to(like.dtype)
@@ -66,7 +68,7 @@ class Schedule:
         return mean + alpha * sd**2 / total * (x_t - alpha * mean), sigma * sd / total.sqrt()
 
     def grid(self, times: list[int]) -> "Grid":
-        """The chain respaced to these times, noisiest first; the network still hears the original indices."""
+        """Respace the chain to these times, noisiest first; the network still hears the original indices."""
         return Grid(times=tuple(times), abars=tuple(self.abar_T[times].tolist()))
 
 
@@ -111,17 +113,17 @@ def posterior(abar: float, abar_next: float, variance: Variance) -> Posterior:
 
 
 def evenly(schedule: Schedule, steps: int) -> list[int]:
-    """Both ends included, noisiest first."""
+    """Choose times at equal distances, both ends included, noisiest first."""
     return _distinct(_evenly(schedule, steps))
 
 
 def evenly_in_log_snr(schedule: Schedule, steps: int) -> list[int]:
-    """Spaced so that every step halves the noise alike, the small-noise end included: that end decides fine texture."""
+    """Choose times so that every step halves the noise alike; the end of little noise decides fine texture."""
     return _distinct(_evenly_in_log_snr(schedule, steps))
 
 
 def mixed(schedule: Schedule, steps: int) -> list[int]:
-    """Half way between the two: the noisy half of the way gets its steps too, and fine texture still gets some."""
+    """Choose times half way between the two: the noisy half gets its steps too, and fine texture still some."""
     pairs = zip(_evenly(schedule, steps), _evenly_in_log_snr(schedule, steps), strict=True)
     return _distinct((t + u) // 2 for t, u in pairs)
 

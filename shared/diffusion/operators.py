@@ -1,4 +1,4 @@
-"""What a scanner does to an image, y = A x + n: A, its adjoint, its noise (seed_systems.md §4.3, §9.2, §9.7, §9.8).
+"""What a scanner does to an image, y = A x + n: A, its adjoint, its noise (docs/methods/reconstruction.md).
 
 An operator is linear and acts on real images of one modality, in any units; the network's scale, [-1, 1], is
 `measured`'s affair. Arithmetic is fp32 or fp64, never under autocast, and gradients pass through it. Coil maps and
@@ -31,7 +31,7 @@ _WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.com
 
 
 class Operator(Protocol):
-    """Tensors of batch size 1 inside it serve the whole batch."""
+    """From an image to what is measured. Tensors of batch size 1 inside it serve the whole batch."""
 
     @property
     def sigma(self) -> Sd: ...
@@ -45,7 +45,7 @@ class Operator(Protocol):
         """adjoint(forward(x)): the real part is taken inside (solving for a complex x is another, worse estimate)."""
 
     def at(self, index: Sequence[int]) -> "Operator":
-        """The same for these samples of the batch."""
+        """Give the operator of these samples of the batch alone."""
 
     def to(self, device: torch.device | str) -> "Operator": ...
 
@@ -269,7 +269,7 @@ def none() -> Measured:
 
 
 def clean(image_BHW: Tensor) -> Measured:
-    """An image in [0, 1]."""
+    """Say that a modality is there whole: its image in [0, 1]."""
     return Measured("clean", 2 * _wide(finite(image_BHW, "image")) - 1)
 
 
@@ -290,7 +290,7 @@ def measured(y: Tensor, operator: Operator, scale: Sd) -> Measured:
 
 
 def simulate(operator: Operator, x_BHW: Tensor, noise: Noise | None) -> Tensor:
-    """y of the image x, in the image's units; a seed gives the same noise whatever the mask."""
+    """Measure the image x, in its own units; a seed gives the same noise whatever the mask."""
     y = operator.forward(x_BHW)
     sigma = torch.as_tensor(operator.sigma, dtype=x_BHW.dtype, device=y.device).reshape(-1, *[1] * (y.ndim - 1))
     return only_sampled(y + sigma * normal(y, noise), operator)
@@ -325,7 +325,7 @@ def _at(values: Any, index: Sequence[int], *, single: int = 0) -> Any:
 
 
 def _to(own: T, device: torch.device | str) -> T:
-    """Every field that can move, moved."""
+    """Move every field that can be moved."""
     moved = {
         field.name: value.to(device)
         for field in dataclasses.fields(own)  # type: ignore[arg-type]

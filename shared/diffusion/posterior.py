@@ -1,4 +1,4 @@
-"""Sampling given measurements y = A x + n, an operator per modality, without retraining (seed_systems.md §4.3-4.5).
+"""Sampling given measurements y = A x + n, an operator per modality, without retraining (docs/methods/any2all.md).
 
 MPS walks the ancestral chain and steps against the gradient of the residual, through the network. MDS puts what is
 measured into the estimate of x_0 and goes on with the network's *raw* noise: with noise made anew from the corrected
@@ -36,7 +36,7 @@ def restore(
     options: Sampler,
     generator: Noise | None,
 ) -> Tensor:
-    """One sample of all modalities from pure noise `x`; clean modalities come back as they are, bit by bit."""
+    """Draw one sample of all modalities from pure noise `x`; clean modalities come back as they are, bit by bit."""
     grid = schedule.grid(spaced(schedule, options))
     x = POSTERIORS[options.kind](denoise, measured, x, grid, options, generator)
     return replace_clean(x, measured) if options.replace else x
@@ -68,7 +68,7 @@ def mps(
 
 
 def guided(x: Tensor, grid: Grid, options: Sampler, generator: Noise | None, push: Push) -> Tensor:
-    """The ancestral chain, each of whose steps is pushed: x_next = ancestral(x_t) - push(x_t)."""
+    """Walk the ancestral chain, pushing each of its steps: x_next = ancestral(x_t) - push(x_t)."""
     for step in grid:
         guess, back = push(x, step)
         x0 = guess.x0.clamp(-1, 1) if options.clip else guess.x0
@@ -143,7 +143,7 @@ POSTERIORS: Mapping[str, Posterior] = {"mps": mps, "mds": mds, "mds_fast": mds_f
 
 
 def consistent(x0_BMHW: Tensor, measured: Sequence[Measured], options: Sampler, abar: float) -> Tensor:
-    """Of a clean modality its image; of a linear one argmin gamma |y - A x|^2 + |x - x_0|^2; else x_0 itself."""
+    """Correct x_0: a clean modality is its image, a linear one argmin gamma |y - A x|^2 + |x - x_0|^2."""
     images = list(x0_BMHW.unbind(1))
     for m, known in enumerate(measured):
         if known.kind == "none":

@@ -27,7 +27,7 @@ class Sampler:
     steps: int = 1
     samples: int = 1  # Monte-Carlo samples per image, averaged by the caller
     eta: float = 0.0  # ddim, mds, bridge: 0 draws no noise after the start, 1 at every step
-    eta_convention: Literal["ddim", "dds"] = "ddim"  # mds: what eta means (seed_systems.md §4.5)
+    eta_convention: Literal["ddim", "dds"] = "ddim"  # mds: what eta means (docs/methods/any2all.md)
     variance: Variance = "large"  # ancestral, mps
     spacing: Literal["even", "log_snr", "mixed"] | None = None  # of the times; None: what suits the kind
     zeta: float = 0.5  # mps: length of the step against the residual
@@ -78,7 +78,7 @@ Denoiser: TypeAlias = Callable[[Tensor, int], Guess]  # (x_t, original index t)
 
 
 def draw(denoise: Denoiser, schedule: Schedule, x: Tensor, options: Sampler, generator: Noise | None) -> Tensor:
-    """One sample from pure noise `x`, by a network that knows its condition already."""
+    """Draw one sample from pure noise `x`, by a network that knows its condition already."""
     if options.kind not in SAMPLERS:
         raise ConfigError(f"sampler={options.kind}: this method takes {', '.join(SAMPLERS)}")
     grid = schedule.grid(spaced(schedule, options))
@@ -88,13 +88,13 @@ def draw(denoise: Denoiser, schedule: Schedule, x: Tensor, options: Sampler, gen
 
 
 def spaced(schedule: Schedule, options: Sampler) -> list[int]:
-    """The times of the steps, noisiest first."""
+    """Choose the times of the steps, noisiest first."""
     usual = {"multistep": "log_snr", "mds_fast": "log_snr"}
     return SPACINGS[options.spacing or usual.get(options.kind, "even")](schedule, options.steps)
 
 
 def bridge_steps(options: Sampler, times: int) -> tuple[int, float]:
-    """Steps and eta of a Brownian bridge (diffusion/bridge.py); `mean` is one estimate, from the source itself."""
+    """Read steps and eta of a Brownian bridge (diffusion/bridge.py); `mean` is one estimate, from the source itself."""
     if options.kind not in ("bridge", "mean"):
         raise ConfigError(f"sampler={options.kind}: this method is a bridge from its source; it takes bridge, mean")
     return (1, 0.0) if options.kind == "mean" else (min(options.steps, times), options.eta)
@@ -154,7 +154,7 @@ SAMPLERS: Mapping[str, Algorithm] = {
 
 
 def clipped(denoise: Denoiser, schedule: Schedule) -> Denoiser:
-    """x0 kept in [-1, 1], and eps made to agree with it."""
+    """Wrap a denoiser: x0 is kept in [-1, 1], and eps made to agree with it."""
 
     def denoise_clipped(x: Tensor, t: int) -> Guess:
         x0 = denoise(x, t).x0.clamp(-1, 1)

@@ -21,14 +21,14 @@ from shared.methods.mmdm import Mmdm
 
 
 class Method(Protocol):
-    """Options in a frozen dataclass, checked when made; everything else is passed in."""
+    """A method is its options, a frozen dataclass checked when made; everything else is passed in."""
 
     @property
     def modalities(self) -> tuple[Modality, ...]: ...
 
     @property
     def targets(self) -> tuple[Modality, ...]:
-        """Those that it can make."""
+        """The modalities that it can make."""
 
     @property
     def slab(self) -> int:
@@ -39,22 +39,22 @@ class Method(Protocol):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """In order; each with its own trainable set and federation."""
+        """Its stages of training in order, each with its own trainable tensors and federation."""
 
     def lacks(self, held: Collection[Modality], phase: str) -> str | None:
-        """What a subject with just these modalities lacks to train this phase; None if it can."""
+        """Say what a subject with just these modalities lacks to train this phase; None if it can."""
 
     def build(self, seed: int) -> nn.Module:
-        """The whole network with its initial weights: the same bits for the same seed."""
+        """Make the whole network with its initial weights: the same bits for the same seed."""
 
     def owners(self, net: nn.Module, phase: str) -> Owners:
-        """The phase's trainable tensors, each with its owner; what is not named is frozen."""
+        """Name the phase's trainable tensors, each with its owner; what is not named is frozen."""
 
     def loss(self, net: nn.Module, batch: Batch, phase: str, generator: torch.Generator) -> Losses:
-        """Per sample; draws what it shows, its noise and its times from `generator` (on the batch's device)."""
+        """Score every sample by itself; what is shown, noise and times are drawn from `generator` (on its device)."""
 
     def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
-        """For a phase of kind "sums": fp64 totals over the batch, to be added over batches and sites."""
+        """In a phase of kind "sums", total the batch in fp64: totals are added over batches and sites."""
 
     def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
         """Turn the pooled sums into the network's agreed constants (buffers)."""
@@ -62,7 +62,7 @@ class Method(Protocol):
     def synthesize(
         self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: Noise
     ) -> Tensor:
-        """All modalities in [0, 1] (BMHW) from any non-empty shown subset; one Monte-Carlo sample.
+        """Make all modalities in [0, 1] (BMHW) from any non-empty shown subset: one Monte-Carlo sample.
 
         With a generator per sample of the batch, the same bits of noise whatever batch it comes in.
         """

@@ -1,4 +1,4 @@
-"""ACADiff: one generator for each modality, in the latents of volumes, that reads the chart (seed_systems.md §3, §7.6).
+"""ACADiff: one generator for each modality, in the latents of volumes, that reads the chart (docs/methods/aca_diff.md).
 
 Its volumes are registered brains, so what it sees of one is how it differs from the mean of all at each place, inside
 the brain and 0 outside; and what it makes of one is how it differs from what a linear regression says of it.
@@ -108,7 +108,7 @@ class AcaDiff:
 
     @property
     def slab(self) -> int:
-        """The whole volume."""
+        """It sees the whole volume at once."""
         return self.depth
 
     @property
@@ -251,7 +251,7 @@ class AcaDiff:
         return Losses(loss_B=torch.where(given_B, per_sample_B, 0.0), gave=gave)
 
     def _some(self, exists_BS: Tensor, generator: torch.Generator) -> Tensor:
-        """Of `drop` of the samples, a proper part of the sources, where there are several."""
+        """Choose what is shown: for `drop` of the samples a proper part of the sources, where there are several."""
         device = exists_BS.device
         some_B = torch.rand(len(exists_BS), generator=generator, device=device) < self.drop
         part_BS = random_shown(exists_BS, generator)
@@ -301,7 +301,7 @@ class AcaDiff:
         return subjects | dict(zip(("z", "z2"), means, strict=True))
 
     def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
-        """A modality that nobody has keeps mean 0 and spread 1."""
+        """Write the agreed constants; a modality that nobody has keeps mean 0 and spread 1."""
         assert isinstance(net, AcaNet)
         held_M = sums["subjects"] >= 0.5  # sums may be noised
         if phase == TEMPLATE:
@@ -330,7 +330,7 @@ class AcaDiff:
         clinical: Sequence[Clinical] = (),
         wanted: Collection[Modality] | None = None,
     ) -> Tensor:
-        """What is shown comes back as it is. `clinical`: one record for each volume, or none at all.
+        """Make what is not shown; the rest comes back as it is. `clinical`: one record for each volume, or none at all.
 
         `wanted`: what else is made, by default all; with the same noise whatever else is asked for.
         """
@@ -411,7 +411,7 @@ class AcaDiff:
     # --- both ----------------------------------------------------------------------------------------------------
 
     def _given(self, net: AcaNet, images_BMDHW: Tensor, exists_BM: Tensor) -> tuple[Tensor, Tensor]:
-        """Each volume as it is told: from the mean volume, inside the brain. And the brain."""
+        """Turn each volume into its difference from the mean volume, 0 outside the brain; give the brain too."""
         self._fits(images_BMDHW)
         return net.anchor.differences(images_BMDHW, exists_BM)
 

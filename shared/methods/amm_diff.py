@@ -1,4 +1,4 @@
-"""AMM-Diff: any shown modalities in, all modalities out (Kebaili et al.; seed_systems.md §2, federated as in §7).
+"""AMM-Diff: any shown modalities in, all modalities out (Kebaili et al.; docs/methods/amm_diff.md).
 
 Phase `pretext` teaches the encoder (IFFN) to see the complete subject in a patch-masked one; phase `translate` trains
 encoder and diffusion U-Net end to end, reconstructing every existing modality from a random shown subset. With
@@ -156,7 +156,7 @@ class AmmDiff:
         )
 
     def _open_patches(self, images_BMHW: Tensor, generator: torch.Generator) -> Tensor:
-        """True where a patch is not masked; the same number of patches in every image."""
+        """Draw which patches stay visible (True): as many in every image."""
         B, M, H, W = images_BMHW.shape
         rows, columns = -(-H // self.mask_patch), -(-W // self.mask_patch)
         noise = _uniform((B, M, rows * columns), images_BMHW.device, generator)
@@ -250,7 +250,7 @@ class AmmDiff:
     def synthesize(
         self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: Noise
     ) -> Tensor:
-        """Raw reconstructions of all modalities, the shown ones too; nothing shown is ever pasted in."""
+        """Make all modalities, the shown ones too; nothing shown is ever pasted in."""
         assert isinstance(net, AmmDiffNet)
         _check_size(images_BMHW, net)
         if not bool(shown_BM.any(1).all()):
@@ -278,7 +278,7 @@ class Condition:
 
     @property
     def anchor(self) -> Tensor | None:
-        """On the scale of x_0."""
+        """The linear prediction on the scale of x_0, [-1, 1]."""
         return None if self.linear is None else 2 * self.linear - 1
 
 

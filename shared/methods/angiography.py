@@ -81,14 +81,14 @@ class Angiography:
         return only(2 * images_BMNHW[:, rows].float() - 1, shown_BS), shown_BS
 
     def truth(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The target, and which samples have it."""
+        """Give the target, and which samples have it."""
         at = self.modalities.index(self.target)
         can_B = batch.exists_BM[:, at]
         x0_BNHW = slabs(batch.images_BMHW)[:, at].float()
         return 2 * torch.where(can_B[:, None, None, None], x0_BNHW, 0.0) - 1, can_B
 
     def some(self, shown_BS: Tensor, generator: torch.Generator) -> Tensor:
-        """Of `drop` of the samples, a random part of the sources."""
+        """Choose what is shown: for `drop` of the samples a random part of the sources."""
         some_B = torch.rand(len(shown_BS), generator=generator, device=shown_BS.device) < self.drop
         return torch.where(some_B[:, None], random_shown(shown_BS, generator), shown_BS)
 
@@ -102,14 +102,14 @@ class Angiography:
             raise DataError(f"nothing to synthesize from: an image with none of {', '.join(self.sources)}")
 
     def assembled(self, images_BMHW: Tensor, shown_BM: Tensor, x0_BNHW: Tensor) -> Tensor:
-        """The target as it was made; what is shown comes back as it is, and a source that is hidden is not made."""
+        """Put the made target in; what is shown comes back as it is, and a source that is hidden is not made."""
         made = torch.where(shown_BM[:, :, None, None, None], slabs(images_BMHW).float(), 0.0)
         made[:, self.modalities.index(self.target)] = (x0_BNHW.clamp(-1, 1) + 1) / 2
         return made.reshape(images_BMHW.shape)
 
 
 def slabs(images_BMHW: Tensor) -> Tensor:
-    """BMHW is a slab of one slice."""
+    """Give images the axis of a slab: BMHW is a slab of one slice."""
     return images_BMHW if images_BMHW.ndim == 5 else images_BMHW[:, :, None]
 
 
@@ -138,7 +138,7 @@ def seen_by(sources: Collection[Modality], slab: int, area: int = 1) -> list[Own
 
 
 def random_times(n: int, times: int, noisiest: float, generator: torch.Generator) -> Tensor:
-    """Uniform, but for a share at the last time: there an image is made from its sources alone."""
+    """Draw times evenly, but a share at the last one: there an image is made from its sources alone."""
     t_B = torch.randint(times, (n,), generator=generator, device=generator.device)
     last_B = torch.rand(n, generator=generator, device=generator.device) < noisiest
     return torch.where(last_B, times - 1, t_B)

@@ -1,4 +1,4 @@
-"""Any2all: one unconditional prior over a stack of modalities, any task by inference alone (seed_systems.md §4, §7.5).
+"""Any2all: one unconditional prior over a stack of modalities, any task by inference alone (docs/methods/any2all.md).
 
 The prior is a diffusion U-Net over all modalities at once. The paper trains it on complete stacks, with one noise level
 for all. Here every modality has its own: one that a subject lacks is blank, silent in the time embedding and without
@@ -129,7 +129,7 @@ class Any2all:
         )
 
     def _times(self, exists_BM: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Each modality's noise level, and which of them are told: at level 0, without loss."""
+        """Draw each modality's noise level, and which are told: at level 0, without loss."""
         (B, M), device = exists_BM.shape, exists_BM.device
         t_BM = torch.randint(self.times, (B, 1), generator=generator, device=device).expand(B, M)
         own_BM = torch.randint(self.times, (B, M), generator=generator, device=device)
@@ -152,7 +152,7 @@ class Any2all:
     def synthesize(
         self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: Noise
     ) -> Tensor:
-        """What is shown comes back bit by bit; one pattern of shown modalities for a whole batch is fastest."""
+        """Make what is not shown; the rest comes back bit by bit. One pattern for a whole batch is fastest."""
         if not bool(shown_BM.any(1).all()):
             raise DataError("nothing to synthesize from: an image with no shown modality")
         made = torch.zeros(images_BMHW.shape, dtype=torch.float32, device=images_BMHW.device)
@@ -175,7 +175,7 @@ class Any2all:
         like_BMHW: Tensor,
         silent: Collection[int] = (),
     ) -> Tensor:
-        """All modalities in [0, 1] from any mix of clean, measured and missing ones, in the shape of `like_BMHW`.
+        """Make all modalities in [0, 1] from any mix of clean, measured and missing ones, in the shape of `like_BMHW`.
 
         With everything missing it is an unconditional sample of a complete set. `silent` modalities take no part, as
         in a subject that lacks them: theirs is no image.

@@ -1,4 +1,4 @@
-"""MMDM: angiography from the routine sequences, a Brownian bridge from each of them (seed_systems.md §5, §7.6).
+"""MMDM: angiography from the routine sequences, a Brownian bridge from each of them (docs/methods/mmdm.md).
 
 Every source has an expert, a time-conditioned Restormer on a bridge of its own, that predicts source minus target in a
 slab of adjacent slices. A fusion network weighs the experts' estimates pixel by pixel and adds a residual; what is
@@ -45,7 +45,7 @@ FUSED = "fused"  # the name of the fused image's variance
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mmdm(Angiography):
-    """The paper shows all sources to every sample: drop=0."""
+    """MMDM's options. The paper shows all sources to every sample: drop=0."""
 
     size: Literal["tiny", "small", "paper"] = "small"
     times: int = 1000

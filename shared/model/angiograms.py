@@ -1,4 +1,6 @@
-"""How good a synthesised angiogram is: its voxels, its projections, and its vessels as a tree (seed_systems.md §5.7).
+"""How good a synthesised angiogram is: its voxels, its projections, and its vessels as a tree.
+
+Why all three: docs/methods/metrics.md, "Angiograms".
 
 Images are in [0, 1], D H W; all is measured inside the brain mask, and what lies outside counts as 0 in both.
 

@@ -74,7 +74,7 @@ def export(
     ranges: Mapping[str, Any] | None = None,
     audits: Sequence[Summary] = (),
 ) -> Path:
-    """The released model in `run_final` as a signed bundle at `out`; an older bundle there is replaced whole.
+    """Write the released model in `run_final` as a signed bundle at `out`; an older bundle there is replaced whole.
 
     `ranges` say what inputs it is for (shared/model/ranges.py); None: a site then can't tell. `audits` are kept as
     sites handed them over, whatever they found; one of other weights is a ConfigError.
@@ -133,7 +133,7 @@ def _check_audits(audits: Sequence[Summary], weights: Path) -> None:
 
 
 def load(folder: Path, *, trusted: Ed25519PublicKey | None) -> Bundle:
-    """A verified bundle, or a DataError that says what is wrong with it.
+    """Verify a bundle and read it, or raise a DataError that says what is wrong with it.
 
     `trusted` None: whoever signed it. Its files are then whole and belong together, but anybody may have made them;
     the caller must have asked its user for that.

@@ -1,4 +1,6 @@
-"""AD against HC on completed sets: who loses what, the classifier, and what may be said of it (ACADiff Table 1; §3.7).
+"""AD against HC on completed sets: who loses what, the classifier, and what may be said of it (ACADiff Table 1).
+
+What of that table can't be so: docs/methods/aca_diff.md, "The diagnosis task".
 
 All ways of completing a set are compared on the same draws: the same subjects are trained, validated and tested on, the
 same lose the same modalities, the classifier starts from the same weights and sees the same subjects in the same order.

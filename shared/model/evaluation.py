@@ -5,15 +5,16 @@ Floors are the mean image and patch-ridge regression, both from sums pooled over
 site's own model, scored at its own site. Names of subjects are not kept: a score knows its subject by number only.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from shared.base.errors import DataError
+from shared.base.display.progress import Progress
+from shared.base.errors import ConfigError, DataError
 from shared.base.vocabulary import Modality, SiteName
 from shared.data.bids import Clinical
 from shared.data.cohort import Cohort
@@ -21,11 +22,14 @@ from shared.data.missing import all_patterns
 from shared.data.slices import Slices, Stack
 from shared.diffusion.samplers import Sampler
 from shared.methods.nets.ridge import MeanImage, PatchRidge
+from shared.model.fill import Filled, Filling, fill
 from shared.model.metrics import METRICS
-from shared.model.model import Model, Progress, fill
+from shared.model.model import Model, ReadsChart
+from shared.model.tables import Frame, tidy
 
 Keys: TypeAlias = tuple[str | int, ...]
 Filler: TypeAlias = Callable[[Tensor, Tensor, Keys, Clinical], Tensor]  # (images_MDHW, shown_M, keys, chart) -> MDHW
+Fill: TypeAlias = Callable[[Tensor, Tensor, Keys, Clinical], Filled]  # the same, with the spread of its samples
 Never: TypeAlias = Mapping[SiteName, tuple[Modality, ...]]  # what no training subject of a site has
 
 MEAN, RIDGE, ALONE = "mean image", "patch ridge", "alone"
@@ -36,14 +40,13 @@ MEASURED: Mapping[str, tuple[str, ...]] = {
 POOL = 64  # slices at once for the floors' sums
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
+class Score(NamedTuple):
     """One metric of one target of one subject, from one shown subset."""
 
     model: str
     site: SiteName
     subject: int
-    shown: tuple[Modality, ...]
+    shown: str  # joined by +
     target: Modality
     region: str
     metric: str
@@ -52,50 +55,53 @@ class Score:
     slices: int
 
 
-class Row(NamedTuple):
-    """A line of scores.csv: the mean over a site's subjects, or over all their slices."""
-
-    model: str
-    site: SiteName
-    shown: str  # joined by +
-    target: Modality
-    region: str
-    metric: str
-    per: str
-    value: float
-    n: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """Paired over subjects: mean and its 95 % confidence interval (Student's t)."""
+class Scoring:
+    """What is scored of whom."""
 
-    mean: float
-    low: float
-    high: float
-    subjects: int
+    targets: tuple[Modality, ...] = ()  # that the models make; () is all
+    every: int = 1  # one brain slice in so many is used
+    whole: bool = False  # models are given whole volumes, and scored on the same slices
+    split: str | None = None  # of each cohort; by default all subjects
+
+    @classmethod
+    def of(cls, model: Model, *, every: int = 1, split: str | None = None) -> "Scoring":
+        """As a model needs it: slabs need all slices, and a method that sees a subject at once the whole volume."""
+        method = model.method
+        if every > 1 and method.slab > 1:
+            raise ConfigError(f"--every {every}: {model.name} sees {method.slab} adjacent slices; it needs them all")
+        return cls(targets=method.targets, every=every, whole=isinstance(method, ReadsChart), split=split)
 
 
 # --- who is compared ------------------------------------------------------------------------------------------------
 
 
-def filler(model: Model, *, sampler: Sampler, seed: int, device: torch.device) -> Filler:
-    """The Monte-Carlo mean of a trained model."""
+def filled_by(
+    model: Model, *, sampler: Sampler, seed: int, device: torch.device, told: Collection[str] | None = None
+) -> Fill:
+    """What is hidden, by a trained model; `told`: the fields of the chart that it hears, by default all."""
 
-    def fill_all(images_MDHW: Tensor, shown_M: Tensor, keys: Keys, clinical: Clinical) -> Tensor:
-        every = range(images_MDHW.shape[1])
-        return fill(
-            model,
-            images_MDHW,
-            shown_M,
-            slices=every,
+    def fill_all(images_MDHW: Tensor, shown_M: Tensor, keys: Keys, clinical: Clinical) -> Filled:
+        how = Filling(
             sampler=sampler,
             keys=(seed, *keys),
             device=device,
-            clinical=clinical,
-        ).mean_MDHW
+            clinical={name: value for name, value in clinical.items() if told is None or name in told},
+            wanted=[m for m, shown in zip(model.modalities, shown_M.tolist(), strict=True) if not shown],
+        )
+        return fill(model, images_MDHW, shown_M, range(images_MDHW.shape[1]), how)
 
     return fill_all
+
+
+def mean_of(fill_all: Fill) -> Filler:
+    """The Monte-Carlo mean; of one sample, the sample."""
+    return lambda images_MDHW, shown_M, keys, clinical: fill_all(images_MDHW, shown_M, keys, clinical).mean_MDHW
+
+
+def filler(model: Model, *, sampler: Sampler, seed: int, device: torch.device) -> Filler:
+    """The Monte-Carlo mean of a trained model."""
+    return mean_of(filled_by(model, sampler=sampler, seed=seed, device=device))
 
 
 def floors(cohorts: Sequence[Cohort], modalities: Sequence[Modality]) -> dict[str, Filler]:
@@ -144,187 +150,56 @@ def evaluate(
     models: Mapping[str, Filler],
     heldout: Mapping[SiteName, Cohort],
     modalities: Sequence[Modality],
+    scoring: Scoring | None = None,
     *,
-    targets: Sequence[Modality] | None = None,
     alone: Mapping[SiteName, Filler] | None = None,
-    every: int = 1,
-    reconstruct: bool = False,
-    whole: bool = False,
-    split: str | None = None,
     progress: Progress | None = None,
-) -> tuple[Score, ...]:
-    """`targets`: what the models make, by default all. `every`: one brain slice in so many is used; models of slabs
-    need all of them. `reconstruct`: shown modalities are scored too. `whole`: models are given whole volumes, as those
-    that see a subject at once need, and scored on the same slices.
-    """
-    alone = alone or {}
-    slices = {site: Slices(cohort, modalities, split=split) for site, cohort in heldout.items()}
+) -> Frame:
+    """A row for each `Score`. `alone`: each site's own model, for its own subjects."""
+    scoring, alone = scoring or Scoring(), alone or {}
+    slices = {site: Slices(cohort, modalities, split=scoring.split) for site, cohort in heldout.items()}
     subjects = [(site, number) for site, held in slices.items() for number in range(len(held.subjects))]
     if not subjects:
         raise DataError("nothing to evaluate on: no subject has any of " + ", ".join(modalities))
     scores: list[Score] = []
     for done, (site, number) in enumerate(subjects):
-        stack = slices[site].volume(number)
         brain = slices[site].subjects[number].brain_slices
-        chosen = list(brain[min(every // 2, len(brain) - 1) :: every])
+        chosen = list(brain[min(scoring.every // 2, len(brain) - 1) :: scoring.every])
         compared = {**models, **({ALONE: alone[site]} if site in alone else {})}
-        scores += _subject(compared, site, number, stack, chosen, modalities, targets or modalities, reconstruct, whole)
+        stack = slices[site].volume(number)
+        scores += _subject(compared, (site, number), stack, chosen, list(modalities), scoring)
         if progress is not None:
             progress(done + 1, len(subjects))
-    return tuple(scores)
+    return tidy(scores, Score._fields)
 
 
 def _subject(
     models: Mapping[str, Filler],
-    site: SiteName,
-    number: int,
+    who: tuple[SiteName, int],
     stack: Stack,
     chosen: Sequence[int],
     modalities: Sequence[Modality],
-    made: Sequence[Modality],
-    reconstruct: bool,
-    whole: bool,
-) -> Iterable[Score]:
-    given_MDHW = stack.images_MDHW if whole else stack.images_MDHW[:, chosen]
+    scoring: Scoring,
+) -> Iterator[Score]:
+    given_MDHW = stack.images_MDHW if scoring.whole else stack.images_MDHW[:, chosen]
     images_MDHW = stack.images_MDHW[:, chosen]
     regions = {"brain": stack.brain_DHW[chosen]}
     if stack.lesion_DHW is not None:
         regions["lesion"] = (stack.lesion_DHW[chosen] > 0) & regions["brain"]
     held = [m for m, exists in zip(modalities, stack.exists_M.tolist(), strict=True) if exists]
     for shown in all_patterns(held):
-        targets = [m for m in held if m in made and (reconstruct or m not in shown)]
+        targets = [m for m in held if m not in shown and (m in scoring.targets or not scoring.targets)]
         if not targets:
             continue
         shown_M = torch.tensor([m in shown for m in modalities])
         visible_MDHW = torch.where(shown_M[:, None, None, None], given_MDHW, torch.nan)  # a peek would not go unseen
         for model, fill_all in models.items():
-            keys = ("evaluate", site, number, "+".join(shown))
+            keys = ("evaluate", *who, "+".join(shown))
             made_MDHW = fill_all(visible_MDHW, shown_M, keys, stack.clinical)
-            if whole:
+            if scoring.whole:
                 made_MDHW = made_MDHW[:, chosen]
-            for target in targets:
-                row = list(modalities).index(target)
-                for region, mask_DHW in regions.items():
-                    if not bool(mask_DHW.any()):
-                        continue
-                    for metric in MEASURED[region]:
-                        volume, mean, n = METRICS[metric](made_MDHW[row], images_MDHW[row], mask_DHW)
-                        yield Score(
-                            model=model,
-                            site=site,
-                            subject=number,
-                            shown=shown,
-                            target=target,
-                            region=region,
-                            metric=metric,
-                            volume=volume,
-                            slice=mean,
-                            slices=n,
-                        )
-
-
-# --- what the scores say --------------------------------------------------------------------------------------------
-
-
-def rows(scores: Iterable[Score]) -> list[Row]:
-    """Means over each site's subjects, per volume and per slice; in the order in which they were scored."""
-
-    cells: dict[tuple[str, SiteName, str, Modality, str, str], list[Score]] = {}
-    for s in scores:
-        cells.setdefault((s.model, s.site, "+".join(s.shown), s.target, s.region, s.metric), []).append(s)
-    table = []
-    for (model, site, shown, target, region, metric), held in cells.items():
-        per_volume = [(s.volume, 1) for s in held]
-        per_slice = [(s.slice, s.slices) for s in held]
-        for per, values in (("volume", per_volume), ("slice", per_slice)):
-            finite = [(value, n) for value, n in values if math.isfinite(value)]
-            total = sum(n for _, n in finite)
-            if total:
-                value = sum(value * n for value, n in finite) / total
-                table.append(Row(model, site, shown, target, region, metric, per, value, total))
-    return table
-
-
-Task: TypeAlias = Callable[[Score], bool]
-
-
-def single(modalities: Sequence[Modality]) -> Task:
-    """One modality hidden, all the others shown."""
-    return lambda s: s.target not in s.shown and len(s.shown) == len(modalities) - 1
-
-
-def untrainable(never: Never, site: SiteName | None = None) -> Task:
-    """Targets that a site never acquires, from what it does acquire; at one site, or each site's own at all sites."""
-
-    def is_task(s: Score) -> bool:
-        lacking = never.get(s.site, ())
-        return site in (None, s.site) and s.target in lacking and not set(s.shown) & set(lacking)
-
-    return is_task
-
-
-def by_subject(
-    scores: Iterable[Score], model: str, task: Task, *, region: str = "brain", metric: str = "psnr"
-) -> dict[tuple[SiteName, int], float]:
-    """Each subject's mean over a task, per volume."""
-    held: dict[tuple[SiteName, int], list[float]] = {}
-    for s in scores:
-        if s.model == model and s.region == region and s.metric == metric and math.isfinite(s.volume) and task(s):
-            held.setdefault((s.site, s.subject), []).append(s.volume)
-    return {key: sum(values) / len(values) for key, values in held.items()}
-
-
-def difference(
-    scores: Sequence[Score], model: str, other: str, task: Task, *, region: str = "brain", metric: str = "psnr"
-) -> Difference | None:
-    """How much better `model` is than `other` on the subjects that both filled; None for no such subject."""
-    ours, theirs = (by_subject(scores, name, task, region=region, metric=metric) for name in (model, other))
-    found = [ours[key] - theirs[key] for key in ours if key in theirs]
-    if not found:
-        return None
-    return interval(found)
-
-
-def interval(found: Sequence[float]) -> Difference:
-    """Mean and 95 % confidence interval of paired differences."""
-    n, mean = len(found), sum(found) / len(found)
-    if n == 1:
-        return Difference(mean=mean, low=-math.inf, high=math.inf, subjects=1)
-    from scipy.stats import t  # takes a second to import
-
-    error = math.sqrt(sum((d - mean) ** 2 for d in found) / (n - 1) / n)
-    reach = float(t.ppf(0.975, n - 1)) * error
-    return Difference(mean=mean, low=mean - reach, high=mean + reach, subjects=n)
-
-
-class Bought(NamedTuple):
-    """A line of the table of what the federation bought, in dB of PSNR per volume; None where nothing was scored."""
-
-    task: str
-    site: SiteName  # "" for all sites
-    region: str
-    values: Mapping[str, float | None]  # by model
-    over: Mapping[str, Difference | None]  # the first model's lead over each other
-
-
-def bought(scores: Sequence[Score], modalities: Sequence[Modality], never: Never) -> list[Bought]:
-    """The first model against all others: one hidden modality, and what each site can't train by itself."""
-    models = list(dict.fromkeys(s.model for s in scores))
-    tasks = [("one hidden, all others shown", "", single(modalities))]
-    for site, lacking in never.items():
-        if lacking:
-            tasks.append((f"{site}: never acquires {', '.join(lacking)}", site, untrainable(never, site)))
-    tasks.append(("what a site never acquires", "", untrainable(never)))
-    table = []
-    for name, site, task in tasks:
-        for region in MEASURED:
-            values = {m: _mean(by_subject(scores, m, task, region=region).values()) for m in models}
-            if any(value is not None for value in values.values()):
-                over = {m: difference(scores, models[0], m, task, region=region) for m in models[1:]}
-                table.append(Bought(task=name, site=site, region=region, values=values, over=over))
-    return table
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    held = list(values)
-    return sum(held) / len(held) if held else None
+            for target, (region, mask_DHW) in itertools.product(targets, regions.items()):
+                row = modalities.index(target)
+                for metric in MEASURED[region] if bool(mask_DHW.any()) else ():
+                    volume, mean, n = METRICS[metric](made_MDHW[row], images_MDHW[row], mask_DHW)
+                    yield Score(model, *who, "+".join(shown), target, region, metric, volume, mean, n)

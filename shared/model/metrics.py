@@ -1,8 +1,10 @@
-"""Image quality on [0, 1] in a mask: pooled over a volume, and as the mean over its slices (seed_systems.md §9.12).
+"""Image quality on [0, 1] in a mask: pooled over a volume, and as the mean over its slices.
+
+Why so: docs/methods/metrics.md, "Image quality".
 
 The range is fixed at 1 and nothing is rescaled first: dividing a prediction by its own maximum hides intensity errors.
 Slices that the mask does not reach are left out. Both forms are always given: the mean of per-slice PSNRs lies one to
-two dB above the PSNR of the pooled error (§2.6). LPIPS and FID are not here: they need weights from elsewhere.
+two dB above the PSNR of the pooled error. LPIPS and FID are not here: they need weights from elsewhere.
 """
 
 import functools
@@ -25,13 +27,13 @@ FINE, BANDS = 0.25, 8  # spectrum ratio: bands from FINE to 0.5 cycles per pixel
 _SLACK = 1e-3  # how far float16 or a resampling may leave [0, 1]
 
 
-class Score(NamedTuple):
+class Value(NamedTuple):
     volume: float  # all voxels of the mask at once
     slice: float  # mean over the slices that the mask reaches
     slices: int
 
 
-Measure: TypeAlias = Callable[[Tensor, Tensor, Tensor], Score]  # (prediction_DHW, truth_DHW, mask_DHW)
+Measure: TypeAlias = Callable[[Tensor, Tensor, Tensor], Value]  # (prediction_DHW, truth_DHW, mask_DHW)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,7 @@ class Metric:
     best: float  # its value for two identical images
     unit: str = ""
 
-    def __call__(self, prediction_DHW: Tensor, truth_DHW: Tensor, mask_DHW: Tensor) -> Score:
+    def __call__(self, prediction_DHW: Tensor, truth_DHW: Tensor, mask_DHW: Tensor) -> Value:
         """DataError for a prediction outside [0, 1] or an empty mask."""
         _check(prediction_DHW, truth_DHW, mask_DHW)
         reached_D = mask_DHW.flatten(1).any(dim=1)
@@ -59,12 +61,12 @@ def psnr(prediction: Tensor, truth: Tensor, mask: Tensor) -> float:
 def _adding(parts: Callable[[Tensor, Tensor, Tensor], Tensor], value: Callable[[Tensor], Tensor]) -> Measure:
     """`parts` gives sums per slice, D x anything; `value` turns sums, of a slice or of all, into the metric."""
 
-    def measure(prediction_DHW: Tensor, truth_DHW: Tensor, mask_DHW: Tensor) -> Score:
+    def measure(prediction_DHW: Tensor, truth_DHW: Tensor, mask_DHW: Tensor) -> Value:
         sums = parts(prediction_DHW, truth_DHW, mask_DHW)
         value_D = value(sums)
         value_D = value_D[value_D.isfinite()]  # such as a slice too near the border for one whole window
         mean = value_D.mean().item() if len(value_D) else math.nan
-        return Score(volume=value(sums.sum(0, keepdim=True)).item(), slice=mean, slices=len(value_D))
+        return Value(volume=value(sums.sum(0, keepdim=True)).item(), slice=mean, slices=len(value_D))
 
     return measure
 
@@ -160,11 +162,11 @@ def _ratio(rings_N2K: Tensor) -> Tensor:
 # --- sliced Wasserstein: sorted, not summed -------------------------------------------------------------------------
 
 
-def _sliced_wasserstein(p_DHW: Tensor, y_DHW: Tensor, mask_DHW: Tensor) -> Score:
+def _sliced_wasserstein(p_DHW: Tensor, y_DHW: Tensor, mask_DHW: Tensor) -> Value:
     value_D = [_distance(p_DHW[d : d + 1], y_DHW[d : d + 1], mask_DHW[d : d + 1]) for d in range(len(p_DHW))]
     found = [value for value in value_D if not math.isnan(value)]
     mean = sum(found) / len(found) if found else math.nan
-    return Score(volume=_distance(p_DHW, y_DHW, mask_DHW), slice=mean, slices=len(found))
+    return Value(volume=_distance(p_DHW, y_DHW, mask_DHW), slice=mean, slices=len(found))
 
 
 def _distance(p_DHW: Tensor, y_DHW: Tensor, mask_DHW: Tensor) -> float:

@@ -7,35 +7,33 @@ heat_map.png    PSNR of the first model by shown subset and target
 bought.png      the first model beside the others
 """
 
-import csv
-import io
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.base.files import write_json, write_text, writing
-from shared.base.vocabulary import Modality
-from shared.data.missing import all_patterns
-from shared.model.evaluation import Bought, Difference, Row, Score, bought, rows
+import numpy as np
 
+from shared.base.files import write_json, writing
+from shared.base.vocabulary import Modality, SiteName
+from shared.data.missing import all_patterns
+from shared.model import tables
+from shared.model.evaluation import Never
+from shared.model.tables import Column, Frame, Printable, compare, records, screen, stacked, write_csv
+
+SCORES = ("model", "site", "shown", "target", "region", "metric", "per", "value", "n")
 BOUGHT = ("task", "region", "model", "psnr", "lead", "low", "high", "subjects")
 MOST_BY_SITE = 8  # groups of bars
 
 
 def write_scorecard(
-    scores: Sequence[Score],
-    folder: Path,
-    modalities: Sequence[Modality],
-    never: Mapping[str, tuple[Modality, ...]],
-    *,
-    how: Mapping[str, Any],
-) -> list[Bought]:
-    """All files into `folder`; `how` (sampler, seed, slices ...) is kept beside the headlines."""
-    table, lines = rows(scores), bought(scores, modalities, never)
-    write_text(folder / "scores.csv", _csv(Row._fields, table))
-    write_text(folder / "bought.csv", _csv(BOUGHT, _flat(lines)))
+    scores: Frame, folder: Path, modalities: Sequence[Modality], never: Never, *, how: Mapping[str, Any]
+) -> Frame:
+    """All files into `folder`, and what was bought; `how` (sampler, seed, slices ...) is kept beside the headlines."""
+    table, lines = by_site(scores), bought(scores, modalities, never)
+    write_csv(table, folder / "scores.csv", SCORES)
+    write_csv(lines.rename(columns={"mean": "psnr", "pairs": "subjects"}), folder / "bought.csv", BOUGHT)
     summary = {
         "headlines": headlines(lines),
         "how": dict(how),
@@ -47,65 +45,84 @@ def write_scorecard(
     return lines
 
 
-def headlines(lines: Iterable[Bought]) -> dict[str, float]:
+# --- what the scores say --------------------------------------------------------------------------------------------
+
+
+def by_site(scores: Frame) -> Frame:
+    """Means over each site's subjects (`per` volume), and over all their slices (`per` slice)."""
+    cell = ["model", "site", "shown", "target", "region", "metric", "per"]
+    volumes = scores.assign(per="volume", value=scores["volume"], n=1)
+    slices = scores.assign(per="slice", value=scores["slice"], n=scores["slices"])
+    both = stacked([volumes, slices]).iloc[np.arange(2 * len(scores)).reshape(2, -1).T.ravel()]  # one beside the other
+    both = both[np.isfinite(both["value"]) & (both["n"] > 0)]
+    both = both.assign(value=both["value"] * both["n"])
+    sums = both.groupby(cell, sort=False)[["value", "n"]].sum().reset_index()
+    return sums.assign(value=sums["value"] / sums["n"])
+
+
+def one_hidden(scores: Frame, modalities: Sequence[Modality]) -> Frame:
+    """Those with all other modalities shown."""
+    return scores[scores["shown"].str.count(r"\+") == len(modalities) - 2]
+
+
+def untrainable(scores: Frame, never: Never, site: SiteName | None = None) -> Frame:
+    """Targets that a site never acquires, from what it does acquire; at one site, or each site's own at all sites."""
+
+    def is_task(at: SiteName, shown: str, target: Modality) -> bool:
+        lacking = never.get(at, ())
+        return site in (None, at) and target in lacking and not set(shown.split("+")) & set(lacking)
+
+    asked = [is_task(*row) for row in scores[["site", "shown", "target"]].itertuples(index=False)]
+    return scores[np.array(asked, bool)]
+
+
+def bought(scores: Frame, modalities: Sequence[Modality], never: Never) -> Frame:
+    """The first model against all others, in dB of PSNR per volume: one hidden modality, and what each site can't train
+    by itself. `only` is the site that a task is of, "" for all.
+    """
+    psnr = scores[scores["metric"] == "psnr"].assign(value=scores["volume"])
+    models = list(dict.fromkeys(scores["model"]))
+    tasks = [("one hidden, all others shown", "", one_hidden(psnr, modalities))]
+    for site, lacking in never.items():
+        if lacking:
+            tasks.append((f"{site}: never acquires {', '.join(lacking)}", site, untrainable(psnr, never, site)))
+    tasks.append(("what a site never acquires", "", untrainable(psnr, never)))
+    asked = stacked(part.assign(task=name, only=site) for name, site, part in tasks)
+    line = ["task", "only", "region"]
+    found = compare(asked, line, "model", ["site", "subject"], models[0])
+    every = found[line].drop_duplicates().merge(tables.tidy([(m,) for m in models], ["model"]), how="cross")
+    return every.merge(found, how="left")
+
+
+def headlines(lines: Frame) -> dict[str, float]:
     """`<region> PSNR, <task>, <model>` -> dB: what a bundle and a tracker are told. No site is named."""
     return {
-        f"{line.region} PSNR, {line.task}, {model}": round(value, 3)
-        for line in lines
-        if not line.site
-        for model, value in line.values.items()
-        if value is not None
+        f"{line['region']} PSNR, {line['task']}, {line['model']}": round(line["mean"], 3)
+        for line in records(lines)
+        if not line["only"] and math.isfinite(line["mean"])
     }
 
 
-def printable(lines: Sequence[Bought]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Columns and rows of words, ready for a table on a screen."""
-    models = list(lines[0].values) if lines else []
-    columns = ("task", "region", *models, *(f"{models[0]} - {m}" for m in models[1:]))
-    table = []
-    for line in lines:
-        values = [f"{v:.2f}" if v is not None else "–" for v in line.values.values()]
-        table.append((line.task, line.region, *values, *(_words(line.over.get(m)) for m in models[1:])))
-    return columns, table
-
-
-def _words(lead: Difference | None) -> str:
-    if lead is None:
-        return "–"
-    return f"{lead.mean:+.2f}" + (f" [{lead.low:+.2f}, {lead.high:+.2f}]" if math.isfinite(lead.low) else "")
-
-
-def _flat(lines: Iterable[Bought]) -> Iterable[tuple[Any, ...]]:
-    for line in lines:
-        for model, value in line.values.items():
-            lead = line.over.get(model)
-            numbers = (lead.mean, lead.low, lead.high, lead.subjects) if lead is not None else ("", "", "", "")
-            yield (line.task, line.region, model, "" if value is None else value, *numbers)
-
-
-def _csv(columns: Sequence[str], table: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([f"{v:.7g}" if isinstance(v, float) else v for v in row] for row in table)
-    return text.getvalue()
+def printable(lines: Frame) -> Printable:
+    models = list(dict.fromkeys(lines["model"]))
+    cells = [Column(model, model, tables.mean(2)) for model in models]
+    cells += [Column(f"{models[0]} - {model}", model, tables.lead(2)) for model in models[1:]]
+    return screen(records(lines), ("task", "region"), "model", cells)
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def _heat_map(table: Sequence[Row], modalities: Sequence[Modality], path: Path) -> None:
+def _heat_map(table: Frame, modalities: Sequence[Modality], path: Path) -> None:
     """Brain PSNR per volume of the first model, mean over sites weighted by their subjects."""
-    first = table[0].model
-    sums: dict[tuple[str, Modality], tuple[float, int]] = {}
-    for r in table:
-        if (r.model, r.region, r.metric, r.per) == (first, "brain", "psnr", "volume"):
-            total, n = sums.get((r.shown, r.target), (0.0, 0))
-            sums[r.shown, r.target] = total + r.value * r.n, n + r.n
-    shown = [name for name in map("+".join, all_patterns(modalities)) if any(name == s for s, _ in sums)]
-    values = [[sums[s, t][0] / sums[s, t][1] if (s, t) in sums else math.nan for t in modalities] for s in shown]
+    first = table["model"].iloc[0]
+    own = table[(table[["model", "region", "metric", "per"]] == [first, "brain", "psnr", "volume"]).all(axis=1)]
+    sums = own.assign(total=own["value"] * own["n"]).groupby(["shown", "target"])[["total", "n"]].sum()
+    means = (sums["total"] / sums["n"]).unstack("target")
+    shown = [name for name in map("+".join, all_patterns(modalities)) if name in means.index]
+    values = means.reindex(index=shown, columns=list(modalities)).to_numpy().tolist()
 
-    figure, axes = _figure(2.6 + 0.9 * len(modalities), 1.3 + 0.34 * len(shown))
+    figure, axes = blank_figure(2.6 + 0.9 * len(modalities), 1.3 + 0.34 * len(shown))
     image = axes.imshow(values, aspect="auto", cmap="viridis")
     middle = sum(image.get_clim()) / 2
     for y, line in enumerate(values):
@@ -117,36 +134,39 @@ def _heat_map(table: Sequence[Row], modalities: Sequence[Modality], path: Path) 
     axes.set_xticks(range(len(modalities)), modalities)
     axes.set_yticks(range(len(shown)), [s.replace("+", " + ") for s in shown], fontsize=8)
     axes.set(xlabel="target", ylabel="shown", title=f"{first}: PSNR in the brain, dB")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _bars(lines: Sequence[Bought], path: Path) -> None:
+def _bars(lines: Frame, path: Path) -> None:
     """One group of bars per task and region, one bar per model; of many sites only the first few by themselves."""
-    by_site = [line for line in lines if line.site][:MOST_BY_SITE]
-    lines = [line for line in lines if not line.site or line in by_site]
-    if not lines:
+    places = list(dict.fromkeys(lines[["task", "only", "region"]].itertuples(index=False, name=None)))
+    by_site = [place for place in places if place[1]][:MOST_BY_SITE]
+    places = [place for place in places if not place[1] or place in by_site]
+    if not places:
         return
-    models = list(lines[0].values)
-    figure, axes = _figure(2.5 + 1.3 * len(lines), 4.2)
+    models = list(dict.fromkeys(lines["model"]))
+    means = lines.pivot(index=["task", "only", "region"], columns="model", values="mean")
+    figure, axes = blank_figure(2.5 + 1.3 * len(places), 4.2)
     width = 0.8 / len(models)
     for i, model in enumerate(models):
-        places = [g - 0.4 + width * (i + 0.5) for g in range(len(lines))]
-        values = [line.values[model] or 0.0 for line in lines]
-        bars = axes.bar(places, values, width * 0.92, label=model, color=f"C{i}")
+        values = means.loc[places, model].fillna(0.0).tolist()
+        bars = axes.bar(
+            [g - 0.4 + width * (i + 0.5) for g in range(len(places))], values, width * 0.92, label=model, color=f"C{i}"
+        )
         axes.bar_label(bars, [f"{v:.1f}" if v else "" for v in values], fontsize=7)
-    axes.set_xticks(range(len(lines)), [f"{_wrapped(line.task)}\n{line.region}" for line in lines], fontsize=7)
+    axes.set_xticks(range(len(places)), [f"{_wrapped(task)}\n{region}" for task, _, region in places], fontsize=7)
     axes.set(ylabel="PSNR per volume, dB", title="What the federation bought")
     axes.margins(x=0.01, y=0.18)  # room for the legend
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, ncols=len(models), loc="upper left", frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _wrapped(text: str) -> str:
     return "\n".join(textwrap.wrap(text, 22))
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def blank_figure(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
 
@@ -155,6 +175,6 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     with writing(path) as file:
         figure.savefig(file, format="png", dpi=130, metadata={"Software": None})

@@ -1,56 +1,32 @@
-"""Hydra text -> frozen dataclasses, checked once. The only place that knows Hydra."""
+"""Hydra text -> frozen dataclasses, checked once: the whole of a run, as its coordinator has it. The door to Hydra."""
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
-
-from torch import nn
 
 from shared.base.errors import ConfigError
 from shared.base.options import build, plain, require
-from shared.base.owners import keep_local
-from shared.base.records import Owners, Phase
 from shared.clinical.attach import planned_fingerprint, reads_text
 from shared.clinical.probes import same_encoder
-from shared.data.intensities import RULES_VERSION
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
-from shared.methods import METHODS, Method
-from shared.plan import lora
+from shared.methods import Method
+from shared.plan.settings import CONFIGS as CONFIGS
+from shared.plan.settings import Choice as Choice
+from shared.plan.settings import Limits as Limits
+from shared.plan.settings import RunSettings as RunSettings
+from shared.plan.settings import Tuning as Tuning
+from shared.plan.settings import build_method as build_method
+from shared.plan.settings import load_sampler as load_sampler
 from shared.plan.training import PhaseTraining
-from shared.trust.privacy import Privacy, Query, Spending, noise_for
+from shared.trust.privacy import Privacy, Query, noise_for
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MAY_CHANGE = ("run", "resume", "device", "tracking", "validation")  # between a run and its resumption
 _ENCODER = "method.options.text_fingerprint"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """A row of a table by name, with its options: a method, a strategy."""
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What an honest update can't exceed."""
-
-    norm: float = 1e3  # l2 of the whole delta
-    entry: float = 64.0  # any one weight; with the samples of a round it bounds the integer sums
-
-    def __post_init__(self) -> None:
-        require(self.norm > 0, "norm", self.norm, "above 0")
-        require(0 < self.entry <= 2**20, "entry", self.entry, "in (0, 2^20]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +42,7 @@ class Federation:
     estimator: Literal["masked", "delta"] = "masked"
     keep_local: tuple[str, ...] = ()
     min_cell: int = 5
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     alone: bool = False
     disks: str | None = None  # simulation: folder of the sites' own disks, kept over runs; null: in the run
     manifest: str | None = None  # hash of what the federation agreed on; a site's policy may ask that a plan names it
@@ -99,110 +75,6 @@ class Tracking:
     experiment: str = "lacuna"
 
 
-NOTHING = "none"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tuning:
-    """Where a run starts, and which weights it may change."""
-
-    start: str | None = None
-    take: tuple[str, ...] = ()  # tensors taken from it (shell patterns), into a method that may be another; (): all
-    skip: tuple[str, ...] = ()  # phases that are left as the start has them
-    only: tuple[str, ...] = ()
-    lora: int = 0
-
-    def __post_init__(self) -> None:
-        require(self.lora >= 0, "lora", self.lora, "0 or more")
-        named = self.prior is not None
-        require(named or not (self.take or self.skip), "start", self.start, "a run, with tuning.take or tuning.skip")
-        require(not (self.take and self.lora), "take", self.take, "empty with tuning.lora")
-
-    @property
-    def prior(self) -> str | None:
-        return None if self.start == NOTHING else self.start
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSettings:
-    """What every site must know of a run; travels as JSON in the plan, and never as code."""
-
-    method: Choice
-    training: Mapping[str, PhaseTraining]
-    grid: Grid
-    seed: int
-    keep_local: tuple[str, ...]
-    min_cell: int
-    min_holders: int
-    manifest: str | None = None
-    privacy: Privacy = field(default_factory=Privacy)
-    tuning: Tuning = field(default_factory=Tuning)
-
-    @staticmethod
-    def parse(text: str) -> "RunSettings":
-        return build(RunSettings, json.loads(text), "plan")
-
-    def text(self) -> str:
-        return json.dumps(plain(self), sort_keys=True)
-
-    def build_method(self) -> Method:
-        return build_method(self.method)
-
-    def build_net(self, method: Method) -> nn.Module:
-        """The network as this run trains it, with its first weights."""
-        return lora.adapt(method.build(self.seed), self.tuning.lora, self.seed)
-
-    def phases(self, method: Method) -> tuple[Phase, ...]:
-        """A prior brings its own agreed constants: what it was trained around is not summed anew."""
-        names = [phase.name for phase in method.phases]
-        for name in self.tuning.skip:
-            require(name in names, "tuning.skip", name, f"among {', '.join(names)}")
-        whole = self.tuning.prior is not None and not self.tuning.take
-        return tuple(
-            phase
-            for phase in method.phases
-            if phase.name not in self.tuning.skip and (phase.kind != "sums" or not whole)
-        )
-
-    def owners(self, method: Method, net: nn.Module, phase: str) -> Owners:
-        """What this run trains in a phase."""
-        if not self.tuning.lora:
-            every = method.owners(net, phase)
-            return keep_local(self._named(every) if self.tuning.only else every, self.keep_local)
-        every = method.owners(method.build(self.seed), phase)
-        return keep_local(lora.owners(net, every, self._named(every)), self.keep_local)
-
-    def _named(self, every: Owners) -> Owners:
-        return {n: o for n, o in every.items() if any(fnmatchcase(n, pattern) for pattern in self.tuning.only)}
-
-    def queries(self, method: Method) -> Spending:
-        """What the whole run asks of a private site's subjects."""
-        if self.privacy.noise is None:
-            return {}
-        step = Query(noise=self.privacy.noise, rate=self.privacy.rate)
-        found: dict[Query, int] = {}
-        for phase in self.phases(method):
-            query, n = (
-                (step, self.training[phase.name].rounds * self.training[phase.name].steps)
-                if (phase.kind == "train")
-                else (Query(noise=self.privacy.sums_noise, rate=1.0), 1)
-            )
-            found[query] = found.get(query, 0) + n
-        return found
-
-    @property
-    def schema(self) -> str:
-        """Hash of what must agree before any number is averaged: method, modalities, grid, intensities, code."""
-        agreed = {
-            "tuning": plain(self.tuning),
-            "method": plain(self.method),
-            "grid": plain(self.grid),
-            "intensities": RULES_VERSION,
-            "lacuna": version("lacuna"),
-        }
-        return hashlib.sha256(json.dumps(agreed, sort_keys=True).encode()).hexdigest()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     run: str | None
@@ -228,18 +100,7 @@ class Config:
         return build_method(self.method)
 
     def for_sites(self) -> RunSettings:
-        return RunSettings(
-            method=self.method,
-            training=self.training,
-            grid=self.grid,
-            seed=self.seed,
-            keep_local=self.federation.keep_local,
-            min_cell=self.federation.min_cell,
-            min_holders=self.federation.min_holders,
-            manifest=self.federation.manifest,
-            privacy=self.privacy,
-            tuning=self.tuning,
-        )
+        return RunSettings.of_run(plain(self))
 
     def text(self) -> str:
         return json.dumps(plain(self), indent=1, sort_keys=True)
@@ -255,17 +116,6 @@ def load(overrides: Sequence[str]) -> Config:
     method = config.build_method()
     _check_phases(config.training, method, config.method.name)
     return _with_fingerprint(_with_noise(config, method), method)
-
-
-def load_sampler(kind: str) -> Sampler:
-    """A row of configs/sampler by name, with its own steps and samples."""
-    return build(Sampler, _compose([f"sampler={kind}"])["sampler"], "sampler")
-
-
-def build_method(choice: Choice) -> Method:
-    if choice.name not in METHODS:
-        raise ConfigError(f"method={choice.name}: must be one of {', '.join(METHODS)}")
-    return build(METHODS[choice.name], choice.options, "method")
 
 
 def same_run(stored: Config, wanted: Config) -> None:
@@ -286,10 +136,18 @@ def with_changes(config: Config, **changes: Any) -> Config:
 
 def _compose(overrides: Sequence[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    sizes = {
+        path.stem: OmegaConf.select(OmegaConf.load(path), "sizes")
+        for path in sorted((CONFIGS / "method").glob("*.yaml"))
+    }
+    for name, its in sizes.items():
+        for size, values in its.items():  # the group `training`, of which config.yaml takes METHOD_SIZE
+            ConfigStore.instance().store(f"{name}_{size}", values, group="training", package="_global_")
     try:
         with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             composed = compose("config", overrides=list(overrides))
@@ -297,6 +155,8 @@ def _compose(overrides: Sequence[str]) -> dict[str, Any]:
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: `group=null`
         raise ConfigError(_short(error)) from None
     assert isinstance(resolved, dict)
+    if resolved["method"].pop("sizes", None) not in sizes.values():
+        raise ConfigError("method.sizes: can't be changed; name the keys that a size stands for, such as training.*")
     return {str(key): value for key, value in resolved.items()}
 
 

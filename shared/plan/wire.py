@@ -52,7 +52,7 @@ PREPARATION = re.compile(r"|[0-9a-f]{64}")  # a digest, or nothing: a site has n
 
 
 def pack_plan(plan: RoundPlan) -> RecordDict:
-    """The same for all sites; `address` adds what is for one alone."""
+    """Write the plan into a message, the same for all sites; `address` adds what is for one alone."""
     head: Head = {
         "run": plan.run,
         "phase": plan.phase,
@@ -108,7 +108,7 @@ def asked(content: RecordDict) -> dict[str, str | int]:
 
 
 def pack_update(update: Update) -> RecordDict:
-    """Names are listed, not filtered: metrics outside RELEASED, or PRIVATE, have no way out."""
+    """Write the update into a reply, from named fields alone: a metric outside RELEASED, or PRIVATE, has no way out."""
     may = RELEASED if update.spent is None else PRIVATE
     head: Head = {
         "site": update.site,
@@ -125,7 +125,7 @@ def pack_update(update: Update) -> RecordDict:
 
 
 def unpack_update(message: Message, sender: str) -> Update:
-    """The update of a reply, which is emptied on the way; malformed ones are UpdateRejected by the sender's name."""
+    """Read the update of a reply, emptying the reply; a malformed one is UpdateRejected by its sender's name."""
     try:
         head = message.content.config_records["update"]
         counts = json.loads(str(head["counts"]))

@@ -30,7 +30,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Rates and an interval, to two digits."""
+    """What may be handed over: rates and an interval, to two digits."""
 
     weights: str  # SHA-256 of the bundle's model.safetensors
     duplicates: float  # share of synthetic slices nearer to a training slice than 1 % of real ones are
@@ -69,7 +69,7 @@ class Summary:
 
 
 def read_summary(path: Path) -> Summary:
-    """ConfigError for a file that is no summary of an audit."""
+    """Read a summary; ConfigError for a file that is none."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -16,7 +16,7 @@ _BEGIN = b"-----BEGIN CERTIFICATE-----\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lifetime:
-    """Of the certificate that a person knows by this name, and what to do when it ends."""
+    """How long the certificate that a person knows by this name holds, and what to do when it ends."""
 
     name: str
     begins: datetime
@@ -24,7 +24,7 @@ class Lifetime:
     remedy: str
 
     def warning(self, now: datetime) -> str | None:
-        """From 30 days ahead; also when the clock stands before its first day."""
+        """Warn from 30 days ahead; also when the clock stands before its first day."""
         if now < self.begins:
             return f"{self.name} is not valid before {utc(self.begins)}, and the clock here says {utc(now)}: set it"
         if now >= self.ends:

@@ -1,4 +1,6 @@
-"""What may be said of a private training, and what may not (specs/privacy.md §4): from frozen facts to sentences.
+"""What may be said of a private training, and what may not: from frozen facts to sentences.
+
+Which, and why: docs/methods/privacy.md, "What may be said".
 
 The facts stand in a model's provenance as `privacy`; bundle, report, tracker and sidecars all read them from there and
 say the same. A number is rounded up, never down. Nothing is said that the facts do not hold.
@@ -208,7 +210,7 @@ def _site(one: Certificate, record: PrivacyRecord) -> str:
 
 
 def _odds(certificates: Sequence[Certificate]) -> str:
-    """What the figure of the site that spent the most comes to."""
+    """Say as odds what the figure of the site that spent the most comes to."""
     worst = max(certificates, key=lambda one: best_attack(one.epsilon, one.delta))
     found = best_attack(worst.epsilon, worst.delta)
     return (
@@ -218,7 +220,7 @@ def _odds(certificates: Sequence[Certificate]) -> str:
 
 
 def _besides(record: PrivacyRecord) -> list[str]:
-    """What else touched the data, or the model."""
+    """Say what else touched the data, or the model."""
     said = [
         f"{_count(one.others, 'update')} left the cohort of {one.site} without differential privacy, in this run or "
         "another; of those nothing is said here."
@@ -279,7 +281,7 @@ def not_claimed() -> list[str]:
 
 
 def _up(epsilon: float) -> str:
-    """To hundredths, upwards: what is said is never less than what was spent."""
+    """Round up to hundredths: what is said is never less than what was spent."""
     return f"{math.ceil(epsilon * 100 - 1e-9) / 100:g}"
 
 

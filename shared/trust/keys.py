@@ -41,7 +41,7 @@ def public_path(path: Path) -> Path:
 
 
 def read_signing_key(path: Path) -> Ed25519PrivateKey:
-    """ConfigError when anybody but its owner may read it."""
+    """Read a signing key; ConfigError when anybody but its owner may read the file."""
     try:
         key = serialization.load_pem_private_key(read_secret(path, "signing key"), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -72,7 +72,7 @@ def private_pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def public_pem(key: Ed25519PublicKey | ec.EllipticCurvePublicKey) -> bytes:
-    """For an EC key also the form in which a SuperLink keeps it."""
+    """Write a public key as PEM; for an EC key that is also the form in which a SuperLink keeps it."""
     return key.public_bytes(_PEM, _SPKI)
 
 
@@ -88,7 +88,7 @@ def signed_by(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
 
 
 def new_site_key() -> bytes:
-    """A private key as OpenSSH writes it, which is what `flower-supernode --auth-supernode-private-key` reads."""
+    """Make a private key as OpenSSH writes it, which is what `flower-supernode --auth-supernode-private-key` reads."""
     return ec.generate_private_key(ec.SECP384R1()).private_bytes(
         _PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
@@ -114,7 +114,7 @@ def site_line(key: ec.EllipticCurvePublicKey) -> str:
 
 
 def parse_site_line(line: str, where: str) -> ec.EllipticCurvePublicKey:
-    """By its fixed form alone: a stranger wrote it, so no parser of many formats sees it."""
+    """Read a site's line by its fixed form alone: a stranger wrote it, so no parser of many formats sees it."""
     kind, _, rest = line.partition(" ")
     if kind != _KIND:
         raise DataError(f"{where}: public_key: must be a P-384 key ({_KIND})")
@@ -154,12 +154,12 @@ def fingerprint(key: Ed25519PublicKey | ec.EllipticCurvePublicKey) -> str:
 
 
 def spoken(print_: str) -> str:
-    """In groups, to be read out."""
+    """Write a fingerprint in groups of four, to be read out."""
     return " ".join(print_[i : i + 4] for i in range(0, len(print_), 4))
 
 
 def parse_fingerprint(text: str, key: str) -> str:
-    """As a person types it: any case, with spaces, colons or dashes, or none."""
+    """Read a fingerprint as a person types it: any case, with spaces, colons or dashes, or none."""
     plain = re.sub(r"[\s:-]", "", text).lower()
     if not re.fullmatch(r"[0-9a-f]{32}", plain):
         raise ConfigError(f"{key}={text[:80]!r}: must be the 32 hex digits of a fingerprint; spaces don't matter")

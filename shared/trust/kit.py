@@ -86,7 +86,7 @@ def write_request(site: str, key: ec.EllipticCurvePrivateKey, versions: Versions
 
 
 def read_request(content: bytes, where: str) -> Request:
-    """The request, if it is whole and whoever wrote it holds the key; else DataError."""
+    """Read a request, if it is whole and whoever wrote it holds the key; else DataError."""
     if len(content) > MOST_REQUEST:
         raise DataError(f"{where}: is over {MOST_REQUEST} bytes: no join request")
     record = parse_canonical(content, where)
@@ -128,7 +128,7 @@ class Succession:
 
 
 def read_successions(lines: Sequence[bytes], where: str) -> list[Succession]:
-    """Each signed by the key before and starting where the last one ended; else DataError that names the line."""
+    """Read a chain, each link signed by the key before and starting where that ended; DataError names the line."""
     chain: list[Succession] = []
     for number, line in enumerate(lines, start=2):
         found = _FOLLOWS_LINE.fullmatch(line)
@@ -177,7 +177,7 @@ def write_kit(
     revision: int,
     versions: Versions,
 ) -> bytes:
-    """The same kit and key give the same bytes."""
+    """Write a kit; the same kit and key give the same bytes."""
     if set(files) != set(FILES):
         raise ConfigError(f"kit: its files are {', '.join(FILES)}, all and no others")
     head = Head(
@@ -197,7 +197,7 @@ def write_kit(
 
 
 def read_kit(content: bytes, where: str, *, trusted: str) -> Kit:
-    """The kit, if the key of the trusted fingerprint signed it, or one that follows it; else DataError."""
+    """Read a kit, if the key of the trusted fingerprint signed it, or one that follows it; else DataError."""
     if len(content) > MOST:
         raise DataError(f"{where}: is over {MOST} bytes: no kit")
     if not content.startswith(_KIT):
@@ -240,7 +240,7 @@ def read_address(content: bytes, where: str) -> Address:
 
 
 def _check_signer(signer: Ed25519PublicKey, follows: Sequence[Succession], trusted: str, where: str) -> None:
-    """Only a chain that starts at the trusted key, or passes it, may end at another."""
+    """Refuse a signer that is neither the trusted key nor the end of a chain that starts there, or passes it."""
     raw = signer.public_bytes_raw()
     if follows and follows[-1].new != raw:
         raise DataError(f"{where}: line {len(follows) + 2} names another signer than the follows lines lead to")

@@ -49,7 +49,7 @@ class Plane:
 
     @staticmethod
     def parse(text: str) -> "Plane":
-        """`96x96` or `96x96@2`."""
+        """Read `96x96` or `96x96@2`: height, width, mm."""
         found = re.fullmatch(r"(\d{1,4})x(\d{1,4})(?:@(\d{1,3}(?:\.\d{1,3})?))?", text)
         if found is None:
             raise ConfigError(f"grid={text[:40]!r}: must be HEIGHTxWIDTH, or HEIGHTxWIDTH@MM")
@@ -98,12 +98,12 @@ class Manifest:
 
 
 def sign(content: bytes, key: Ed25519PrivateKey) -> bytes:
-    """federation.sig for these bytes of federation.json."""
+    """Sign these bytes of federation.json; gives what federation.sig holds."""
     return Signature.make(key, _CONTEXT + content).line()
 
 
 def verify(content: bytes, signature: bytes, trusted: Ed25519PublicKey, where: str) -> Manifest:
-    """The manifest, if the trusted key signed these bytes; else DataError."""
+    """Read the manifest, if the trusted key signed these bytes; else DataError."""
     found = Signature.parse_line(signature)
     if found is None:
         raise DataError(f"{where}: {SIGNATURE} is damaged")

@@ -1,4 +1,6 @@
-"""Differential privacy per subject: one plan from which clip, noise, sampling and epsilon all come (specs/privacy.md).
+"""Differential privacy per subject: one plan from which clip, noise, sampling and epsilon all come.
+
+How it is counted: docs/methods/privacy.md, "Accounting".
 
 `Privacy` is what a run asks for and travels with it. `PrivacyPlan` is what one site carries out: the run's mechanism
 under the site's own budget. Whoever clips, draws, adds noise or counts epsilon reads the same object, so none of these
@@ -146,7 +148,7 @@ class PrivacyPlan:
 
 
 def bound(spending: Spending, delta: float) -> float:
-    """Epsilon by RDP: fast and the same bits every time. The gate."""
+    """Count epsilon by RDP, fast and with the same bits every time: the gate."""
     rdp = np.zeros(len(ORDERS))
     for query, steps in spending.items():
         require(steps >= 0, "steps", steps, "0 or more")
@@ -155,7 +157,7 @@ def bound(spending: Spending, delta: float) -> float:
 
 
 def epsilon(spending: Spending, delta: float) -> float:
-    """The least epsilon that Opacus can prove: PRV, or RDP where that is smaller."""
+    """Give the least epsilon that Opacus can prove: PRV, or RDP where that is smaller."""
     made = {query: steps for query, steps in spending.items() if steps}
     if not made:
         return 0.0
@@ -177,7 +179,7 @@ def together(one: Spending, other: Spending) -> dict[Query, int]:
 
 
 def noise_for(budget: float, delta: float, *, rate: float, steps: int, besides: Spending | None = None) -> float:
-    """The least noise, in thousandths, with which `steps` steps and what is spent besides stay within the budget."""
+    """Find the least noise, in thousandths, at which `steps` steps and what is spent besides stay within the budget."""
     besides = besides or {}
     if not fits(besides, {}, budget=budget, delta=delta):
         raise ConfigError(
@@ -220,7 +222,7 @@ def _epsilon_of(rdp_by_order: NDArray[np.float64], delta: float) -> float:
 
 @functools.lru_cache(maxsize=256)
 def _prv(spending: tuple[tuple[Query, int], ...], delta: float) -> float:
-    """Infinite where PRV can't be computed, so that RDP stands."""
+    """Count by PRV; infinite where it can't be computed, so that RDP stands."""
     from opacus.accountants import PRVAccountant
 
     accountant: Any = PRVAccountant()

@@ -12,6 +12,7 @@ from support.federation import weights_digest
 
 from server.journal import chronicle
 from server.journal.chronicle import Tail
+from server.journal.events import RoundFinished
 from server.superlink import submission
 
 pytestmark = pytest.mark.slow
@@ -120,4 +121,4 @@ class TestTrain:
         assert scene.lacuna("stop", "here", "--runs", str(scene.runs)) == 2
         assert scene.lacuna("resume", "here", "--runs", str(scene.runs), *scene.there) == 2
         assert "lacuna simulate resume=here" in capsys.readouterr().err
-        assert any(event.what == "round_finished" for event in Tail(scene.runs / "here").new())
+        assert any(isinstance(event, RoundFinished) for event in Tail(scene.runs / "here").new())

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from shared.data.cohort import Prepared
+from shared.data.cohort import prepare as prepare_with
 from shared.data.modalities import MODALITIES, bids_path
-from shared.data.volumes import write
+from shared.data.volumes import Grid, write
 
 SHAPE = (10, 14, 12)
 AFFINE = np.array([[2.0, 0, 0, -12], [0, 2.0, 0, -14], [0, 0, 3.0, -15], [0, 0, 0, 1]])
@@ -37,3 +40,14 @@ def cohort_of(folder: Path, patterns: Sequence[Sequence[str]]) -> Path:
     for number, pattern in enumerate(patterns, start=1):
         add_subject(folder, f"sub-{number:02d}", pattern, seed=number)
     return folder
+
+
+GRID = Grid(height=16, width=12)
+
+
+def prepare(bids: Path, grid: Grid = GRID, **options: Any) -> Prepared:
+    return prepare_with(bids, grid, **{"workers": 0, **options})
+
+
+def lines(prepared: Prepared) -> dict[tuple[str, str], tuple[str, str]]:
+    return {(r.subject, r.file): (r.done, r.why) for r in prepared.remarks}

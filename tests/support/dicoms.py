@@ -6,6 +6,7 @@ paths = write_series(folder, "CT", change=lambda i, ds: ...) the same, with slic
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,30 +113,39 @@ def volume(modality: str, shape: tuple[int, int, int] = (SLICES, ROWS, COLUMNS),
     return np.where(inside, 500 + noise, noise // 8).astype(np.uint16)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """Whose series it is, when and how it was taken."""
+
+    modality: str
+    patient: str = "PAT-1"
+    study: str = "study"
+    number: int = 1
+    day: str = "20240102"
+    spacing: tuple[float, float, float] = (8.0, 5.0, 5.0)  # between slices, rows, columns
+    tilt: float = 0.0  # mm that each slice lies further back than the last
+
+
 def write_series(
     folder: Path,
     modality: str = "T1",
     *,
-    patient: str = "PAT-1",
-    study: str = "study",
-    number: int = 1,
-    day: str = "20240102",
     data: np.ndarray | None = None,
-    spacing: tuple[float, float, float] = (8.0, 5.0, 5.0),  # between slices, rows, columns
-    tilt: float = 0.0,  # mm that each slice lies further back than the last
     tags: Mapping[str, Any] | None = None,
     change: Change | None = None,
     skip: Sequence[int] = (),
     name: str = "{:03d}.dcm",
+    **scan: Any,
 ) -> list[Path]:
-    """One file per slice, from foot to head."""
+    """One file per slice, from foot to head; `scan` is what `Scan` says of the series."""
     folder.mkdir(parents=True, exist_ok=True)
-    values = volume(modality, seed=number) if data is None else data
+    taken = Scan(modality=modality, **scan)
+    values = volume(modality, seed=taken.number) if data is None else data
     paths = []
     for i in range(len(values)):
         if i in skip:
             continue
-        dataset = image(modality, values[i], i, len(values), patient, study, number, day, spacing, tilt)
+        dataset = image(taken, values[i], i, len(values))
         for keyword, value in (tags or {}).items():
             if value is None:
                 delattr(dataset, keyword)
@@ -148,19 +158,10 @@ def write_series(
     return paths
 
 
-def image(
-    modality: str,
-    pixels: np.ndarray,
-    i: int,
-    count: int,
-    patient: str,
-    study: str,
-    number: int,
-    day: str,
-    spacing: tuple[float, float, float],
-    tilt: float = 0.0,
-) -> FileDataset:
+def image(scan: Scan, pixels: np.ndarray, i: int, count: int) -> FileDataset:
     """One slice with the tags that a scanner gives it."""
+    modality, number, spacing = scan.modality, scan.number, scan.spacing
+    patient, study = scan.patient, scan.study
     sop_class = _CLASS.get(modality, MR)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = sop_class
@@ -173,7 +174,7 @@ def image(
     ds.PatientBirthDate = "19630101"
     ds.StudyInstanceUID, ds.SeriesInstanceUID = uid(patient, study), uid(patient, study, number)
     ds.FrameOfReferenceUID = uid(patient, study, "frame")
-    ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = day
+    ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = scan.day
     ds.StudyTime = ds.SeriesTime = ds.AcquisitionTime = "110000"
     ds.SeriesNumber, ds.InstanceNumber = number, i + 1
     ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL" if modality == "CT" else "M", "ND"]
@@ -191,7 +192,7 @@ def image(
     ds.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     ds.ImagePositionPatient = [
         -columns * spacing[2] / 2,
-        -rows * spacing[1] / 2 + tilt * i,
+        -rows * spacing[1] / 2 + scan.tilt * i,
         (i - count / 2) * spacing[0],
     ]
     ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = rows, columns, 1, "MONOCHROME2"

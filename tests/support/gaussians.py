@@ -1,6 +1,6 @@
 """A stack of modalities that is Gaussian: its score is known, and every guided step is an affine map to be followed.
 
-Written from seed_systems.md §1.1, §4.4, §4.5 and §10.1 alone: nothing here comes from shared/diffusion but the words.
+Written from the formulas in docs/methods (diffusion.md, any2all.md) alone: of shared/diffusion it has but the words.
 """
 
 import math
@@ -107,7 +107,7 @@ class Stack:
         return x.reshape(-1, self.modalities, 1, self.width)
 
     def score(self, abar: float) -> tuple[Affine, Affine]:
-        """x0hat and eps of x_t (§10.1)."""
+        """x0hat and eps of x_t."""
         if abar not in self._known:
             E = self.vectors * (math.sqrt(1 - abar) / (abar * self.values + 1 - abar)) @ self.vectors.T
             e = -math.sqrt(abar) * E @ self.mean
@@ -177,7 +177,7 @@ def decomposition(
     gamma: float | Callable[[float], float],
     convention: str = "ddim",
 ) -> list[Affine]:
-    """MDS (§4.5): x0 is replaced or solved for, the network's raw eps is kept. `gamma` may follow abar."""
+    """MDS: x0 is replaced or solved for, the network's raw eps is kept. `gamma` may follow abar."""
     steps = []
     for abar, ahead in pairs(abars):
         D, c = replacement(stack, seen, gamma(abar) if callable(gamma) else gamma)
@@ -231,7 +231,7 @@ def second_order(stack: Stack, seen: Sequence[Seen], abars: Sequence[float], *, 
 
 
 def spread(abar: float, ahead: float, eta: float, convention: str) -> tuple[float, float]:
-    """sigma, and what multiplies eps: as DDIM has it, or as the code of DDS has it (§4.5, 2)."""
+    """sigma, and what multiplies eps: as DDIM has it, or as the code of DDS has it."""
     if convention == "dds":
         return eta * math.sqrt(1 - ahead), math.sqrt(1 - ahead) * math.sqrt(1 - eta**2)
     sigma = eta * math.sqrt((1 - ahead) / (1 - abar)) * math.sqrt(1 - abar / ahead)
@@ -254,7 +254,7 @@ def replacement(stack: Stack, seen: Sequence[Seen], gamma: float) -> tuple[Tenso
 
 
 def ancestral(abar: float, ahead: float, variance: str) -> tuple[float, float, float]:
-    """On x0, on x, and the sd (§1.1)."""
+    """On x0, on x, and the sd."""
     alpha = abar / ahead
     beta = 1 - alpha
     v = beta * (1 - ahead) / (1 - abar) if variance == "small" else beta
@@ -266,7 +266,7 @@ def ancestral(abar: float, ahead: float, variance: str) -> tuple[float, float, f
 
 
 def exact_push(stack: Stack, seen: Sequence[Seen], sigma: float, abar: float, ahead: float) -> Affine:
-    """-beta / sqrt(alpha) grad log p(y | x_t) as an affine map of x_t: what exact guidance subtracts (§10.1 c)."""
+    """-beta / sqrt(alpha) grad log p(y | x_t) as an affine map of x_t: what exact guidance subtracts."""
     A, y, V = stack.likelihood(seen, sigma)
     G = stack.score(abar)[0].K
     left = stack.cov - math.sqrt(abar) * G @ stack.cov

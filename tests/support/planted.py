@@ -73,7 +73,7 @@ class Keyed:
         return self._rng.integers(0, 2**64, n, dtype=np.uint64)
 
 
-# --- the twelve of specs/privacy.md §5 ------------------------------------------------------------------------------
+# --- the twelve of docs/methods/privacy.md, "The planted bugs" ------------------------------------------------------
 
 
 class NoNoise(Pieces):

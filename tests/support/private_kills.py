@@ -16,43 +16,27 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 STEPS = 4
 
 
 def main(root: Path, kills: int, seed: int) -> None:
-    from dataclasses import replace
-
-    import torch
-    from support.federation import config, write
-    from support.probe import Probe
-    from support.worlds import write_world
-
     from server.runs import simulation
     from server.runs.local_grid import LocalGrid
     from server.runs.serve import serve
     from shared.base.options import plain
-    from shared.methods import METHODS
-    from shared.plan.training import PhaseTraining
-    from shared.trust.privacy import Privacy, Query, epsilon
+    from shared.trust.privacy import Query, epsilon
 
-    torch.set_num_threads(1)
-    METHODS["probe"] = Probe  # type: ignore[index]
-    world = write_world(root / "world", {"north": [("T1", "T2")] * 5, "east": [("T1", "T2", "FLAIR")] * 5})
-    rounds = max(8, kills + kills // 4)
-    training = {"fit": PhaseTraining(rounds=rounds, steps=STEPS, batch=4, lr=0.01, ema=0.9)}
-    privacy = Privacy(mode="on", noise=3.0, rate=0.3, epsilon=1e3, sums_noise=20.0)
-    wanted = replace(config(world), training=training, privacy=privacy)
-    folder = write(root / "run", wanted)
-    cohorts = simulation.find_cohorts(wanted)
-    nodes = simulation._node_configs(wanted, folder, cohorts)
+    wanted, folder = written(root, kills)
+    nodes = simulation._node_configs(wanted, folder, simulation.find_cohorts(wanted))
     app = simulation.client_app()
     step, sums = Query(noise=3.0, rate=0.3), Query(noise=20.0, rate=1.0)
     epsilon({step: 1, sums: 1}, 1e-5)  # opacus is imported here, once for all forks
 
     moments = random.Random(seed)
-    killed, least_over = 0, 10**9
-    while True:
+    killed, least_over, ended = 0, 10**9, False
+    while not ended:
         child = os.fork()
         if child == 0:
             try:
@@ -66,27 +50,45 @@ def main(root: Path, kills: int, seed: int) -> None:
             time.sleep(moments.uniform(0.0, 0.03))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            killed += 1
-        elif os.WEXITSTATUS(status):
+        ended = not os.WIFSIGNALED(status)
+        killed += not ended
+        if ended and os.WEXITSTATUS(status):
             sys.exit(f"seed {seed}: an attempt failed with {os.WEXITSTATUS(status)}")
         least_over = min([least_over, *look(folder, nodes, {step: STEPS, sums: 1})])
-        if not os.WIFSIGNALED(status):
-            break
     left = {site: ledger(Path(node["state"])) for site, node in nodes.items()}
-    print(
-        json.dumps(
-            {
-                "killed": killed,
-                "rounds": rounds,
-                "least_over": least_over,
-                "finished": (folder / "final" / "model.json").exists(),
-                "spending": {site: [[q.noise, q.rate, n] for q, n in found.items()] for site, found in left.items()},
-                "told": json.loads((folder / "ledgers.json").read_text()),
-                "plan": plain(privacy),
-            }
-        )
-    )
+    said = {
+        "killed": killed,
+        "rounds": wanted.training["fit"].rounds,
+        "least_over": least_over,
+        "finished": (folder / "final" / "model.json").exists(),
+        "spending": {site: [[q.noise, q.rate, n] for q, n in found.items()] for site, found in left.items()},
+        "told": json.loads((folder / "ledgers.json").read_text()),
+        "plan": plain(wanted.privacy),
+    }
+    print(json.dumps(said))
+
+
+def written(root: Path, kills: int) -> tuple[Any, Path]:
+    """A private federation of two sites with more rounds than kills: its configuration, and the run's folder."""
+    from dataclasses import replace
+
+    import torch
+    from support.federation import config, write
+    from support.probe import Probe
+    from support.worlds import write_world
+
+    from shared.methods import METHODS
+    from shared.plan.training import PhaseTraining
+    from shared.trust.privacy import Privacy
+
+    torch.set_num_threads(1)
+    METHODS["probe"] = Probe  # type: ignore[index]
+    world = write_world(root / "world", {"north": [("T1", "T2")] * 5, "east": [("T1", "T2", "FLAIR")] * 5})
+    rounds = max(8, kills + kills // 4)
+    training = {"fit": PhaseTraining(rounds=rounds, steps=STEPS, batch=4, lr=0.01, ema=0.9)}
+    privacy = Privacy(mode="on", noise=3.0, rate=0.3, epsilon=1e3, sums_noise=20.0)
+    wanted = replace(config(world), training=training, privacy=privacy)
+    return wanted, write(root / "run", wanted)
 
 
 def wait_for(child: int, nodes: Mapping[str, Mapping[str, str]], wanted: int) -> None:

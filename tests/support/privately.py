@@ -1,7 +1,7 @@
 """A private round that can be repeated with other subjects: chosen coins, and the same seeds and noise every time."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from shared.plan.training import PhaseTraining, Trained
 from shared.trust.privacy import PrivacyPlan, Query
 
 LR = 100.0  # a step far above the rounding of the weights
+TRAINING: Mapping[str, Any] = {"rounds": 1, "steps": 1, "batch": 4, "lr": LR, "optimizer": "sgd"}
 
 
 def plan_of(**changes: Any) -> PrivacyPlan:
@@ -76,13 +77,11 @@ def a_round(
     plan: PrivacyPlan,
     *,
     phase: str = "fit",
-    steps: int = 1,
-    lr: float = LR,
-    prox: float = 0.0,
     shares: dict[str, float] | None = None,
-    **more: Any,
+    fresh: bool = False,
+    **training: Any,
 ) -> Trained:
-    """From the same weights every time; `net` is left as it was."""
+    """From the same weights every time; `net` is left as it was. `fresh`: the coins and noise of a real run."""
     before = {name: value.clone() for name, value in net.state_dict().items()}
     owners = method.owners(net, phase)
     try:
@@ -95,10 +94,10 @@ def a_round(
             round=0,
             plan=plan,
             charge=script.charge,
-            options=PhaseTraining(rounds=1, steps=steps, batch=4, lr=lr, optimizer="sgd", prox=prox),
+            options=PhaseTraining(**{**TRAINING, **training}),
             shares=dict.fromkeys(named(owners), 1.0) if shares is None else shares,
             device=torch.device("cpu"),
-            **{"entropy": script, **more},
+            entropy=None if fresh else script,
         )
     finally:
         net.load_state_dict(before)
@@ -108,16 +107,6 @@ def noised_sum(trained: Trained, plan: PrivacyPlan) -> Tensor:
     """What a single step of SGD released, in units of clip."""
     flat = torch.cat([trained.delta[name].double().flatten() for name in sorted(trained.delta)])
     return -flat / LR * plan.expected / plan.clip
-
-
-def awake(net: nn.Module) -> nn.Module:
-    """Nothing starts at zero: what a gradient does not reach, it does not reach for a reason."""
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in net.parameters():
-            if not p.any():
-                p.copy_(0.1 * torch.randn(p.shape, generator=g))
-    return net
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -83,3 +83,16 @@ def write_ismrmrd(path: Path, xml: str, acquisitions: Sequence[Any]) -> Path:
         for made in acquisitions:
             dataset.append_acquisition(made)
     return path
+
+
+def images(rng: np.random.Generator, *shape: int) -> NDArray[np.complex64]:
+    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64)
+
+
+def plain_scan(rng: np.random.Generator, lines: list[int], **fields: Any) -> tuple[NDArray[Any], list[Any]]:
+    """Two slices of 10 x 8 without directions, only these lines."""
+    y = images(rng, 2, 3, 10, 8)
+    return y, [acquisition(y[z][..., n], n, z, **fields) for z in range(2) for n in lines]
+
+
+SQUARE = ([10, 8, 1], [10, 8, 1], [10, 8, 5], [10, 8, 5])

@@ -13,13 +13,14 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset, dcmread
 
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 
 OWN_AET = "LACUNA"
@@ -28,8 +29,6 @@ TRIES, PAUSE = 3, 1.0  # of a request that met no server; seconds, doubled each 
 TIMEOUT = 120.0
 MOST_ANSWER = 2**24  # bytes
 SEQUENCES = {"00081199": "stored", "00081198": "failed"}  # of a STOW-RS answer
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

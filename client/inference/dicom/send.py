@@ -7,10 +7,11 @@ from datetime import datetime
 from pathlib import Path
 
 from client.inference.dicom.out import Series, write_series
-from client.inference.dicom.push import Peer, Progress, parse_target, push
+from client.inference.dicom.push import Peer, parse_target, push
 from client.inference.dicom.source import SourceSeries, read_study
 from client.inference.sources import find
 from client.ingest.arrive.dicomweb import read_authorization
+from shared.base.display.progress import Progress
 from shared.base.errors import ConfigError, DataError
 from shared.base.vocabulary import Modality
 from shared.data.modalities import entity

@@ -5,18 +5,18 @@ Nothing is unpacked. A folder is entered once, however many links lead to it; a 
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from client.ingest.arrive.headers import Header, read
 from client.ingest.arrive.records import Aside
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
 
-Progress = Callable[[int, int], None]
 MAX_DEPTH = 64
 
 
-def collect(source: Path, *, progress: Progress | None = None) -> tuple[list[Header], list[Aside]]:
+def collect(source: Path, *, progress: Progress = unwatched) -> tuple[list[Header], list[Aside]]:
     """The header of every DICOM file below `source`, and why each of the other files is none."""
     if not source.is_dir():
         raise DataError(f"{source}: no such folder")
@@ -27,7 +27,7 @@ def collect(source: Path, *, progress: Progress | None = None) -> tuple[list[Hea
             headers.append(read(path))
         except DataError as error:
             asides.append(Aside(what="file", where=str(path), why=str(error)))
-        if progress is not None and (done % 16 == 0 or done == len(paths)):
+        if done % 16 == 0 or done == len(paths):
             progress(done, len(paths))
     return headers, asides
 

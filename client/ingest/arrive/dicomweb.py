@@ -22,9 +22,10 @@ from urllib.parse import urlsplit
 import requests
 
 from client.ingest.arrive.records import Aside
-from client.ingest.arrive.source import Bar, place
+from client.ingest.arrive.source import SPARE, UID, place
+from shared.base.display.progress import Bar, Progress
 from shared.base.errors import ConfigError, DataError
-from shared.base.files import private_folder, writing
+from shared.base.files import writing
 from shared.base.options import require
 
 AUTH_VARIABLE = "LACUNA_DICOMWEB_AUTH"
@@ -37,9 +38,7 @@ CONNECTIONS = 4
 ATTEMPTS = 6
 FIRST_WAIT, MOST_WAIT = 0.5, 30.0  # seconds before the second attempt, and the longest wait
 TIMEOUT = (10.0, 120.0)  # to connect, and between two pieces of an answer
-SPARE = 1e9  # bytes of the disk that are never filled
 PASSING = {408, 425, 429, 500, 502, 503, 504}
-_UID = re.compile(r"[0-9.]{1,64}")
 _STUDY, _SERIES, _INSTANCE, _MODALITY = "0020000D", "0020000E", "00080018", "00080060"
 
 
@@ -57,7 +56,7 @@ class Web:
     def __post_init__(self) -> None:
         check_url(self.url)
         for uid in self.studies:
-            require(_UID.fullmatch(uid) is not None, "studies", uid, "StudyInstanceUIDs, one a line")
+            require(UID.fullmatch(uid) is not None, "studies", uid, "StudyInstanceUIDs, one a line")
         require(
             re.fullmatch(r"(\d{8})?-?(\d{8})?", self.dates) is not None, "dates", self.dates, "like 20240101-20241231"
         )
@@ -69,7 +68,6 @@ class Web:
     def bring(self, incoming: Path, bar: Bar) -> tuple[Path, list[Aside]]:
         """All files of the wanted studies in a folder; those that are there already are not fetched again."""
         folder = place(incoming, self.name)
-        private_folder(folder)
         asides: list[Aside] = []
         with bar("searching") as advance:
             wanted = self._search(asides, advance)
@@ -87,7 +85,7 @@ class Web:
 
     # QIDO-RS ----------------------------------------------------------------------------------------------------------
 
-    def _search(self, asides: list[Aside], advance: Callable[[int, int], None]) -> list[tuple[str, str, str]]:
+    def _search(self, asides: list[Aside], advance: Progress) -> list[tuple[str, str, str]]:
         """(study, series, instance) of every file of a series whose modality Lacuna may use."""
         session = self._session()
         studies = list(self.studies)
@@ -121,7 +119,7 @@ class Web:
                     continue
                 seen.add(uid)
                 new += 1
-                if _UID.fullmatch(uid):
+                if UID.fullmatch(uid):
                     yield uid, modality
                 else:
                     asides.append(Aside(what="series", where=path, why="the server names a UID that is none"))

@@ -67,8 +67,9 @@ _SEQUENCES = """
 SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence RadiopharmaceuticalInformationSequence
 ContrastBolusAgentSequence
 """.split()
-_TAG = {word: tag_for_keyword(word) or 0 for word in (*_TAGS, *_ENHANCED, *_PET)}
-_WANTED = [tag_for_keyword(word) or 0 for word in (*_TAGS, *_ONE_FILE, *_SEQUENCES)]
+SEEN = (*_TAGS, *_ENHANCED, *_PET, *_ONE_FILE, *_SEQUENCES)  # all that an ingest looks at
+_TAG = {word: tag_for_keyword(word) or 0 for word in SEEN}
+_WANTED = [_TAG[word] for word in (*_TAGS, *_ONE_FILE, *_SEQUENCES)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,12 +15,12 @@ from typing import Any
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 
 from client.ingest.arrive.records import Aside
-from client.ingest.arrive.source import Bar, place
+from client.ingest.arrive.source import SPARE, UID, place
+from shared.base.display.progress import Bar, Progress
 from shared.base.errors import ConfigError
-from shared.base.files import copy, private_folder
+from shared.base.files import copy
 
-SPARE = 1e9  # bytes of the disk that are never filled
-OUT_OF_RESOURCES, WRONG_IDENTITY, CANNOT_UNDERSTAND, SUCCESS = 0xA700, 0xA900, 0xC000, 0x0000
+OUT_OF_RESOURCES, WRONG_IDENTITY, SUCCESS = 0xA700, 0xA900, 0x0000
 SYNTAXES = [
     "1.2.840.10008.1.2",
     "1.2.840.10008.1.2.1",
@@ -29,7 +29,6 @@ SYNTAXES = [
     *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91)),
 ]
 VERIFICATION = "1.2.840.10008.1.1"
-_UID = re.compile(r"[0-9.]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +48,12 @@ class Receiver:
 
     def bring(self, incoming: Path, bar: Bar) -> tuple[Path, list[Aside]]:
         folder = place(incoming, self.name)
-        private_folder(folder)
         refused: list[Aside] = []
         with bar("receiving") as advance:
             self._listen(folder, refused, advance)
         return folder, refused
 
-    def _listen(self, folder: Path, refused: list[Aside], advance: Callable[[int, int], None]) -> None:
+    def _listen(self, folder: Path, refused: list[Aside], advance: Progress) -> None:
         _config.STORE_RECV_CHUNKED_DATASET = True  # straight to disk: memory does not grow with the image
         entity = AE(ae_title=self.title)
         entity.require_called_aet = True
@@ -91,7 +89,7 @@ def _store(event: Any, folder: Path, refused: list[Aside], state: _State) -> int
     """One image to disk; the status that its sender gets."""
     state.last = time.monotonic()
     uid = str(event.request.AffectedSOPInstanceUID)
-    if not _UID.fullmatch(uid):
+    if not UID.fullmatch(uid):
         refused.append(Aside(what="file", where="(over the network)", why="sent with a UID that is none: refused"))
         return WRONG_IDENTITY
     if shutil.disk_usage(folder).free < SPARE:

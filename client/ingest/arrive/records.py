@@ -4,12 +4,15 @@ A *series* is what one DICOM SeriesInstanceUID (or one BIDS file) holds; a *stud
 site's private disk: identity key, staging, provenance. The cohort that comes out of it is de-identified.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from shared.base.vocabulary import Modality
+
+SIDECAR_LIMIT = 4 * 2**20  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,10 @@ class Job:
     sidecars: Mapping[Modality, Mapping[str, Any]]  # cleaned
     clinical: Mapping[str, float | str]
 
+    @property
+    def name(self) -> str:
+        return self.subject if self.session is None else f"{self.subject}_{self.session}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aside:
@@ -48,3 +55,14 @@ class Aside:
     why: str
     patient: str = ""
     series: str = ""
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """What the JSON file beside an image says; nothing where there is none that can be read."""
+    try:
+        if path.stat().st_size <= SIDECAR_LIMIT:
+            loaded = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+            return loaded if isinstance(loaded, dict) else {}
+    except (OSError, ValueError, RecursionError):
+        pass
+    return {}

@@ -1,17 +1,18 @@
 """What a source of images is: something that ends as a folder on this machine. The simplest is a folder already."""
 
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from client.ingest.arrive.records import Aside
+from shared.base.display.progress import Bar
 from shared.base.errors import DataError
+from shared.base.files import private_folder
 
-Progress = Callable[[int, int], None]
-Bar = Callable[[str], AbstractContextManager[Progress]]
+SPARE = 1e9  # bytes of a disk that are never filled
+UID = re.compile(r"[0-9.]{1,64}")
 
 
 class Source(Protocol):
@@ -41,4 +42,6 @@ class Folder:
 
 def place(incoming: Path, name: str) -> Path:
     """The folder for what comes from one source; the same source finds what it fetched before."""
-    return incoming / hashlib.sha256(name.encode()).hexdigest()[:12]
+    folder = incoming / hashlib.sha256(name.encode()).hexdigest()[:12]
+    private_folder(folder)
+    return folder

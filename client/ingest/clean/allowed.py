@@ -1,8 +1,8 @@
-"""What may stay of a DICOM header or a sidecar: attributes by name, values by vocabulary; nothing else does.
+"""What may stay of a sidecar: entries by name, values by vocabulary; nothing else does.
 
-PS3.15 Annex E lists what must go. Here it is turned round: what is not named here goes, whether the standard of this
-year knows it or not. Text (Clean Descriptors Option) is taken apart into words, and only these words stay: a name in a
-series description is lost without being known to be one. A missing word costs a site a word, never a secret.
+DICOM PS3.15 Annex E lists what must go. Here it is turned round: what is not named here goes, whether the standard of
+this year knows it or not. Text (Clean Descriptors Option) is taken apart into words, and only these words stay: a name
+in a series description is lost without being known to be one. A missing word costs a site a word, never a secret.
 """
 
 import re
@@ -13,121 +13,11 @@ def _listed(*words: str) -> frozenset[str]:
     return frozenset(" ".join(words).split())
 
 
-IMAGES = (  # SOP classes whose headers these tables are made for
-    "1.2.840.10008.5.1.4.1.1.2",  # CT
-    "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT
-    "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT
-    "1.2.840.10008.5.1.4.1.1.4",  # MR
-    "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR
-    "1.2.840.10008.5.1.4.1.1.4.4",  # Legacy Converted Enhanced MR
-    "1.2.840.10008.5.1.4.1.1.128",  # PET
-    "1.2.840.10008.5.1.4.1.1.130",  # Enhanced PET
-    "1.2.840.10008.5.1.4.1.1.128.1",  # Legacy Converted Enhanced PET
-)
-
-# Type 2 attributes: they must be there, and say nothing.
-EMPTIED = (
-    "AccessionNumber",
-    "PatientBirthDate",
-    "PatientSex",
-    "PositionReferenceIndicator",
-    "ReferringPhysicianName",
-    "StudyID",
-)
-
-ALLOWED = _listed(
-    # the object, and to what it belongs
-    """
-    SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID
-    SynchronizationFrameOfReferenceUID
-    Modality ImageType SyntheticData SeriesNumber InstanceNumber AcquisitionNumber NumberOfFrames SeriesDescription
-    ProtocolName StudyDate SeriesDate AcquisitionDate ContentDate StudyTime SeriesTime AcquisitionTime ContentTime
-    AcquisitionDateTime ContentQualification BurnedInAnnotation RecognizableVisualFeatures LossyImageCompression
-    LossyImageCompressionRatio LossyImageCompressionMethod VolumetricProperties VolumeBasedCalculationTechnique
-    BodyPartExamined AnatomicRegionSequence ImagesInAcquisition Laterality
-    """,
-    # the machine, as far as it decides what an image looks like
-    """
-    Manufacturer ManufacturerModelName SoftwareVersions MagneticFieldStrength ResonantNucleus
-    """,
-    # pixels
-    """
-    SamplesPerPixel PhotometricInterpretation Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation
-    PixelData FloatPixelData DoubleFloatPixelData PixelSpacing PixelAspectRatio PlanarConfiguration PixelPaddingValue
-    PixelPaddingRangeLimit SmallestImagePixelValue LargestImagePixelValue RescaleSlope RescaleIntercept RescaleType
-    WindowCenter WindowWidth VOILUTFunction PresentationLUTShape PixelPresentation RealWorldValueMappingSequence
-    RealWorldValueFirstValueMapped RealWorldValueLastValueMapped RealWorldValueIntercept RealWorldValueSlope
-    MeasurementUnitsCodeSequence
-    """,
-    # geometry
-    """
-    ImagePositionPatient ImageOrientationPatient SliceLocation SliceThickness SpacingBetweenSlices PatientPosition
-    GantryDetectorTilt ReconstructionDiameter DataCollectionDiameter TableHeight StackID InStackPositionNumber
-    TemporalPositionIdentifier NumberOfTemporalPositions TemporalResolution TemporalPositionIndex
-    """,
-    # MR
-    """
-    ScanningSequence SequenceVariant ScanOptions MRAcquisitionType SequenceName PulseSequenceName AngioFlag
-    RepetitionTime EchoTime InversionTime NumberOfAverages ImagingFrequency ImagedNucleus EchoNumbers EchoTrainLength
-    PercentSampling PercentPhaseFieldOfView PixelBandwidth AcquisitionMatrix InPlanePhaseEncodingDirection FlipAngle
-    VariableFlipAngleFlag SAR TriggerTime NumberOfPhaseEncodingSteps DiffusionBValue DiffusionGradientOrientation
-    AcquisitionContrast ComplexImageComponent EchoPulseSequence EchoPlanarPulseSequence SteadyStatePulseSequence
-    PhaseContrast TimeOfFlightContrast SaturationRecovery InversionRecovery InversionTimes
-    SpectrallySelectedSuppression
-    EffectiveEchoTime FlowCompensation Spoiling T2Preparation Tagging MagnetizationTransfer BloodSignalNulling
-    GradientEchoTrainLength RFEchoTrainLength ParallelAcquisition ParallelAcquisitionTechnique
-    ParallelReductionFactorInPlane ParallelReductionFactorOutOfPlane PartialFourier PartialFourierDirection
-    GeometryOfKSpaceTraversal SegmentedKSpaceTraversal RectilinearPhaseEncodeReordering CoverageOfKSpace
-    MRAcquisitionFrequencyEncodingSteps MRAcquisitionPhaseEncodingStepsInPlane NumberOfKSpaceTrajectories
-    MRAcquisitionPhaseEncodingStepsOutOfPlane OversamplingPhase MultiPlanarExcitation KSpaceFiltering
-    SpectrallySelectedExcitation SpatialPresaturation ApplicableSafetyStandardAgency AcquisitionDuration
-    """,
-    # CT
-    """
-    KVP ConvolutionKernel FilterType XRayTubeCurrent ExposureTime Exposure SpiralPitchFactor SingleCollimationWidth
-    TotalCollimationWidth ContrastBolusAgent ContrastBolusIngredient CTDIvol ReconstructionAlgorithm
-    """,
-    # PET
-    """
-    Units CountsSource SeriesType ReprojectionMethod DecayCorrection AttenuationCorrectionMethod
-    ScatterCorrectionMethod RandomsCorrectionMethod ReconstructionMethod CorrectedImage NumberOfSlices
-    FrameReferenceTime
-    ImageIndex ActualFrameDuration DecayFactor DoseCalibrationFactor NumberOfTimeSlices SUVType
-    CollimatorType RadiopharmaceuticalInformationSequence Radiopharmaceutical RadiopharmaceuticalVolume
-    RadiopharmaceuticalStartTime RadiopharmaceuticalStartDateTime RadionuclideTotalDose RadionuclideHalfLife
-    RadionuclidePositronFraction RadionuclideCodeSequence RadiopharmaceuticalCodeSequence
-    """,
-    # multi-frame
-    """
-    SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence PixelMeasuresSequence PlanePositionSequence
-    PlaneOrientationSequence FrameContentSequence FrameAnatomySequence FrameLaterality FrameVOILUTSequence
-    PixelValueTransformationSequence MRImageFrameTypeSequence MRTimingAndRelatedParametersSequence MREchoSequence
-    MRModifierSequence MRAveragesSequence MRFOVGeometrySequence MRImagingModifierSequence MRSpatialSaturationSequence
-    MRDiffusionSequence DiffusionGradientDirectionSequence DiffusionDirectionality CTImageFrameTypeSequence
-    CTAcquisitionTypeSequence PETFrameTypeSequence FrameType FrameAcquisitionDateTime FrameReferenceDateTime
-    FrameAcquisitionDuration FrameAcquisitionNumber DimensionIndexValues DimensionIndexSequence DimensionIndexPointer
-    FunctionalGroupPointer DimensionOrganizationSequence DimensionOrganizationUID DimensionOrganizationType
-    """,
-)
-
-# Retain Safe Private Option, for scaling only: (creator, group, element) of PS3.15 Table E.3.10-1; all are one number.
-SAFE_PRIVATE: Mapping[tuple[str, int, int], str] = {
-    ("Philips PET Private Group", 0x7053, 0x00): "DS",  # SUV factor
-    ("Philips PET Private Group", 0x7053, 0x09): "DS",  # activity concentration factor
-    ("Philips MR Imaging DD 001", 0x2005, 0x0D): "FL",  # scale intercept
-    ("Philips MR Imaging DD 001", 0x2005, 0x0E): "FL",  # scale slope
-}
-
 MOST = 1e6  # a number beyond this is no setting of a scanner; 19561224 is a date of birth
 MOST_OF: Mapping[str, float] = {
     "RadionuclideTotalDose": 1e11,
     "RadionuclideHalfLife": 1e8,
-    "FrameReferenceTime": 1e8,
-    "ActualFrameDuration": 1e8,
-    "FrameAcquisitionDuration": 1e8,
     "DoseCalibrationFactor": 1e9,
-    "RescaleSlope": 1e9,
-    "RealWorldValueSlope": 1e9,
     "InjectedRadioactivity": 1e11,
     "FrameDuration": 1e8,
 }
@@ -136,11 +26,11 @@ WORDS = _listed(
     # sequences and contrasts
     """
     t1 t1w t1n t1c t1ce t1gd t1fl t1tse t1se t2 t2w t2f t2s t2star t2tse t2fse pd pdw flair dark fluid tof mra angio
-    mprage mp rage mp2rage bravo ir spgr irspgr fspgr fspgre spoiled gradient echo gre ge se tse fse ffe tfe tfl tirm
-    tir stir space cube vista vibe flash fisp ciss swi swan swip phase magnitude mag pha real imaginary dwi dti adc
-    trace diff diffusion epi bold rest fmri field map fieldmap asl pcasl perf perfusion dsc dce inv inversion
-    recovery spin fast turbo fat sat fs water supp suppressed weighted anat func acq run grappa sense smash asset arc
-    caipi smallfov propeller blade multi single shot dixon opp in out localizer localiser loc scout survey cal
+    mprage mp rage mp2rage bravo ir spgr irspgr fspgr fspgre spoiled gradient echo gre ge se tse fse ffe tfe tfl
+    tirm tir stir space cube vista vibe flash fisp ciss swi swan swip phase magnitude mag pha real imaginary dwi dti
+    adc trace diff diffusion epi bold rest fmri field map fieldmap asl pcasl perf perfusion dsc dce inv inversion
+    recovery spin fast turbo fat sat fs water supp suppressed weighted anat func acq run grappa sense smash asset
+    arc caipi smallfov propeller blade multi single shot dixon opp in out localizer localiser loc scout survey cal
     calibration reference ref aahead accelerated native
     """,
     # planes, parts, contrast agents, orders
@@ -153,36 +43,31 @@ WORDS = _listed(
     # CT and PET
     """
     ct pet nac ac uncorrected corrected attenuation correction wb static dynamic recon osem tof psf ufov bone soft
-    tissue
-    kernel standard smooth sharp stnd std head helical spiral sequential angio cta perf fdg fluorodeoxyglucose
-    florbetapir av45 amyvid amyloid f18 18f fluorine f 18 bq ml bqml suv suvbw cnts gml hounsfield hu us
-    h10s h20s h30s h31s h37s h40s h41s h60s hr38 hr40 hr59 j30s j37s j40s j45s qr40 br38 br40 fc21 fc26 fc64 fc68 ua
-    ub uc
+    tissue kernel standard smooth sharp stnd std head helical spiral sequential angio cta perf fdg
+    fluorodeoxyglucose florbetapir av45 amyvid amyloid f18 18f fluorine f 18 bq ml bqml suv suvbw cnts gml
+    hounsfield hu us h10s h20s h30s h31s h37s h40s h41s h60s hr38 hr40 hr59 j30s j37s j40s j45s qr40 br38 br40 fc21
+    fc26 fc64 fc68 ua ub uc
     """,
     # makers and machines
     """
-    siemens healthcare healthineers gmbh ag ge medical systems philips healthcare toshiba tec canon hitachi united
-    imaging
-    uih fujifilm magnetom avanto verio skyra prisma prismafit fit trio triotim tim biograph mmr mct vision aera espree
-    symphony sonata sola vida lumina terra vista allegra altea amira free star signa discovery optima pioneer premier
-    architect artist voyager hero hdx hdxt hde excite genesis explorer achieva ingenia ambition elition intera
-    ingenuity
-    gemini vereos panorama multiva prodiva somatom sensation definition edge flash force drive emotion go up all now
-    perspective revolution evo lightspeed brightspeed vct ultra pro plus brilliance icq ict iqon aquilion prime one
-    titan galan vantage orian elan mr mri 3t 7t syngo software release dream
+    siemens healthcare healthineers gmbh ag ge medical systems philips toshiba tec canon hitachi united imaging uih
+    fujifilm magnetom avanto verio skyra prisma prismafit fit trio triotim tim biograph mmr mct vision aera espree
+    symphony sonata sola vida lumina terra vista allegra altea amira free star signa discovery optima pioneer
+    premier architect artist voyager hero hdx hdxt hde excite genesis explorer achieva ingenia ambition elition
+    intera ingenuity gemini vereos panorama multiva prodiva somatom sensation definition edge flash force drive
+    emotion go up all now perspective revolution evo lightspeed brightspeed vct ultra pro plus brilliance icq ict
+    iqon aquilion prime one titan galan vantage orian elan mr mri 3t 7t syngo software release dream
     """,
     # defined terms of code strings
     """
-    original derived primary secondary other mosaic norm nd dis2d dis3d m r p i fm fm3 fil mfsplit pp m_ffe m_se m_ir
-    subtraction projection image resampled composite distorted axial localizer sum vibe unspecified mixed recon
-    monochrome1 monochrome2 monochrome palette color rgb identity linear linear_exact sigmoid inverse
-    hfs hfp ffs ffp hfdr hfdl ffdr ffdl row col column 1h 3he 23na 31p 2d 3d cartesian rectilinear radial spiral full
-    gr ep rm sk sp mtc osp ss trss mp cine pfp pfa pf ppg fc sfs vb po sl pc fp eg seg dg nov fr nopat
-    gems edr acc filtered si epir vasc vascular seg
-    product research service partial complete fixed variable iec fda mhw modified unmodified unaltered
-    y n u b l 00 01 us cr 4c ti none both max min mean count emission transmission start admin nornd
-    decy atten scat dtim motn pmot clin ran rad dcal norm prompts prmp emis tran gated reprojected dlyd singles bsa
-    bw lbm
+    original derived primary secondary other mosaic norm nd dis2d dis3d m r p i fm fm3 fil mfsplit pp m_ffe m_se
+    m_ir subtraction projection image resampled composite distorted axial localizer sum vibe unspecified mixed recon
+    monochrome1 monochrome2 monochrome palette color rgb identity linear linear_exact sigmoid inverse hfs hfp ffs
+    ffp hfdr hfdl ffdr ffdl row col column 1h 3he 23na 31p 2d 3d cartesian rectilinear radial spiral full gr ep rm
+    sk sp mtc osp ss trss mp cine pfp pfa pf ppg fc sfs vb po sl pc fp eg seg dg nov fr nopat gems edr acc filtered
+    si epir vasc vascular product research service partial complete fixed variable iec fda mhw modified unmodified
+    unaltered y n u b l 00 01 us cr 4c ti none both max min mean count emission transmission start admin nornd decy
+    atten scat dtim motn pmot clin ran rad dcal prompts prmp emis tran gated reprojected dlyd singles bsa bw lbm
     brain head skull neck wholebody headneck user attenuation_corrected arterial venous hz t mt
     """,
     # what dcm2niix says of a conversion
@@ -196,35 +81,33 @@ PATTERNS = re.compile(
 
 DEIDENTIFIERS = _listed(  # words about de-identification itself
     """
-    mri_reface mri deface pydeface mri_deface mideface quickshear afni_refacer afni refacer fsl_deface deface defaced
-    lacuna ctp rsna orthanc xnat dcm4che gdcm posda kitware dicom anonymizer replace recognizable replace_recognizable
-    face ears and artifacts in air visual features clean pixel data descriptors structured content graphics option
-    options basic application level confidentiality profile retain longitudinal temporal information modified full
-    dates safe private details per ps annexe annex e allow list lists ps3 15 3 0012 0064 removed limited set dcm deid
-    allow-list ps3.15 3.15
+    mri_reface mri deface pydeface mri_deface mideface quickshear afni_refacer afni refacer fsl_deface defaced
+    lacuna ctp rsna orthanc xnat dcm4che gdcm posda kitware dicom anonymizer replace recognizable
+    replace_recognizable face ears and artifacts in air visual features clean pixel data descriptors structured
+    content graphics option options basic application level confidentiality profile retain longitudinal temporal
+    information modified full dates safe private details per ps annexe annex e allow list lists ps3 15 3 0012 0064
+    removed limited set dcm deid allow-list ps3.15 3.15
     """
 )
 
-# Sidecar keys, by what their values must be. Times of day and dates are moved or dropped with the patient's others.
+# The entries that may stay, by what their values must be; of UIDs and dates see sidecar.py.
 NUMBERS = _listed(
     """
     MagneticFieldStrength ImagingFrequency EchoTime EchoTime1 EchoTime2 EchoNumber EchoTrainLength RepetitionTime
-    RepetitionTimeExcitation RepetitionTimePreparation InversionTime FlipAngle SliceThickness SpacingBetweenSlices SAR
-    SliceTiming SeriesNumber AcquisitionNumber BaseResolution ShimSetting PercentPhaseFOV PercentSampling
+    RepetitionTimeExcitation RepetitionTimePreparation InversionTime FlipAngle SliceThickness SpacingBetweenSlices
+    SAR SliceTiming SeriesNumber AcquisitionNumber BaseResolution ShimSetting PercentPhaseFOV PercentSampling
     PhaseEncodingSteps FrequencyEncodingSteps PhaseEncodingStepsOutOfPlane AcquisitionMatrixPE ReconMatrixPE
     ParallelReductionFactorInPlane ParallelReductionFactorOutOfPlane MultibandAccelerationFactor PartialFourier
     AcquisitionDuration PixelBandwidth BandwidthPerPixelPhaseEncode DwellTime EffectiveEchoSpacing TotalReadoutTime
     EstimatedEffectiveEchoSpacing EstimatedTotalReadoutTime DerivedVendorReportedEchoSpacing WaterFatShift
-    PhaseResolution
-    ImageOrientationPatientDICOM NumberOfAverages RefLinesPE TxRefAmp TablePosition NumberOfKSpaceTrajectories
-    PhilipsRescaleSlope PhilipsRescaleIntercept PhilipsScaleSlope PhilipsRWVSlope PhilipsRWVIntercept
-    UsePhilipsFloatNotDisplayScaling NonlinearGradientCorrection MTState SpoilingState RawImage
-    KVP XRayExposure XRayTubeCurrent CTDIvol GantryDetectorTilt ExposureTime
-    InjectedRadioactivity InjectedMass SpecificRadioactivity InjectedVolume FrameTimesStart FrameDuration DecayFactor
-    DecayCorrectionFactor DoseCalibrationFactor RadionuclideTotalDose RadionuclideHalfLife
-    RadionuclidePositronFraction
-    ScatterFraction ScanStart InjectionStart InjectionEnd ImageDecayCorrected ImageDecayCorrectionTime
-    SUVFactor SUVScale AcquisitionVoxelSize ReconFilterSize ReconMethodParameterValues
+    PhaseResolution ImageOrientationPatientDICOM NumberOfAverages RefLinesPE TxRefAmp TablePosition
+    NumberOfKSpaceTrajectories PhilipsRescaleSlope PhilipsRescaleIntercept PhilipsScaleSlope PhilipsRWVSlope
+    PhilipsRWVIntercept UsePhilipsFloatNotDisplayScaling NonlinearGradientCorrection MTState SpoilingState RawImage
+    KVP XRayExposure XRayTubeCurrent CTDIvol GantryDetectorTilt ExposureTime InjectedRadioactivity InjectedMass
+    SpecificRadioactivity InjectedVolume FrameTimesStart FrameDuration DecayFactor DecayCorrectionFactor
+    DoseCalibrationFactor RadionuclideTotalDose RadionuclideHalfLife RadionuclidePositronFraction ScatterFraction
+    ScanStart InjectionStart InjectionEnd ImageDecayCorrected ImageDecayCorrectionTime SUVFactor SUVScale
+    AcquisitionVoxelSize ReconFilterSize ReconMethodParameterValues
     """
 )
 TEXTS = _listed(
@@ -233,8 +116,8 @@ TEXTS = _listed(
     MRAcquisitionType SeriesDescription ProtocolName ScanningSequence SequenceVariant ScanOptions SequenceName
     PulseSequenceType ImageType ImageTypeText ParallelAcquisitionTechnique PhaseEncodingDirection PhaseEncodingAxis
     PhaseEncodingPolarityGE InPlanePhaseEncodingDirectionDICOM PartialFourierDirection MatrixCoilMode
-    CoilCombinationMethod ConvolutionKernel ContrastBolusAgent ContrastBolusIngredient Radiopharmaceutical TracerName
-    TracerRadionuclide Units UnitsNote AcquisitionMode AttenuationCorrection AttenuationCorrectionMethod
+    CoilCombinationMethod ConvolutionKernel ContrastBolusAgent ContrastBolusIngredient Radiopharmaceutical
+    TracerName TracerRadionuclide Units UnitsNote AcquisitionMode AttenuationCorrection AttenuationCorrectionMethod
     ScatterCorrectionMethod RandomsCorrectionMethod ReconstructionMethod ReconMethodName DecayCorrection
     ModeOfAdministration InjectedRadioactivityUnits InjectedMassUnits SpecificRadioactivityUnits ReconFilterType
     ReconMethodParameterLabels ReconMethodParameterUnits ConversionSoftware SUVType

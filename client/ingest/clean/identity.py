@@ -9,7 +9,6 @@ a cohort, and must be kept (another key gives the same patients other names).
 """
 
 import base64
-import hashlib
 import hmac
 import re
 import secrets
@@ -107,8 +106,3 @@ def _read(path: Path) -> bytes:
             "(a new key would give every patient another name)"
         )
     return bytes.fromhex(text)
-
-
-def fingerprint(identity: Identity) -> str:
-    """Says which key a cohort was made with, and nothing else of it."""
-    return hashlib.sha256(b"lacuna fingerprint\0" + identity.key).hexdigest()[:16]

@@ -26,12 +26,13 @@ from pathlib import Path
 from client.ingest.arrive.collect import collect, is_bids
 from client.ingest.arrive.headers import whole
 from client.ingest.arrive.records import Acquired, Job
-from client.ingest.arrive.source import Bar, Folder, Progress, Source
+from client.ingest.arrive.source import Folder, Source
 from client.ingest.arrive.source import place as own_folder
 from client.ingest.clean.burned_in import suspect_text
-from client.ingest.clean.deidentify import clean_age, clean_sidecar
 from client.ingest.clean.identity import Identity
+from client.ingest.clean.sidecar import clean_age, clean_sidecar
 from client.ingest.cohort import tables
+from client.ingest.cohort.outcome import Outcome
 from client.ingest.cohort.take import Found, aside, take
 from client.ingest.image.convert import decode
 from client.ingest.recognise import bids, listing
@@ -39,6 +40,7 @@ from client.ingest.recognise.listing import Listed
 from client.ingest.recognise.series import group
 from client.ingest.recognise.visits import Record
 from shared.base.disk import locks
+from shared.base.display.progress import Bar, Progress, unwatched
 from shared.base.errors import ConfigError
 from shared.base.files import make_folder, private_folder, write_json, write_text
 from shared.data.bids import Participant, read_participants
@@ -47,7 +49,17 @@ from shared.data.modalities import in_order, parse
 MARK = ".lacuna-ingest"  # in a cohort: by whose key its subjects are named
 
 
-Prepare = Callable[[Sequence[Job], Path, Progress], Sequence[tables.Outcome]]
+Prepare = Callable[[Sequence[Job], Path, Progress], Sequence[Outcome]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What of a source is wanted, and how far to go."""
+
+    modalities: Sequence[str] | None = None  # None: all that are found
+    review: bool = False  # stop after the list of series is written
+    visit_days: int = 0  # a patient's studies within so many days are one visit
+    workers: int | None = None  # conversions at a time; None: one per core
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,17 +94,15 @@ def ingest(
     *,
     prepare: Prepare,
     preparation: str,
-    modalities: Sequence[str] | None = None,
-    review: bool = False,
-    visit_days: int = 0,
-    workers: int | None = None,
-    bar: Bar = lambda title: nullcontext(lambda done, total: None),
+    options: Options | None = None,
+    bar: Bar = lambda title: nullcontext(unwatched),
 ) -> Ingested:
-    """Bring a source into a cohort; `review` stops after the list of series is written.
+    """Bring a source into a cohort.
 
     `prepare` turns jobs into subjects' folders (runner.py); `preparation` is the hash of how it does.
     """
-    wanted = None if modalities is None else in_order(parse(name) for name in modalities)
+    options = options or Options()
+    wanted = None if options.modalities is None else in_order(parse(name) for name in options.modalities)
     _check_apart(source, cohort, state)
     folder = state / "ingest"
     with _alone(state):
@@ -108,9 +118,9 @@ def ingest(
             mapped=sum(one.modality is not None for one in found.listed),
             asides=len(found.asides),
         )
-        if review:
+        if options.review:
             return done
-        record, more = take(found, wanted, folder, days=visit_days, workers=workers, bar=bar)
+        record, more = take(found, wanted, folder, days=options.visit_days, workers=options.workers, bar=bar)
         record.write(folder)
         tables.write_asides(folder, source.name, [*found.asides, *more])
         jobs = _jobs(record, state, identity)

@@ -13,7 +13,7 @@ import math
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -24,6 +24,7 @@ from client.ingest.arrive.records import Job
 from client.ingest.cohort import page, review
 from client.ingest.cohort.outcome import QUALITY, Outcome, read_outcome
 from client.ingest.image.preparation import Preparation, Ready, prepare
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import make_folder, new_folder, sweep, write_json, write_text
 from shared.base.options import plain
@@ -33,7 +34,6 @@ from shared.data.modalities import bids_path
 from shared.data.preparation import hash_file, hash_json
 from shared.data.volumes import SPACING_LIMITS, shape_and_affine, write
 
-Progress = Callable[[int, int], None]  # (subjects done, subjects in all)
 PAGE = "quality.html"
 MEMORY_PER_VOXEL = 120  # bytes of working memory, at the largest
 
@@ -45,12 +45,11 @@ def prepare_all(
     options: Preparation,
     weights: Path | None = None,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> tuple[Outcome, ...]:
     """Every job's outcome, in their order. `jobs` are all that the cohort is to hold. `workers` None: one per core."""
     make_folder(cohort / QUALITY)
     _check_disk(jobs, cohort, options)
-    tell = progress or (lambda done, total: None)
     accepted = review.accepted(cohort)
     digest = options.digest
     if _stored_digest(cohort) != digest:
@@ -64,10 +63,10 @@ def prepare_all(
             todo[number] = task
         else:
             kept[number] = stored
-    tell(len(kept), len(jobs))
+    progress(len(kept), len(jobs))
     for number, outcome in _run(todo, _processes(workers, todo)):
         kept[number] = outcome
-        tell(len(kept), len(jobs))
+        progress(len(kept), len(jobs))
     done = tuple(kept[number] for number in range(len(jobs)))
     _sweep(cohort, done)
     write_json(
@@ -112,7 +111,6 @@ class _Task:
 
 def _carry_out(task: _Task) -> Outcome:
     job = task.job
-    name = job.subject if job.session is None else f"{job.subject}_{job.session}"
     outcome = Outcome(
         subject=job.subject,
         session=job.session,
@@ -127,7 +125,7 @@ def _carry_out(task: _Task) -> Outcome:
     try:
         ready = prepare(job.inputs, task.options, weights=task.weights, accepted=task.accepted)
         outcome = replace(outcome, quality=ready.quality, left=ready.left, excluded=ready.why)
-        page.draw(ready, task.cohort / QUALITY / f"{name}.png")
+        page.draw(ready, task.cohort / QUALITY / f"{job.name}.png")
         if ready.why is None:
             outcome = replace(outcome, files=_write_subject(task.cohort, target, job, ready))
     except DataError as error:
@@ -139,7 +137,7 @@ def _carry_out(task: _Task) -> Outcome:
         outcome = replace(outcome, files={}, excluded=" ".join(why.split())[:300], key="")
     if outcome.excluded is not None:
         _forget(target, job)
-    write_json(task.cohort / QUALITY / f"{name}.json", plain(outcome), sort_keys=True)
+    write_json(task.cohort / QUALITY / f"{job.name}.json", plain(outcome), sort_keys=True)
     return outcome
 
 
@@ -169,9 +167,8 @@ def _forget(target: Path, job: Job) -> None:
 
 
 def _stored(cohort: Path, job: Job, key: str) -> Outcome | None:
-    name = job.subject if job.session is None else f"{job.subject}_{job.session}"
     try:
-        outcome = read_outcome(cohort / QUALITY / f"{name}.json")
+        outcome = read_outcome(cohort / QUALITY / f"{job.name}.json")
     except (OSError, ValueError, KeyError, TypeError):
         return None
     there = all((cohort / file).is_file() for file in outcome.files.values())

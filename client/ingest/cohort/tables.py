@@ -12,11 +12,11 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from client.ingest.arrive.records import Aside, Job
+from client.ingest.clean.identity import Identity
+from client.ingest.cohort.outcome import Outcome
 from shared.base.files import write_json, write_text
-from shared.base.vocabulary import Modality
 from shared.data.bids import NUMBERS, WORDS
 from shared.data.modalities import in_order
 
@@ -42,28 +42,6 @@ prepared, quality.html shows them. Pseudonyms can be undone with the site's key 
 """
 
 
-class Outcome(Protocol):
-    """What became of one job in the preparation."""
-
-    @property
-    def subject(self) -> str: ...
-    @property
-    def session(self) -> str | None: ...
-    @property
-    def files(self) -> Mapping[Modality, str]: ...
-    @property
-    def left(self) -> Mapping[Modality, str]: ...
-    @property
-    def excluded(self) -> str | None: ...
-
-
-class Named(Protocol):
-    """Whoever gives pseudonyms (identity.py)."""
-
-    def subject(self, patient: str) -> str: ...
-    def uid(self, uid: str) -> str: ...
-
-
 def write_asides(folder: Path, source: str, asides: Sequence[Aside]) -> Path:
     """The site's own list for one source; it is written anew each time that the source is ingested."""
     name = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:12]
@@ -83,7 +61,7 @@ def read_asides(folder: Path) -> list[Aside]:
     return found
 
 
-def write_exclusions(cohort: Path, asides: Iterable[Aside], outcomes: Sequence[Outcome], identity: Named) -> None:
+def write_exclusions(cohort: Path, asides: Iterable[Aside], outcomes: Sequence[Outcome], identity: Identity) -> None:
     """Under pseudonyms: what the ingest left aside, and what the preparation did."""
     counts = Counter(
         (

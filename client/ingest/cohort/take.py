@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.ingest.arrive.records import Acquired, Aside
-from client.ingest.arrive.source import Bar
+from client.ingest.arrive.source import SPARE
 from client.ingest.image.convert import convert, estimate, is_converted
 from client.ingest.recognise import bids
 from client.ingest.recognise.listing import Listed
 from client.ingest.recognise.series import Series
 from client.ingest.recognise.visits import Record, Taken, assign, rank
+from shared.base.display.progress import Bar
 from shared.base.errors import DataError
 from shared.base.files import make_folder
 from shared.base.vocabulary import Modality
-
-SPARE = 1e9  # bytes of the private disk that are never filled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

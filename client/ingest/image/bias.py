@@ -7,7 +7,7 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from client.ingest.image.resample import Mask, percentiles, to_sitk
+from client.ingest.image.resample import foreground, to_sitk
 from shared.base.options import require
 from shared.data.volumes import Array, Volume
 
@@ -38,7 +38,7 @@ def correct(volume: Volume, options: N4) -> Volume:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     image = to_sitk(volume.data_DHW, volume.affine)
     small = sitk.Clamp(sitk.Shrink(image, shrink), sitk.sitkFloat32, 0.0)
-    seen_DHW = _head(sitk.GetArrayFromImage(small))
+    seen_DHW = foreground(sitk.GetArrayFromImage(small), 0.1)
     if seen_DHW.sum() < 200 or min(small.GetSize()) < 4:
         return volume
     shown = sitk.GetImageFromArray(seen_DHW.astype(np.uint8))
@@ -70,9 +70,3 @@ def _along(data: Array, axis: int, at: NDArray[np.float64]) -> Array:
     after *= share
     after += before
     return cast(Array, after)
-
-
-def _head(data_DHW: Array) -> Mask:
-    """Brighter than air. Not Otsu's threshold: beside bright fat it would take the brain for air."""
-    low, high = percentiles(data_DHW, (2.0, 98.0))
-    return data_DHW > low + 0.1 * (high - low)

@@ -266,7 +266,3 @@ def _solid(mask: Mask) -> Mask:
 
 def _voxel_ml(volume: Volume) -> float:
     return float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000
-
-
-def masked(volume: Volume, brain_DHW: Mask) -> Volume:
-    return replace(volume, data_DHW=np.where(brain_DHW, volume.data_DHW, 0).astype(np.float32))

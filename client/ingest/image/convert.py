@@ -19,6 +19,8 @@ import dcm2niix
 import numpy as np
 from numpy.typing import NDArray
 
+from client.ingest.arrive.records import read_sidecar
+from client.ingest.image.resample import is_sheared
 from client.ingest.image.suv import uptake
 from client.ingest.recognise.series import Series
 from shared.base.errors import DataError
@@ -29,9 +31,7 @@ from shared.data.volumes import read, read_stored, shape_and_affine, write
 VERSION = "1"  # raise it when the same files would give another volume
 PATIENCE = 900.0  # seconds for one series
 MEMORY = 8 * 2**30  # bytes of address space for dcm2niix
-SIDECAR_LIMIT = 4 * 2**20
 AIR = -400.0  # HU: a CT in Hounsfield units has voxels below this, be they air or padding
-SHEAR = 1e-2
 _NO_VOLUME = ("_ROI", "_ph", "_real", "_imaginary", "_fieldmaphz", "_MoCo")
 
 
@@ -152,21 +152,13 @@ def _choose(folder: Path, series: Series, said: str) -> tuple[Path, dict[str, An
     if len(pool) > 1:
         raise DataError(f"dcm2niix made {len(pool)} volumes of it: it holds more than one")
     sidecars = sorted((folder / "out").glob("*.json"), key=lambda path: len(path.name))
-    sidecar: dict[str, Any] = {}
-    if sidecars and sidecars[0].stat().st_size <= SIDECAR_LIMIT:
-        try:
-            loaded = json.loads(sidecars[0].read_text(encoding="utf-8", errors="replace"))
-            sidecar = loaded if isinstance(loaded, dict) else {}
-        except ValueError:  # dcm2niix copies text as it is; without its sidecar the volume is still good
-            sidecar = {}
-    return pool[0], sidecar
+    return pool[0], read_sidecar(sidecars[0]) if sidecars else {}
 
 
 def _check(nifti: Path, series: Series) -> str:
     """A volume of the slices that went in, finite, not blank, at right angles, and CT in Hounsfield units."""
     shape, affine = shape_and_affine(nifti)
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if np.abs(directions.T @ directions - np.eye(3)).max() > SHEAR:
+    if is_sheared(affine):
         raise DataError("its slices do not stand at a right angle, and dcm2niix did not push them back")
     resampled = "_Tilt" in nifti.name or "_Eq" in nifti.name
     if not resampled and series.slices and series.slices not in shape:

@@ -20,7 +20,7 @@ from client.ingest.image.bias import N4
 from client.ingest.image.brain import Strip
 from client.ingest.image.quality import BrainFigures, ImageFigures, Limits
 from client.ingest.image.register import Rigid
-from client.ingest.image.resample import Mask, Pose, covered, grid_with_spacing, percentiles, resample, resample_mask
+from client.ingest.image.resample import Mask, Pose, covered, foreground, grid_with_spacing, resample, resample_mask
 from shared.base.errors import DataError
 from shared.base.options import plain, require
 from shared.base.vocabulary import Modality
@@ -247,12 +247,9 @@ def _figures(
 ) -> ImageFigures:
     x, y, z = (float(s) for s in np.linalg.norm(volume.affine[:3, :3], axis=0))
     data = volume.data_DHW
-    if mask is None:
-        low, high = percentiles(data, (2.0, 98.0))
-        mask = data > low + 0.2 * (high - low)
     return ImageFigures(
         voxel_mm=(x, y, z),
-        snr=quality.snr(data, mask),
+        snr=quality.snr(data, foreground(data) if mask is None else mask),
         ghost=quality.ghost(data) if _kind(modality) == "mr" else None,
         coverage=coverage,
         registration=None if lies is None else lies.score,

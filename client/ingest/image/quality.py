@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from client.ingest.image import template
-from client.ingest.image.resample import Mask, box_of, percentiles
+from client.ingest.image.resample import Mask, box_of, foreground
 from shared.base.options import require
 from shared.data.volumes import Array, Volume
 
@@ -139,8 +139,7 @@ def _noise(data_DHW: Array, inside: Mask, axis: int) -> float:
 def ghost(data_DHW: Array) -> float | None:
     """Air beside the head along one in-plane axis against air in the corners: a phase-encoding ghost shows in one."""
     data_DHW = data_DHW[:: max(1, data_DHW.size // (10 * ENOUGH))]
-    low, high = percentiles(data_DHW, (2.0, 98.0))
-    head = ndimage.binary_dilation(data_DHW > low + 0.2 * (high - low), iterations=3)
+    head = ndimage.binary_dilation(foreground(data_DHW), iterations=3)
     beside_y = head.any(axis=1, keepdims=True) & ~head
     beside_x = head.any(axis=2, keepdims=True) & ~head
     corner = ~head & ~beside_y & ~beside_x

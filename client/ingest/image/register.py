@@ -9,7 +9,7 @@ can't help: it is what an impossible pair can't reach. Nothing is forced: `Regis
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import SimpleITK
@@ -20,20 +20,22 @@ from client.ingest.image.resample import (
     Image,
     Mask,
     Pose,
-    Transform,
     binned,
     binned_mask,
     box_of,
+    centre_of,
+    climb,
     covered,
     cut,
+    foreground,
     percentiles,
     resample,
     search,
-    to_pose,
+    to_euler,
     to_sitk,
 )
 from shared.base.options import require
-from shared.data.volumes import Affine, Array, Volume
+from shared.data.volumes import Volume
 
 sitk: Any = SimpleITK  # untyped
 SEED = 20260721  # of the metric's sample points: equal images give equal poses
@@ -84,7 +86,7 @@ class Anchor:
         self.images = _Pyramid(volume)
         self.small = binned(volume, SCORE_MM)
         self.inside = binned_mask(brain_DHW, volume.affine, SCORE_MM)
-        self.middle = _centre(self.inside, self.small.affine)
+        self.middle = centre_of(self.inside, self.small.affine)
         steps = np.linalg.norm(self.small.affine[:3, :3], axis=0)[::-1]
         box = box_of(self.inside, math.ceil(MARGIN_MM / float(steps.min())))
         near = ndimage.distance_transform_edt(~self.inside[box], sampling=steps) <= MARGIN_MM
@@ -158,7 +160,8 @@ class _Task:
     def starts(self) -> list[tuple[str, Pose]]:
         shape, affine = self.small.data_DHW.shape, self.small.affine
         field = affine @ [*((np.array(shape[::-1]) - 1) / 2), 1.0]
-        mass = _centre(_foreground(self.small.data_DHW), affine)
+        shown = foreground(self.small.data_DHW)
+        mass = centre_of(shown if shown.any() else np.ones_like(shown), affine)
         return [
             ("scanner coordinates", np.eye(4)),
             ("middle of the field", _shift(field[:3] - self.middle)),
@@ -201,20 +204,11 @@ class _Task:
         if share < 1:
             method.SetMetricSamplingStrategy(method.RANDOM)
             method.SetMetricSamplingPercentage(share, SEED)
-        method.SetOptimizerAsRegularStepGradientDescent(
-            learningRate=step_mm,
-            minStep=step_mm / 400,
-            numberOfIterations=iterations,
-            relaxationFactor=0.6,
-            gradientMagnitudeTolerance=1e-8,
+        start = to_euler(pose, self.middle)
+        value, better = climb(
+            method, fixed, moving, start, step_mm=step_mm, least_mm=step_mm / 400, iterations=iterations
         )
-        start = _to_euler(pose, self.middle)
-        method.SetInitialTransform(start, inPlace=True)
-        try:
-            method.Execute(fixed, moving)
-        except RuntimeError:  # too few points of the brain fall into the moving volume
-            return math.inf, pose
-        return float(method.GetMetricValue()), to_pose(start)
+        return value, pose if better is None else better
 
     def _level(self, spacing_mm: float) -> Image:
         if spacing_mm not in self.levels:
@@ -256,18 +250,6 @@ def _entropy(share: NDArray[np.floating[Any]]) -> float:
     return float(-(share * np.log(share)).sum())
 
 
-def _foreground(data_DHW: Array) -> Mask:
-    """Brighter than half way between air and the head's usual value; enough for a centre."""
-    low, high = percentiles(data_DHW, (2.0, 98.0))
-    shown = data_DHW > low + 0.2 * (high - low)
-    return cast(Mask, shown if shown.any() else np.ones(data_DHW.shape, np.bool_))
-
-
-def _centre(mask_DHW: Mask, affine: Affine) -> NDArray[np.float64]:
-    middle = np.array(ndimage.center_of_mass(mask_DHW))[::-1]
-    return cast(NDArray[np.float64], affine[:3, :3] @ middle + affine[:3, 3])
-
-
 def _shift(by: NDArray[np.float64]) -> Pose:
     pose = np.eye(4)
     pose[:3, 3] = by
@@ -280,14 +262,3 @@ def _about(point: NDArray[np.float64], axis: int, angle: float) -> Pose:
     turn[one, one] = turn[other, other] = math.cos(angle)
     turn[one, other], turn[other, one] = -math.sin(angle), math.sin(angle)
     return _shift(point) @ turn @ _shift(-point)
-
-
-def _to_euler(pose: Pose, centre: NDArray[np.float64]) -> Transform:
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0])
-    there = lps @ pose @ lps
-    middle = lps[:3, :3] @ centre
-    transform = sitk.Euler3DTransform()
-    transform.SetCenter(middle.tolist())
-    transform.SetMatrix(there[:3, :3].ravel().tolist(), 1e-6)
-    transform.SetTranslation((there[:3, 3] + there[:3, :3] @ middle - middle).tolist())
-    return transform

@@ -6,7 +6,7 @@ the moving volume: that is what a resampler asks for.
 """
 
 import math
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import SimpleITK
@@ -31,11 +31,10 @@ _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def to_sitk(data_DHW: NDArray[Any], affine: Affine) -> Image:
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    direction = affine[:3, :3] / spacing
-    if np.abs(direction.T @ direction - np.eye(3)).max() > SHEAR:
+    if is_sheared(affine):
         raise DataError("its axes are not at right angles (a tilted gantry that was not resampled)")
-    u, _, v = np.linalg.svd(direction)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    u, _, v = np.linalg.svd(affine[:3, :3] / spacing)
     image = sitk.GetImageFromArray(np.ascontiguousarray(data_DHW))
     image.SetSpacing(spacing.tolist())
     image.SetOrigin((_LPS @ affine)[:3, 3].tolist())
@@ -43,18 +42,22 @@ def to_sitk(data_DHW: NDArray[Any], affine: Affine) -> Image:
     return image
 
 
-def from_sitk(image: Image) -> Volume:
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    return Volume(data_DHW=sitk.GetArrayFromImage(image).astype(np.float32, copy=False), affine=_LPS @ affine)
-
-
 def to_transform(pose: Pose) -> Transform:
     lps = _LPS @ pose @ _LPS
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(lps[:3, :3].ravel().tolist())
     transform.SetTranslation(lps[:3, 3].tolist())
+    return transform
+
+
+def to_euler(pose: Pose, centre: NDArray[np.float64]) -> Transform:
+    """Of a rigid pose: turned about `centre`, so that angles and shifts are searched independently."""
+    lps = _LPS @ pose @ _LPS
+    middle = _LPS[:3, :3] @ centre
+    transform = sitk.Euler3DTransform()
+    transform.SetCenter(middle.tolist())
+    transform.SetMatrix(lps[:3, :3].ravel().tolist(), 1e-6)
+    transform.SetTranslation((lps[:3, 3] + lps[:3, :3] @ middle - middle).tolist())
     return transform
 
 
@@ -75,6 +78,28 @@ def search(bins: int, metric: str = "mutual information") -> Any:
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerScalesFromPhysicalShift()
     return method
+
+
+def climb(
+    method: Any, fixed: Image, moving: Image, start: Transform, *, step_mm: float, least_mm: float, iterations: int
+) -> tuple[float, Pose | None]:
+    """From `start`, which is moved: the metric's value, the lower the better, and the pose that reaches it.
+
+    None where too few points of the reference fall into the moving image.
+    """
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=step_mm,
+        minStep=least_mm,
+        numberOfIterations=iterations,
+        relaxationFactor=0.6,
+        gradientMagnitudeTolerance=1e-8,
+    )
+    method.SetInitialTransform(start, inPlace=True)
+    try:
+        method.Execute(fixed, moving)
+    except RuntimeError:
+        return math.inf, None
+    return float(method.GetMetricValue()), to_pose(start)
 
 
 def to_pose(transform: Transform) -> Pose:
@@ -162,6 +187,24 @@ def percentiles(data: NDArray[Any], shares: tuple[float, ...]) -> tuple[float, .
     """Of every so many-th voxel, where there are many."""
     line = data.ravel()
     return tuple(float(p) for p in np.percentile(line[:: max(1, line.size // SAMPLED)], shares))
+
+
+def foreground(data: Array, share: float = 0.2) -> Mask:
+    """Brighter than air by a share of the image's range. Not Otsu's threshold: beside bright fat, brain is dark."""
+    low, high = percentiles(data, (2.0, 98.0))
+    return data > low + share * (high - low)
+
+
+def centre_of(mask_DHW: Mask, affine: Affine) -> NDArray[np.float64]:
+    """In mm."""
+    middle = np.array(ndimage.center_of_mass(mask_DHW))[::-1]
+    return cast(NDArray[np.float64], affine[:3, :3] @ middle + affine[:3, 3])
+
+
+def is_sheared(affine: Affine) -> bool:
+    """Do its axes stand at other than right angles?"""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() > SHEAR)
 
 
 def box_of(mask: NDArray[np.bool_], margin: int = 0) -> tuple[slice, ...]:

@@ -18,11 +18,12 @@ from client.ingest.image.resample import (
     Pose,
     binned,
     binned_mask,
+    centre_of,
+    climb,
     percentiles,
     resample,
     resample_mask,
     search,
-    to_pose,
     to_sitk,
     to_transform,
 )
@@ -31,6 +32,7 @@ from shared.data.volumes import Affine, Array, Volume
 LEVELS_MM, FINEST_MM = (8.0, 4.0), 2.0
 RIM_MM, BLUR_MM = 8.0, 3.0  # what is compared: the insides, as smooth as a stranger's anatomy fits
 MAX_SCALE = (0.6, 1.6)  # of a brain against the reference, along any axis
+ITERATIONS = 60
 PITCHES = (0.0, 25.0, -25.0)  # degrees, of the starts: heads nod, and are rarely turned
 
 
@@ -52,9 +54,9 @@ def fit(volume: Volume, brain_DHW: Mask) -> Fit:
     moving = [to_sitk(v.data_DHW, v.affine) for v in (binned(inside, mm) for mm in LEVELS_MM)]
     images = [to_sitk(v.data_DHW, v.affine) for v in (binned(reference.t1, mm) for mm in LEVELS_MM)]
     look = to_sitk(reference.near_DHW.astype(np.uint8), reference.t1.affine)
-    tried = [_climb(images[0], moving[0], look, pose, 60) for pose in _starts(reference, inside.affine, brain)]
+    tried = [_climb(images[0], moving[0], look, pose) for pose in _starts(reference, inside.affine, brain)]
     _, pose = min(tried, key=lambda one: one[0])
-    _, pose = _climb(images[1], moving[1], look, pose, 60)
+    _, pose = _climb(images[1], moving[1], look, pose)
     shape = reference.brain_DHW.shape
     there = resample_mask(brain, inside.affine, shape, reference.t1.affine, pose)
     both = 2.0 * float((there & reference.brain_DHW).sum())
@@ -106,8 +108,8 @@ def cerebellum(shape_DHW: tuple[int, int, int], affine: Affine, pose: Pose) -> M
 
 def _starts(reference: atlas.Atlas, affine: Affine, brain_DHW: Mask) -> Iterator[Pose]:
     """Middle on middle, as large as its volume says, level or nodding."""
-    here = _middle(reference.brain_DHW, reference.t1.affine)
-    there = _middle(brain_DHW, affine)
+    here = centre_of(reference.brain_DHW, reference.t1.affine)
+    there = centre_of(brain_DHW, affine)
     volumes = [
         mask.sum() * abs(np.linalg.det(a[:3, :3]))
         for mask, a in ((brain_DHW, affine), (reference.brain_DHW, reference.t1.affine))
@@ -121,26 +123,11 @@ def _starts(reference: atlas.Atlas, affine: Affine, brain_DHW: Mask) -> Iterator
         yield pose
 
 
-def _middle(mask_DHW: Mask, affine: Affine) -> Any:
-    return affine[:3, :3] @ np.array(ndimage.center_of_mass(mask_DHW))[::-1] + affine[:3, 3]
-
-
-def _climb(fixed: Any, moving: Any, look: Any, pose: Pose, iterations: int) -> tuple[float, Pose]:
+def _climb(fixed: Any, moving: Any, look: Any, pose: Pose) -> tuple[float, Pose]:
     method = search(BINS)
     method.SetMetricFixedMask(look)
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(0.5, SEED)
-    method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=4.0,
-        minStep=0.02,
-        numberOfIterations=iterations,
-        relaxationFactor=0.6,
-        gradientMagnitudeTolerance=1e-8,
-    )
     start = to_transform(pose)
-    method.SetInitialTransform(start, inPlace=True)
-    try:
-        method.Execute(fixed, moving)
-    except RuntimeError:  # too few points fall into the image
-        return np.inf, pose
-    return float(method.GetMetricValue()), to_pose(start)
+    value, better = climb(method, fixed, moving, start, step_mm=4.0, least_mm=0.02, iterations=ITERATIONS)
+    return value, pose if better is None else better

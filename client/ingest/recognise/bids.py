@@ -1,25 +1,23 @@
 """A BIDS folder as a source: its volumes are taken as they are, and go straight to preparation."""
 
-import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from client.ingest.arrive.records import Acquired, Aside
+from client.ingest.arrive.records import Acquired, Aside, read_sidecar
 from client.ingest.recognise.visits import Taken, Visit
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
 from shared.base.files import copy
 from shared.data.bids import Participant, find_subjects, read_participants
 from shared.data.modalities import MODALITIES
 from shared.data.volumes import shape_and_affine
 
-SIDECAR_LIMIT = 4 * 2**20
 FOLDER = "bids:"  # begins the names of what came from a BIDS folder
-Progress = Callable[[int, int], None]
 
 
-def take(source: Path, folder: Path, progress: Progress | None = None) -> tuple[list[Taken], list[Aside]]:
+def take(source: Path, folder: Path, progress: Progress = unwatched) -> tuple[list[Taken], list[Aside]]:
     """Each subject's volumes, linked (or copied) into `folder`, so that the source may go; and what was left aside."""
     whole = str(source.resolve())
     participants = read_participants(source)
@@ -58,8 +56,7 @@ def take(source: Path, folder: Path, progress: Progress | None = None) -> tuple[
                     rank=(0.0,),
                 )
             )
-        if progress is not None:
-            progress(done, len(subjects))
+        progress(done, len(subjects))
     return taken, asides
 
 
@@ -92,14 +89,7 @@ def _unit(modality: str) -> dict[str, str]:
 
 
 def _sidecar(path: Path) -> dict[str, Any]:
-    beside = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
-    try:
-        if beside.stat().st_size <= SIDECAR_LIMIT:
-            loaded = json.loads(beside.read_text(encoding="utf-8"))
-            return loaded if isinstance(loaded, dict) else {}
-    except (OSError, ValueError):
-        pass
-    return {}
+    return read_sidecar(path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json"))
 
 
 def _link(path: Path, target: Path) -> Path:

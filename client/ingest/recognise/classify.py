@@ -132,14 +132,19 @@ def _elsewhere(series: Series) -> str:
     return "of another part of the body, says its tag" if _OTHER_PARTS.fullmatch(part) else ""
 
 
+def _sequence(series: Series) -> str:
+    """The makers' own names of the sequence."""
+    return f"{series.first.text('SequenceName')} {series.first.text('PulseSequenceName')}".lower()
+
+
 def _diffusion(series: Series) -> str:
     b = max((h.real("DiffusionBValue") or 0 for h in series.headers), default=0)
-    names = f"{series.first.text('SequenceName')} {series.first.text('PulseSequenceName')}".lower()
+    names = _sequence(series)
     return "diffusion-weighted" if b > 0 or "ep_b" in names or "re_b" in names else ""
 
 
 def _echo_planar(series: Series) -> str:
-    names = f"{series.first.text('SequenceName')} {series.first.text('PulseSequenceName')}".lower()
+    names = _sequence(series)
     planar = "EP" in series.first.words("ScanningSequence") or re.search(r"\bepfid|\bep2d|\bepse|\*ep", names)
     return "echo-planar, as in functional, perfusion or diffusion imaging" if planar else ""
 
@@ -239,7 +244,7 @@ def _gradient_echo(series: Series, tr: float, te: float) -> Verdict:
     says = f"gradient echo, TR {tr:.0f}, TE {te:.1f} ms, {flip:.0f} degrees"
     if series.echoes > 1:
         return _no(f"{says}, {series.echoes} echoes: a field map or a multi-echo series")
-    names = f"{series.first.text('SequenceName')} {series.first.text('PulseSequenceName')}".lower()
+    names = _sequence(series)
     if re.search(r"ci3d|tfi|trufi|fiesta|\bssfp|bffe|balanced|dess|de3d", names):
         return _no(f"{says}: steady-state free precession")
     if "MP" in series.first.words("SequenceVariant") and te <= 8:
@@ -264,7 +269,7 @@ def _is_flow(series: Series) -> bool:
 
 def _flow(series: Series, tr: float, te: float) -> Verdict:
     says = f"angiography, TR {tr:.0f}, TE {te:.1f} ms"
-    names = f"{series.first.text('SequenceName')} {series.first.text('PulseSequenceName')}".lower()
+    names = _sequence(series)
     if series.first.text("PhaseContrast") == "YES" or "PC" in series.first.words("ImageType") or "fl_pc" in names:
         return _no(f"{says}: by phase contrast, not time of flight")
     if _agent(series):
@@ -289,21 +294,16 @@ _PRE = re.compile(r"(?<![a-z])(pre|precontrast|nativ\w*|unenhanced|ohne|sans|wit
 
 def _agent(series: Series) -> bool:
     """Was a contrast agent given, by the tag?"""
-    return any(
-        re.sub(r"[^A-Z0-9]", "", header.text("ContrastBolusAgent").upper()) not in _NO_AGENT
-        for header in series.headers[:1]
-    )
+    return re.sub(r"[^A-Z0-9]", "", series.first.text("ContrastBolusAgent").upper()) not in _NO_AGENT
 
 
-def _description(series: Series) -> str:
-    return re.sub(
-        r"[_\\/]", " ", f"{series.first.text('SeriesDescription')} {series.first.text('ProtocolName')}"
-    ).lower()
+def _words(series: Series, tag: str) -> str:
+    return re.sub(r"[_\\/]", " ", series.first.text(tag)).lower()
 
 
 def _t1(series: Series, says: str) -> Verdict:
-    said = re.sub(r"[_\\/]", " ", series.first.text("SeriesDescription")).lower()
-    post, pre = bool(_POST.search(_WITHOUT.sub("native", said))), bool(_PRE.search(_WITHOUT.sub("native", said)))
+    said = _WITHOUT.sub("native", _words(series, "SeriesDescription"))
+    post, pre = bool(_POST.search(said)), bool(_PRE.search(said))
     if _agent(series):
         if pre and not post:
             return _no(f"{says}: its contrast tag and its description contradict each other; say T1 or T1CE")
@@ -317,7 +317,7 @@ def _t1(series: Series, says: str) -> Verdict:
 
 def described(series: Series) -> Modality | None:
     """What the description alone would make of it: a suggestion for a person, never a verdict."""
-    said = _description(series)
+    said = f"{_words(series, 'SeriesDescription')} {_words(series, 'ProtocolName')}"
     if series.kind == "CT":
         return "CT"
     for modality, pattern in _DESCRIPTIONS.items():

@@ -4,7 +4,6 @@ Folders and file names mean nothing here, the tags alone do. A DICOM series that
 magnitude and phase, a localiser among slices) becomes several `Series`, each judged by itself.
 """
 
-import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +15,7 @@ from statistics import median
 from client.ingest.arrive.faults import Tags
 from client.ingest.arrive.headers import Header, Point
 from client.ingest.arrive.records import Aside
+from shared.data.preparation import hash_file
 from shared.data.volumes import MAX_VOXELS, SPACING_LIMITS
 
 IMAGES = {  # SOP classes that hold what a scanner measured
@@ -139,18 +139,10 @@ def _once(headers: Sequence[Header]) -> tuple[list[Header], list[Aside]]:
     for header in headers:
         first = kept.setdefault(header.sop, header)
         if first is not header:
-            same = first.size == header.size and _digest(first.path) == _digest(header.path)
+            same = first.size == header.size and hash_file(first.path) == hash_file(header.path)
             why = "a copy of another file" if same else "has the SOP Instance UID of another file and other content"
             doubles.append(_file(header, f"{why}, which was used"))
     return list(kept.values()), doubles
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
 
 
 def _parts(whose: tuple[str, str, str], headers: Sequence[Header]) -> list[Series]:

@@ -5,17 +5,16 @@ cohort: a visit keeps its number, and a better series found later takes the plac
 """
 
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from client.ingest.arrive.records import Acquired
 from client.ingest.recognise.listing import Listed
-from shared.base.errors import DataError
+from shared.base.errors import ConfigError, DataError
 from shared.base.files import write_text
+from shared.base.options import build, plain
 from shared.base.vocabulary import Modality
 
 RECORD = "acquired.json"
@@ -56,24 +55,15 @@ class Record:
         if not path.exists():
             return Record()
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            visits = [Visit(**{**entry, "studies": tuple(entry["studies"])}) for entry in content["visits"]]
-            taken = [
-                Taken(acquired=_acquired(entry["acquired"]), rank=tuple(entry["rank"])) for entry in content["taken"]
-            ]
-        except (ValueError, KeyError, TypeError) as error:
+            return build(Record, json.loads(path.read_text(encoding="utf-8")), "record")
+        except (ConfigError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise DataError(
                 f"{path}: damaged ({type(error).__name__}); delete it and ingest the sources again"
             ) from None
-        return Record(visits=tuple(visits), taken=tuple(taken))
 
     def write(self, folder: Path) -> None:
         path = folder / RECORD
-        content = {
-            "visits": [_fields(visit) for visit in self.visits],
-            "taken": [{"acquired": _fields(one.acquired), "rank": one.rank} for one in self.taken],
-        }
-        write_text(path, json.dumps(content, indent=1, default=os.fspath))
+        write_text(path, json.dumps(plain(self), indent=1))
 
     @property
     def numbers(self) -> dict[tuple[str, str], int]:
@@ -90,15 +80,6 @@ class Record:
             if place not in best or one.rank > best[place].rank:
                 best[place] = one
         return replace(self, taken=tuple(best[place] for place in sorted(best)))
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in fields(value)}
-
-
-def _acquired(entry: Mapping[str, Any]) -> Acquired:
-    source = tuple(Path(path) for path in entry["source"])
-    return Acquired(**{**entry, "nifti": Path(entry["nifti"]), "source": source})
 
 
 def assign(visits: Sequence[Visit], studies: Iterable[tuple[str, str, str]], days: int) -> tuple[Visit, ...]:

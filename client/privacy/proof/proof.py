@@ -1,4 +1,6 @@
-"""Is the private engine what its epsilon says? Six tests of the step itself (specs/privacy.md §5).
+"""Is the private engine what its epsilon says? Six tests of the step itself.
+
+What they have to catch: docs/methods/privacy.md, "The audit".
 
 Made-up subjects with chosen gradients go through the same charge, coins, clip, noise and division as real ones. The
 first five tests are of single laws that the proof of privacy rests on; the sixth plants canaries and measures, from
@@ -21,14 +23,13 @@ from client.privacy.private import Secret
 from client.privacy.proof.odds import binomial, dispersion, likeness, normal_shape, normal_size, sigmas
 from client.privacy.proof.one_run import proved
 from client.privacy.proof.scene import DELTA, Make, Replay, Scene, Unit, engine_of, plan_of, random_unit, spike, tails
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import BudgetSpent
 from shared.trust.privacy import Query, epsilon
 
 SIGMAS = 6.0
 MOVES = 1e-3  # rounding of a clipped sum, in units of clip
 CANARIES, RUNS, DOUBT = 1200, 8, 5e-4
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,15 +48,14 @@ class Finding:
 
 
 def run_audit(
-    make: Make = engine_of, *, tests: Sequence[str] | None = None, progress: Progress | None = None
+    make: Make = engine_of, *, tests: Sequence[str] | None = None, progress: Progress = unwatched
 ) -> list[Finding]:
     """All six tests, or some, of the engine that `make` makes."""
     found: list[Finding] = []
     names = tuple(TESTS) if tests is None else tests
     for number, name in enumerate(names):
         found += TESTS[name](make)
-        if progress is not None:
-            progress(number + 1, len(names))
+        progress(number + 1, len(names))
     return found
 
 

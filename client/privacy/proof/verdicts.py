@@ -3,20 +3,17 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from scipy import stats
 
 from client.privacy.proof import proof as audit
-from client.privacy.proof.proof import Finding, Progress, run_audit
+from client.privacy.proof.proof import Finding, run_audit
 from client.privacy.proof.scene import Make, engine_of
+from shared.base.display import terminal
+from shared.base.display.progress import Bar, Progress
 from shared.base.errors import RunFailed
-
-Bar = Callable[[str], AbstractContextManager[Progress]]
 
 
 def audit_privacy(*, repeat: int, as_json: bool, bar: Bar, make: Make = engine_of) -> None:
@@ -75,19 +72,18 @@ def _record(
 
 
 def _show(findings: Sequence[Finding]) -> None:
-    drawn = Table(title="The private engine: no figure may pass its limit", title_justify="left")
-    for column in ("test", "what"):
-        drawn.add_column(column)
-    for column in ("figure", "limit"):
-        drawn.add_column(column, justify="right")
-    drawn.add_column("")
-    for number, one in enumerate(findings):
-        first = number == 0 or findings[number - 1].test != one.test
-        mark = Text("ok", style="green") if one.passed else Text("FAILED", style="bold red")
-        row = (one.test if first else "", one.line, f"{one.figure:.4g}", f"{one.limit:.4g}")
-        drawn.add_row(*map(Text, row), mark)
-    console = Console()
-    Console(width=console.width if console.is_terminal else 150).print(drawn)
+    rows = [
+        (
+            one.test if number == 0 or findings[number - 1].test != one.test else "",
+            one.line,
+            f"{one.figure:.4g}",
+            f"{one.limit:.4g}",
+            Text("ok", style="green") if one.passed else Text("FAILED", style="bold red"),
+        )
+        for number, one in enumerate(findings)
+    ]
+    title = "The private engine: no figure may pass its limit"
+    terminal.table(title, ("test", "what", "figure", "limit", ""), rows, left=(0, 1, 4))
     counts = Counter(one.test for one in findings if not one.passed)
     passed = [name for name in audit.TESTS if name not in counts]
     print(f"{len(passed)} of {len(audit.TESTS)} tests passed: {', '.join(passed)}")

@@ -2,7 +2,7 @@
 
 Either way an `Anatomy` is one brain on a 1 mm grid: a map of its regions, and two level maps, of white matter against
 grey and of fluid against tissue. Whoever draws a subject chooses the levels to cut at, so sulci can widen, the cortex
-can thin and folds can be added, and the boundaries stay sharp at any voxel size. Measured facts: specs/data.md §1-2.
+can thin and folds can be added, and the boundaries stay sharp at any voxel size. Figures: docs/methods/data.md.
 """
 
 import hashlib
@@ -101,7 +101,7 @@ def prepare(source: Path | None, cache: Path) -> list[Path]:
 
 
 def load(path: Path) -> Anatomy:
-    """A prepared brain."""
+    """Read a prepared brain."""
     with np.load(path, allow_pickle=False) as kept:
         z, y, x = (float(edge) for edge in kept["half"])
         return Anatomy(

@@ -1,7 +1,7 @@
 """A phantom subject: who it is, the shape of its brain, and what disease did to it, before any scanner looks.
 
 Severity and amyloid are the hidden truth: they widen sulci and ventricles, shrink the hippocampus, add lesions and
-move the clinical scores, while the scans of PET and MR see them each in their own way (specs/data.md §2).
+move the clinical scores, while the scans of PET and MR see them each in their own way (docs/methods/data.md).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -81,12 +81,12 @@ class SubjectPhantom:
     jitter_K3: Array  # this person's own PD, T1 and T2 of each tissue, against the usual ones
 
     def mix(self, values_K: NDArray[np.floating]) -> Array:
-        """One value per tissue to an image."""
+        """Turn one value per tissue into an image."""
         return np.tensordot(values_K.astype(np.float32), self.fractions.array, 1)
 
 
 def draw_person(family: Family, seed: int) -> Person:
-    """Cheap, and by itself: participants.tsv is written without drawing a brain."""
+    """Draw who a subject is, without its brain: participants.tsv needs no more."""
     rng = np.random.default_rng(seed_of("person", seed))
     mean, spread = _AGES[family]
     age = round(float(np.clip(rng.normal(mean, spread), 19, 92)), 1)
@@ -111,7 +111,7 @@ def draw_person(family: Family, seed: int) -> Person:
 
 
 def grow(family: Family, seed: int, anatomy: Anatomy, cube: Cube) -> SubjectPhantom:
-    """The same family, seed, anatomy and cube give the same bits."""
+    """Grow a subject's brain: the same family, seed, anatomy and cube give the same bits."""
 
     def rng(name: str) -> Rng:
         return np.random.default_rng(seed_of(name, seed))
@@ -226,7 +226,7 @@ def _sources(
 
 
 def _rotation(around_z: float, around_y: float, around_x: float) -> NDArray[np.float64]:
-    """Of z y x coordinates, by small angles."""
+    """A matrix that turns z y x coordinates by small angles."""
     skew = np.array([[0, -around_x, around_y], [around_x, 0, -around_z], [-around_y, around_z, 0]])
     return cast(NDArray[np.float64], linalg.expm(skew))
 
@@ -253,7 +253,7 @@ def _average(part: Array, factor: int) -> Array:
 
 
 def _tumour_sites(anatomy: Anatomy) -> NDArray[np.float32]:
-    """Deep white matter of the upper cerebrum, away from the midline: z y x in mm."""
+    """Find where a tumour may lie: deep white matter, away from the midline, as z y x in mm."""
     step = 5
     z, y, x = (np.argwhere(anatomy.white_DHW[::step, ::step, ::step] > 200) * step - (EDGE - 1) / 2).T
     half = anatomy.half_mm
@@ -265,7 +265,7 @@ def _tumour_sites(anatomy: Anatomy) -> NDArray[np.float32]:
 
 
 def _burden(person: Person, rng: Rng) -> float:
-    """Of small vessel disease, which comes with age."""
+    """Draw how much small vessel disease there is: it comes with age."""
     return float(np.clip(rng.gamma(1.6, 0.16) * (max(person.age, 40) - 30) / 40 + 0.15 * person.severity, 0, 1.3))
 
 
@@ -284,7 +284,7 @@ def _age_lesions(
 
 
 def _brain_mask(fractions: Fractions, surely: Mask, cube: Cube) -> Mask:
-    """As skull stripping leaves it: the tissue and the sulci in it, closed over 5 mm, and a thin coat of fluid."""
+    """Mask what skull stripping leaves: tissue, the sulci in it, closed over 5 mm, and a thin coat of fluid."""
     tissue = (fractions.array.sum(axis=0) - fractions["csf"] > 0.5) | surely
     grown = _distance(tissue, cube) < 5.0
     filled = ndimage.binary_fill_holes(_distance(~grown, cube) > 4.0) | tissue
@@ -293,7 +293,7 @@ def _brain_mask(fractions: Fractions, surely: Mask, cube: Cube) -> Mask:
 
 
 def _distance(mask: Mask, cube: Cube) -> Array:
-    """To the mask, in mm; 0 in it. Far from everything when the mask is empty."""
+    """Measure each voxel's distance to the mask in mm: 0 in it, far where the mask is empty."""
     if not mask.any():
         return np.full(cube.shape, np.float32(cube.fov_mm))
     return (ndimage.distance_transform_edt(~mask) * cube.voxel_mm).astype(np.float32)
@@ -316,5 +316,5 @@ def _pattern(
 
 
 def _latent(rng: Rng, cube: Cube, wave_mm: float) -> Array:
-    """A broad variation and a fine grain."""
+    """Draw a hidden pattern: a broad variation and a fine grain."""
     return np.float32(0.85) * field(rng, cube, wave_mm) + np.float32(0.5) * field(rng, cube, 2.5)

@@ -44,14 +44,14 @@ class Cube:
         return cast(NDArray[np.intp], np.clip(at, 0, self.size - 1))
 
     def affine(self) -> NDArray[np.float64]:
-        """Of the XYZ volume: RAS, 0 mm at the middle of the cube."""
+        """The affine of the XYZ volume: RAS, 0 mm at the middle of the cube."""
         affine = np.diag([self.voxel_mm] * 3 + [1.0])
         affine[:3, 3] = (self.voxel_mm - self.fov_mm) / 2
         return affine
 
 
 def field(rng: Rng, cube: Cube, wave_mm: float) -> Array:
-    """Zero mean, unit variance, smooth over about `wave_mm`."""
+    """Draw a field of zero mean and unit variance, smooth over about `wave_mm`."""
     knots = _knots(cube, wave_mm)
     values = _spread(rng.standard_normal((knots,) * 3, np.float32), cube, knots)
     values -= values.mean()
@@ -60,7 +60,7 @@ def field(rng: Rng, cube: Cube, wave_mm: float) -> Array:
 
 
 def flow(rng: Rng, cube: Cube, waves_mm: tuple[tuple[float, float], ...]) -> Array:
-    """A smooth one-to-one deformation, z y x in mm: a velocity followed for unit time (scaling and squaring).
+    """Draw a smooth one-to-one deformation, z y x in mm: a velocity followed for unit time (scaling and squaring).
     It bends, and on the whole does not shift.
 
     `waves_mm` lists (wave length, root mean square velocity) pairs that add up.
@@ -77,12 +77,12 @@ def flow(rng: Rng, cube: Cube, waves_mm: tuple[tuple[float, float], ...]) -> Arr
 
 
 def refine(part: Array, cube: Cube) -> Array:
-    """A smooth image on fewer voxels of the same cube, linearly."""
+    """Interpolate a smooth image, given on fewer voxels of the same cube, linearly."""
     return _along_each_axis(part, _linear_rows(cube.size, part.shape[0]))
 
 
 def _sample(volumes_CDHW: Array, shift_3DHW: Array) -> Array:
-    """Each volume at (its own voxel + shift), linearly; beyond the edge the edge goes on."""
+    """Read each volume at (its own voxel + shift), linearly; beyond the edge the edge goes on."""
     lines = [np.arange(n, dtype=np.float32) for n in shift_3DHW.shape[1:]]
     at = [line.reshape([-1 if a == b else 1 for b in range(3)]) + shift_3DHW[a] for a, line in enumerate(lines)]
     return np.stack([ndimage.map_coordinates(volume, at, order=1, mode="nearest") for volume in volumes_CDHW])

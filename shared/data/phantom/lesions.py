@@ -31,7 +31,7 @@ class Tumour:
 
 
 def draw_tumour(rng: Rng, sites_N3: NDArray[np.floating]) -> Tumour:
-    """A glioma at one of the places (z, y, x in mm) where one may grow."""
+    """Draw a glioma at one of the places (z, y, x in mm) where one may grow."""
     high_grade = bool(rng.random() < 0.75)
     z, y, x = (float(at) for at in sites_N3[rng.integers(len(sites_N3))])
     return Tumour(
@@ -87,7 +87,7 @@ def white_matter_lesions(fractions: Fractions, ventricle_mm: Array, cube: Cube, 
 
 
 def spots(fractions: Fractions, into: str, count: int, radius_mm: float, where: Mask, cube: Cube, rng: Rng) -> None:
-    """`count` small balls of the tissue `into`, centred where allowed."""
+    """Put in `count` small balls of the tissue `into`, centred where allowed."""
     places = np.argwhere(where)
     if not len(places):
         return

@@ -7,7 +7,7 @@
           coordinator/                     complete subjects of the coordinator's own
 
 Same options, same bytes, whatever the number of workers; a stopped `write_world` goes on where it was
-(specs/data.md §2).
+(docs/methods/data.md, "Phantoms").
 """
 
 import csv
@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.base import pictures
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import make_folder, new_folder, write_json, write_text
 from shared.base.options import plain, require
@@ -53,7 +54,6 @@ USUALLY_MISSING: Mapping[str, tuple[tuple[Modality, ...], ...]] = {  # by site, 
 LEVEL = 800  # MR as whole numbers: healthy tissue is near this on a scanner of gain 1
 VESSEL_SHARE = 0.1  # of a voxel, from which on it counts as artery in the truth
 SHEET_ROWS = 9
-Progress = Callable[[int, int], None]  # (subjects done, subjects in all)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +149,7 @@ def write_world(
     out: Path,
     *,
     workers: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
     cache: Path | None = None,
 ) -> WorldReport:
     """Draw all subjects of all cohorts into `out`; what is there already from the same options is kept.
@@ -167,10 +167,9 @@ def write_world(
 
     todo = [task for task in tasks if not task.folder.exists()]
     kept = len(tasks) - len(todo)
-    tell = progress or (lambda done, total: None)
-    tell(kept, len(tasks))
+    progress(kept, len(tasks))
     for drawn in _draw_all(todo, workers or os.cpu_count() or 1):
-        tell(kept + drawn, len(tasks))
+        progress(kept + drawn, len(tasks))
     _write_sheets(list(cohorts.values()), options, out)
     return WorldReport(
         out=out,
@@ -181,7 +180,7 @@ def write_world(
 
 
 def _claim(out: Path, options: PhantomOptions) -> None:
-    """A folder holds one world: what is there must have been made with the same options."""
+    """Take a folder for one world: what is there must have been made with the same options."""
     make_folder(out)
     text = json.dumps({"made_by": "lacuna phantom", "options": plain(options)}, indent=1, default=str) + "\n"
     path = out / "world.json"
@@ -193,7 +192,7 @@ def _claim(out: Path, options: PhantomOptions) -> None:
 
 
 def share_out(brains: Sequence[Path], options: PhantomOptions) -> Mapping[str, Sequence[Path]]:
-    """Which anatomies each site, the held-out subjects and the coordinator get.
+    """Decide which anatomies each site, the held-out subjects and the coordinator get.
 
     Label maps are split: no map that is trained on is tested on, and sites share none as long as there are enough.
     MNI152 is one brain: there the deformation alone tells subjects apart.
@@ -253,7 +252,7 @@ def _cohort(
 
 
 def _draw_all(tasks: Sequence[_Task], workers: int) -> Iterator[int]:
-    """How many are drawn, after each."""
+    """Draw all subjects; tells after each how many there are."""
     if workers == 1 or len(tasks) <= 1:
         for number, task in enumerate(tasks, start=1):
             _draw(task)
@@ -286,7 +285,7 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _draw(task: _Task) -> None:
-    """All of a subject into a folder aside, which then gets its name: a subject is there whole or not at all."""
+    """Write a subject into a folder aside, which then gets its name: it is there whole or not at all."""
     phantom = grow(task.family, task.seed, anatomy.load(task.anatomy), task.cube)
     scanner = draw_scanner(*task.scanner)
     with new_folder(task.folder, durable=False) as made:  # a simulated world is made again
@@ -304,7 +303,7 @@ def _draw(task: _Task) -> None:
 def _stored(
     modality: Modality, image_DHW: NDArray[np.float32], brain_DHW: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], type]:
-    """As such files come: MR in whole numbers of no unit, CT in whole HU, PET as SUVR. The background alone is 0."""
+    """Round as such files come: MR in whole numbers, CT in whole HU, PET as SUVR. The background alone is 0."""
     kind = MODALITIES[modality].kind
     if kind == "pet":
         return np.where(brain_DHW, np.maximum(image_DHW, 1e-4), 0), np.float32
@@ -378,6 +377,6 @@ def _images(task: _Task) -> tuple[Mapping[Modality, NDArray[np.float32]], tuple[
 
 
 def _stretched(image_DHW: NDArray[np.float32], brain_DHW: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """For the eye: from dark to bright over what this brain holds; outside stays black."""
+    """Stretch an image for the eye, from dark to bright over what this brain holds; outside stays black."""
     low, high = np.percentile(image_DHW[brain_DHW], (0.5, 99.7))
     return np.where(brain_DHW, np.clip((image_DHW - low) / max(high - low, 1e-6), 0, 1), 0).astype(np.float32)

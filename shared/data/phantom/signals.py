@@ -2,7 +2,7 @@
 
 All modalities of a subject share its tissues and lesions, so they tell of each other; each also sees private smooth
 variations of the tissue (`SubjectPhantom.latents`) that the others don't, so none is a function of another
-(specs/data.md §2). MR is in units where healthy tissue is near 1, CT in HU, PET in SUVR.
+(docs/methods/data.md). MR is in units where healthy tissue is near 1, CT in HU, PET in SUVR.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,7 +47,7 @@ class Scanner:
 
 
 def draw_scanner(*keys: str | int) -> Scanner:
-    """A site's scanner, the same for the same keys."""
+    """Draw a site's scanner, the same for the same keys."""
     seed = seed_of("scanner", *keys)
     rng = np.random.default_rng(seed)
     between = rng.uniform
@@ -74,7 +74,7 @@ def draw_scanner(*keys: str | int) -> Scanner:
 
 
 def render(subject: SubjectPhantom, modality: Modality, scanner: Scanner) -> Array:
-    """The subject's scan on this scanner; exactly 0 outside the brain. Equal subject and scanner, equal bits."""
+    """Scan the subject on this scanner: exactly 0 outside the brain. Equal subject and scanner, equal bits."""
     rng = np.random.default_rng(seed_of("scan", subject.seed, scanner.seed, modality))
     image = SCANS[modality](subject, scanner, rng)
     if modality in ("CT", "FDG", "AV45"):

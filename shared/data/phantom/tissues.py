@@ -1,6 +1,6 @@
 """What a phantom is made of: tissues with the physical constants that every scanner sees in its own way.
 
-Relaxation times, densities and uptakes are of the usual order of magnitude at 3 T (specs/data.md §2), not fitted.
+Relaxation times, densities and uptakes are of the usual order of magnitude at 3 T (docs/methods/data.md), not fitted.
 """
 
 from collections.abc import Mapping, Sequence

@@ -67,7 +67,7 @@ class _Branch:
 def grow_vessels(
     sulci_DHW: Array, brain_DHW: Array, half_mm: tuple[float, float, float], cube: Cube, rng: Rng
 ) -> Array:
-    """The share of each voxel that is artery. Twigs prefer the fluid of the sulci, as pial arteries do."""
+    """Grow the tree: how much of each voxel is artery. Twigs prefer the sulci's fluid, as pial arteries do."""
     fluid = _uphill(sulci_DHW, 2.0, cube)[1]
     depth, inward = _uphill(brain_DHW.astype(np.float32), 3.0, cube)
     main = [

@@ -1,4 +1,6 @@
-"""BBDM: one Brownian bridge in pixel space, from a gated sum of the shown sources to the target (seed_systems.md §6).
+"""BBDM: one Brownian bridge in pixel space, from a gated sum of the shown sources to the target.
+
+Beside the original: docs/methods/baselines.md, "BBDM".
 
 The start y weighs the sources pixel by pixel: a softmax of a 1x1 convolution of each, absent ones excluded. The network
 sees x_t beside y and predicts m_t (y - x_0) + sqrt(delta_t) eps, which is x_t - x_0: L1. The gates learn through x_t.
@@ -113,7 +115,7 @@ class BbdmNet(nn.Module):
         self.unet = UNet(2 * self.slab, self.slab, shape)
 
     def start(self, x_BSNHW: Tensor, shown_BS: Tensor) -> Tensor:
-        """y: the gated sum of the shown sources."""
+        """Make y, where the bridge starts: the gated sum of the shown sources."""
         x_BSNHW = only(x_BSNHW, shown_BS)
         logits_BSNHW = self.gate(x_BSNHW.flatten(1, 2)).float().reshape(x_BSNHW.shape)
         return (choice(logits_BSNHW, shown_BS) * x_BSNHW).sum(1)

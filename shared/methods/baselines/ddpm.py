@@ -1,6 +1,6 @@
 """Conditional DDPM: a U-Net on the noisy target, the sources, blank where absent, and their presence maps.
 
-T = 1000, linear (seed_systems.md §6). The spec predicts eps; the default is v, as in other methods of this house: at
+T = 1000, linear (docs/methods/baselines.md). The usual one predicts eps, ours v, as other methods here do: at
 the last time, which the sampler `mean` reads, x_0 is -v, while eps would be divided by alpha = 0.006.
 """
 

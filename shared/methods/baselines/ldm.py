@@ -1,4 +1,4 @@
-"""LDM by concatenation: ACADiff without what is new in it (seed_systems.md §6).
+"""LDM by concatenation: ACADiff without what is new in it (docs/methods/baselines.md).
 
 The same autoencoders and the same U-Net; the sources' latents stand side by side, 0 where there is none, with their
 presence maps. No fusion, no text, no consistency.

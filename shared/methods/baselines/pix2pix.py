@@ -1,6 +1,6 @@
 """Pix2pix: a U-Net from the sources to the target, and a critic of patches that tells made from true ones.
 
-Isola et al. 2017 with least squares (seed_systems.md §6). The original trains generator and critic in turn, with an
+Isola et al. 2017 with least squares (docs/methods/baselines.md). The original trains both in turn, with an
 optimiser each. Here one step moves both, from the same weights: their losses are one sum, in which the generator is
 judged by a critic with detached weights, and the critic sees a detached image. Neither gets the other's gradient, and
 the house's one AdamW scales each weight for itself, so the sum weighs nothing against anything; its betas are not the
@@ -82,7 +82,7 @@ class Pix2pix(Angiography):
     def generators(
         self, net: "Pix2pixNet", x_BSNHW: Tensor, shown_BS: Tensor, x0_BNHW: Tensor, made_BNHW: Tensor
     ) -> Tensor:
-        """What it is told: look true to a critic that is held still, and be near the truth."""
+        """Score the generator: it has to look true to a critic that is held still, and be near the truth."""
         held = {name: p.detach() for name, p in net.critic.named_parameters()}
         with autocast(x_BSNHW.device, self.precision):
             inputs = torch.cat([seen(x_BSNHW, shown_BS), made_BNHW], dim=1)
@@ -93,7 +93,7 @@ class Pix2pix(Angiography):
     def critics(
         self, net: "Pix2pixNet", x_BSNHW: Tensor, shown_BS: Tensor, x0_BNHW: Tensor, made_BNHW: Tensor
     ) -> Tensor:
-        """What it is told: 1 for what is true, 0 for what was made."""
+        """Score the critic: it has to say 1 for what is true, 0 for what was made."""
         inputs = seen(x_BSNHW, shown_BS)
         with autocast(x_BSNHW.device, self.precision):
             true: Tensor = net.critic(torch.cat([inputs, x0_BNHW], dim=1)).float()

@@ -99,7 +99,7 @@ def _cost(x_BHW: Tensor, seen_BHW: Tensor, b_BHW: Tensor, strength: float) -> Te
 
 
 def gradient(x_BHW: Tensor) -> Tensor:
-    """B2HW: to the next row and to the next column; 0 at the last."""
+    """Difference of each pixel to the next row and to the next column, B2HW; 0 at the last."""
     down = torch.zeros_like(x_BHW)
     across = torch.zeros_like(x_BHW)
     down[:, :-1] = x_BHW.diff(dim=1)

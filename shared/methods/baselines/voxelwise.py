@@ -36,13 +36,13 @@ class MeanVolume:
         self.mean_MDHW = torch.zeros(0)
 
     def sums(self, images_MDHW: Tensor, exists_M: Tensor) -> dict[str, Tensor]:
-        """Of one subject: fp64 sum and count of every modality at the voxels of the brain."""
+        """Total one subject: fp64 sum and count of every modality at the voxels of the brain."""
         x_MDHW, inside_DHW = _inside(images_MDHW, exists_M)
         there_MDHW = exists_M[:, None, None, None] & inside_DHW
         return {"image": x_MDHW, "subjects": there_MDHW.double()}
 
     def settle(self, sums: Mapping[str, Tensor]) -> None:
-        """Where no subject's brain was, a modality's mean over all voxels."""
+        """Divide sums by counts; where no subject's brain was, a modality's mean over all voxels stands."""
         whole_M111 = _ratio(sums["image"].sum((1, 2, 3), True), sums["subjects"].sum((1, 2, 3), True))
         held = sums["subjects"] > 0
         self.mean_MDHW = torch.where(held, _ratio(sums["image"], sums["subjects"]), whole_M111).float()
@@ -67,7 +67,7 @@ class VoxelRegression:
         self._solved: dict[tuple[tuple[int, ...], int], tuple[Tensor, Tensor]] = {}
 
     def sums(self, images_MDHW: Tensor, exists_M: Tensor) -> dict[str, Tensor]:
-        """Of one subject, fp64: gram[i, j] = x_i x_j, total[i, j] = x_i and subjects[i, j] = 1, where both exist."""
+        """Total a subject, fp64: gram[i, j] = x_i x_j, total[i, j] = x_i and subjects[i, j] = 1, where both exist."""
         x_MDHW, inside_DHW = _inside(images_MDHW, exists_M)
         both_MMDHW = (exists_M[:, None] & exists_M)[:, :, None, None, None] & inside_DHW
         x_MMDHW = x_MDHW[:, None].expand(both_MMDHW.shape)
@@ -181,12 +181,12 @@ def _inside(images_MDHW: Tensor, known_M: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ratio(sums: Tensor, counts: Tensor) -> Tensor:
-    """0 for a count of 0."""
+    """Divide sums by counts, with 0 for a count of 0."""
     return torch.where(counts > 0, sums / counts.clamp(min=1e-12), 0.0)
 
 
 def _around(values_MMDHW: Tensor) -> Tensor:
-    """Sums over each voxel's neighbourhood."""
+    """Add up each voxel's neighbourhood."""
     M, _, *shape = values_MMDHW.shape
     padded = F.pad(values_MMDHW.reshape(M * M, 1, *shape), (NEAR // 2,) * 6)
     found: Tensor = F.avg_pool3d(padded, NEAR, stride=1, divisor_override=1)

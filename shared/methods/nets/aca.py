@@ -60,7 +60,7 @@ class AcaNet(nn.Module):
         return coder
 
     def padded(self, x_BCDHW: Tensor) -> Tensor:
-        """Empty space around it, to multiples that both networks can halve."""
+        """Lay empty space around a volume, up to multiples that both networks can halve."""
         pads: list[int] = []
         for n in reversed(x_BCDHW.shape[2:]):
             more = -n % self.multiple
@@ -68,7 +68,7 @@ class AcaNet(nn.Module):
         return nn.functional.pad(x_BCDHW, pads)
 
     def cropped(self, x_BCDHW: Tensor, shape_DHW: Sequence[int]) -> Tensor:
-        """`padded`, undone."""
+        """Cut off what `padded` laid around a volume of this shape."""
         starts = [(-n % self.multiple) // 2 for n in shape_DHW]
         d, h, w = (slice(a, a + n) for a, n in zip(starts, shape_DHW, strict=True))
         return x_BCDHW[..., d, h, w]
@@ -78,7 +78,7 @@ class AcaNet(nn.Module):
 
     @torch.no_grad()
     def raw_latents(self, volumes_BMDHW: Tensor, exists_BM: Tensor, precision: Precision) -> Tensor:
-        """The posterior means of what exists, 0 for the rest."""
+        """Encode what exists, to its posterior mean; 0 for the rest."""
         z = []
         for m, modality in enumerate(self.modalities):
             x = self.padded(volumes_BMDHW[:, m][:, None])
@@ -91,7 +91,7 @@ class AcaNet(nn.Module):
         return torch.stack(z, dim=1)
 
     def latents(self, volumes_BMDHW: Tensor, exists_BM: Tensor, precision: Precision) -> Tensor:
-        """On the agreed scale; exactly 0 for what is not there."""
+        """Encode what exists, on the agreed scale; exactly 0 for what is not there."""
         z = self.raw_latents(volumes_BMDHW, exists_BM, precision)
         mean, spread = (v[None, :, :, None, None, None] for v in (self.mean_MC, self.spread_MC))
         return torch.where(exists_BM[:, :, None, None, None, None], (z - mean) / spread, 0.0)

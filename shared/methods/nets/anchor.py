@@ -48,7 +48,7 @@ class Anchor(nn.Module):
         return (weights_BMDHW[..., :D, :H, :W] * shown).sum(1)
 
     def _weights(self, k: int, shown_BM: Tensor) -> Tensor:
-        """Of each modality in each cube; 0 for what is not shown."""
+        """Solve for the weight of each modality in each cube; 0 for what is not shown."""
         cubes = self.covariance_MMDHW.shape[2:]
         cov_NMM = self.covariance_MMDHW.flatten(2).permute(2, 0, 1)
         both_B1MM = (shown_BM[:, :, None] & shown_BM[:, None])[:, None]
@@ -115,7 +115,7 @@ class Anchor(nn.Module):
         self.covariance_MMDHW.copy_(settled.permute(1, 2, 0).reshape(self.covariance_MMDHW.shape))
 
     def _cubes(self, x_DHW: Tensor) -> Tensor:
-        """Sums over cubes; what they reach beyond the volume is empty."""
+        """Add up the voxels of each cube; what it reaches beyond the volume is empty."""
         pads = [pad for n in reversed(self.shape_DHW) for pad in (0, -n % self.cube)]
         x = F.pad(x_DHW, pads)[None] if x_DHW.ndim == 4 else F.pad(x_DHW, pads)[None, None]
         sums: Tensor = F.avg_pool3d(x, self.cube, divisor_override=1)

@@ -1,4 +1,6 @@
-"""A modality's autoencoder of volumes: MONAI's 3D AutoencoderKL without attention (seed_systems.md §3.3).
+"""A modality's autoencoder of volumes: MONAI's 3D AutoencoderKL without attention.
+
+What the paper does: docs/methods/aca_diff.md, "The autoencoder".
 
 It learns what a cosine transform of small cubes loses: before any training the latent is the lowest frequencies of each
 cube, and the volume comes back from them. From random weights a site would spend hundreds of steps on getting there.
@@ -95,7 +97,7 @@ class Autoencoder(nn.Module):
         return mean + waves, sd
 
     def remembered(self, x_BCDHW: Tensor) -> Tensor:
-        """`encode`, one volume at a time, from memory where these weights have seen the same bytes before."""
+        """Encode one volume at a time, from memory where these weights have seen the same bytes before."""
         weights = self._digest()
         out = []
         for x in x_BCDHW:
@@ -111,7 +113,7 @@ class Autoencoder(nn.Module):
         return torch.stack(out)
 
     def _digest(self) -> bytes:
-        """Of the weights; made again only when one of them was written to."""
+        """Hash the weights, anew only when one of them was written to."""
         version = tuple((p.data_ptr(), p._version) for p in self.parameters())
         if self._seen[0] != version:
             digest = hashlib.blake2b(digest_size=16)

@@ -1,4 +1,4 @@
-"""Adaptive fusion of source latents (seed_systems.md §3.4): one source goes through a learned convolution of its own,
+"""Adaptive fusion of source latents (docs/methods/aca_diff.md): one source goes through a convolution of its own,
 several through cross-attention between pooled tokens, laid back over each of them as a residual.
 
 Never one token: a softmax over a single key is 1, and nothing would be learned of what to ask. What is built is

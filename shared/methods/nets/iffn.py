@@ -1,4 +1,6 @@
-"""The Image-Frequency Fusion Network and the plain encoder it is compared with (AMM-Diff §2.2; seed_systems.md §2.2).
+"""The Image-Frequency Fusion Network and the plain encoder it is compared with (the paper's section 2.2).
+
+How we read it: docs/methods/amm_diff.md, "The encoder".
 
 Both turn the shown images into one unified map. f = 2 is read as: the map is formed at half the images' size. It is
 given back at the size of the diffusion network's first layer: the images' own, or, where that one works on 2 x 2

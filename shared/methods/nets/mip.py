@@ -1,10 +1,13 @@
-"""Maximum intensity projection as a loss: a running soft maximum along the slices, both ways (seed_systems.md §5.4).
+"""Maximum intensity projection as a loss: a running soft maximum along the slices, both ways.
+
+What is wrong in print: docs/methods/mmdm.md, "The MIP loss".
 
     target      max_{j <= i} x_j                        the hard maximum of each prefix
     prediction  sum_{j <= i} w_ij x_j,  w_i. = softmax_{j <= i}(x_j / tau)
 
 The paper prints a sum over the prefix *projections*, which grows with i; this is the reading that is a projection.
-A running maximum, sum and weighted sum give all prefixes in one scan, and another scan gives the gradient (§9.3).
+A running maximum, sum and weighted sum give all prefixes in one scan, and another scan gives the gradient
+(docs/methods/mmdm.md, "The MIP loss in one scan").
 """
 
 from typing import Any, Literal, TypeAlias

@@ -1,4 +1,4 @@
-"""Noise-aware weighting of several losses by learned variances (seed_systems.md §5.5, the paper's eq. 11).
+"""Noise-aware weighting of several losses by learned variances (docs/methods/mmdm.md, "NAWS").
 
     L = sum_k  L_k / (2 (s_k + delta_k)) + log(1 + s_k + delta_k),    s_k = sigma_k^2
 

@@ -1,4 +1,6 @@
-"""Restormer as a time-conditioned U-Net: channel attention and gated convolutions (Zamir et al. 2022; specs §5.3).
+"""Restormer as a time-conditioned U-Net: channel attention and gated convolutions (Zamir et al. 2022).
+
+How MMDM uses it: docs/methods/mmdm.md, "The networks".
 
 The attention (MDTA) and the feed-forward (GDFN) are MONAI's; the layer norms carry the time by FiLM. The original adds
 its input to its output, which makes no sense for a target that is a difference: left out.
@@ -119,7 +121,7 @@ class Block(nn.Module):
 
 
 def _normed(x_BCHW: Tensor, norm: nn.Module, scale: Tensor, shift: Tensor) -> Tensor:
-    """Over the channels of each pixel."""
+    """Normalise the channels of each pixel, then scale and shift them."""
     out_BHWC = norm(x_BCHW.permute(0, 2, 3, 1)) * (1 + scale) + shift
     out: Tensor = out_BHWC.permute(0, 3, 1, 2).contiguous()
     return out

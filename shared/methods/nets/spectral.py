@@ -1,4 +1,6 @@
-"""The spectral input of the IFFN: x_HL = Heq(|F^-1(F(x) f_N)|)  (AMM-Diff eq. 3; seed_systems.md §2.2, §9.1, §9.2).
+"""The spectral input of the IFFN: x_HL = Heq(|F^-1(F(x) f_N)|)  (AMM-Diff eq. 3).
+
+What f_N is, and pitfalls: docs/methods/amm_diff.md, "The spectral input".
 
 A function of one image and its mask alone, so it may be cached; fp32, outside autograd and autocast. It does not
 change when a scanner's gain or offset does.

@@ -1,4 +1,4 @@
-"""The U-Net of the diffusion models, ADM style, and its blocks (seed_systems.md §1.2).
+"""The U-Net of the diffusion models, ADM style, and its blocks (docs/methods/diffusion.md, "The U-Net").
 
 GroupNorm keeps at least four channels to a group: with one, a narrow network could not tell levels apart.
 Nothing here is channels_last: torch 2.13's CPU group norm ends the process in that layout.
@@ -188,7 +188,7 @@ class TimeEmbedding(nn.Module):
 
 
 class Down(nn.Module):
-    """Half the size, by a strided convolution (pooling has no bf16 kernel everywhere)."""
+    """Halve the size by a strided convolution (pooling has no bf16 kernel everywhere)."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice the size: nearest, then a convolution."""
+    """Double the size: repeat each pixel, then a convolution."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    """Starts as nothing, so that a residual block starts as the identity."""
+    """Set a layer's weights to 0, so that a residual block starts as the identity."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

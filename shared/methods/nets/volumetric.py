@@ -1,6 +1,7 @@
 """The U-Net of latent volumes: time by FiLM in every block, text by cross-attention in the middle and on the way up.
 
-Downs are strided convolutions: pooling of volumes has no bf16 kernel on a CPU (specs/blocks.md §2.2).
+Downs are strided convolutions: pooling of volumes has no bf16 kernel on a CPU.
+Shape and inputs: docs/methods/aca_diff.md, "The generator".
 """
 
 import math
@@ -165,7 +166,7 @@ def attend(q_BNC: Tensor, k_BLC: Tensor, v_BLC: Tensor, heads: int, hidden_BL: T
 
 
 class Up(nn.Module):
-    """Twice the size: nearest, then a convolution."""
+    """Double the size: repeat each voxel, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -181,7 +182,7 @@ def conv3(c_in: int, c_out: int) -> nn.Conv3d:
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
-    """Starts as nothing, so that a residual block starts as the identity."""
+    """Set a layer's weights to 0, so that a residual block starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -197,7 +198,7 @@ def fold(x_BCDHW: Tensor, patch: int) -> Tensor:
 
 
 def unfold(x_BCDHW: Tensor, patch: int) -> Tensor:
-    """`fold`, undone."""
+    """Undo `fold`: channels become the voxels of a small cube again."""
     if patch == 1:
         return x_BCDHW
     B, C, D, H, W = x_BCDHW.shape

@@ -21,7 +21,8 @@ from shared.data.modalities import MODALITIES, bids_path, modality_of
 from shared.data.volumes import write
 from shared.diffusion.samplers import Sampler
 from shared.model.bundle import Bundle
-from shared.model.model import fill, read_model
+from shared.model.fill import Filling, fill
+from shared.model.model import read_model
 
 DDIM = Sampler(kind="ddim", steps=3, samples=3)
 AFFINE = np.array([[-2.0, 0.1, 0, 14], [0.1, 2.0, 0, -16], [0, 0, 2.5, -20], [0, 0, 0, 1]])  # left first, a bit oblique
@@ -117,11 +118,8 @@ def test_how_many_slices_fit_at_once_changes_nothing(bundle: Bundle, sampler: Sa
             bundle.model,
             images,
             shown,
-            slices=range(7),
-            sampler=sampler,
-            keys=(3, "test"),
-            device=torch.device("cpu"),
-            at_once=n,
+            range(7),
+            Filling(sampler=sampler, keys=(3, "test"), device=torch.device("cpu"), at_once=n),
         )
         for n in (1, 3, 7)
     )
@@ -132,11 +130,8 @@ def test_how_many_slices_fit_at_once_changes_nothing(bundle: Bundle, sampler: Sa
         bundle.model,
         garbage,
         shown,
-        slices=range(7),
-        sampler=sampler,
-        keys=(3, "test"),
-        device=torch.device("cpu"),
-        at_once=7,
+        range(7),
+        Filling(sampler=sampler, keys=(3, "test"), device=torch.device("cpu"), at_once=7),
     )
     assert torch.equal(hidden.mean_MDHW, all_.mean_MDHW)
 
@@ -162,7 +157,7 @@ def test_fewer_slices_are_taken_where_memory_is_short(bundle: Bundle) -> None:
     def made(most: int) -> torch.Tensor:
         model = dataclasses.replace(bundle.model, method=Cramped(bundle.model.method, most))
         cpu = torch.device("cpu")
-        return fill(model, images, shown, slices=range(7), sampler=DDIM, keys=(0,), device=cpu).mean_MDHW
+        return fill(model, images, shown, range(7), Filling(sampler=DDIM, keys=(0,), device=cpu)).mean_MDHW
 
     assert torch.allclose(made(2), made(100), atol=1e-6)
     with pytest.raises(DataError, match="one slice does not fit into the memory of cpu"):
@@ -172,7 +167,8 @@ def test_fewer_slices_are_taken_where_memory_is_short(bundle: Bundle) -> None:
 def test_spread_is_that_of_the_samples(bundle: Bundle) -> None:
     """Welford's mean and sd against the samples made one by one."""
     images, shown = torch.rand(3, 2, 16, 16), torch.tensor([True, True, False])
-    made = fill(bundle.model, images, shown, slices=[0, 1], sampler=DDIM, keys=(1,), device=torch.device("cpu"))
+    how = Filling(sampler=DDIM, keys=(1,), device=torch.device("cpu"))
+    made = fill(bundle.model, images, shown, [0, 1], how)
     from shared.base.randomness import generator
 
     each = torch.stack(

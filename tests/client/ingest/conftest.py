@@ -9,17 +9,9 @@ import pytest
 
 from client.ingest.arrive.records import Aside, Job
 from client.ingest.arrive.source import Folder, Source
-from client.ingest.cohort.pipeline import Ingested, ingest
+from client.ingest.cohort.outcome import Outcome
+from client.ingest.cohort.pipeline import Ingested, Options, ingest
 from client.ingest.cohort.tables import read_asides
-
-
-@dataclass
-class Prepared:
-    subject: str
-    session: str | None
-    excluded: str | None = None
-    files: dict[str, str] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -49,16 +41,19 @@ class Site:
     def ingest(self, source: Source | Path | None = None, **options: Any) -> Ingested:
         place = self.source if source is None else source
         of = Folder(path=place) if isinstance(place, Path) else place
-        return ingest(of, self.cohort, self.state, prepare=self._prepare, preparation="none", workers=1, **options)
+        wanted = Options(workers=1, **options)
+        return ingest(of, self.cohort, self.state, prepare=self._prepare, preparation="none", options=wanted)
 
-    def _prepare(self, jobs: Sequence[Job], cohort: Path, progress: Callable[[int, int], None]) -> list[Prepared]:
+    def _prepare(self, jobs: Sequence[Job], cohort: Path, progress: Callable[[int, int], None]) -> list[Outcome]:
         self.jobs = list(jobs)
         done = []
         for job in jobs:
             why = self.refuse(job)
             if why is None:
                 (cohort / job.subject / (job.session or "") / "anat").mkdir(parents=True, exist_ok=True)
-            done.append(Prepared(job.subject, job.session, why, {} if why else dict.fromkeys(job.inputs, "")))
+            files: dict[str, str] = {} if why else dict.fromkeys(job.inputs, "")
+            who = {"subject": job.subject, "session": job.session}
+            done.append(Outcome(**who, files=files, quality=None, left={}, excluded=why, key=""))
             progress(len(done), len(jobs))
         return done
 

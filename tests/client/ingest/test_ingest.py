@@ -14,7 +14,8 @@ from support.dicoms import write_series, write_study
 
 from client.ingest.arrive.source import Folder
 from client.ingest.cohort.pipeline import ingest
-from shared.base.errors import ConfigError
+from client.ingest.recognise.visits import Record
+from shared.base.errors import ConfigError, DataError
 from shared.data.modalities import bids_path
 from shared.data.volumes import read, write
 
@@ -266,6 +267,20 @@ def test_subjects_of_two_bids_folders_are_never_mixed(site: Any) -> None:
     add_subject(one, "sub-01", ["FLAIR"])
     site.ingest(one)  # the same folder again: more of the same person
     assert sorted(list(job.inputs) for job in site.jobs) == [["T1"], ["T1", "FLAIR"]]
+
+
+def test_a_damaged_record_is_one_line_and_is_not_replaced(site: Any) -> None:
+    write_study(site.source, "A", ["T1"])
+    site.ingest()
+    record = site.state / "ingest" / "acquired.json"
+    kept = Record.open(record.parent)
+    kept.write(record.parent)
+    assert Record.open(record.parent) == kept
+    for content in ("{", "[7]", '{"visits": 7}', '{"taken": [{"rank": [0.0]}]}'):
+        record.write_text(content)
+        with pytest.raises(DataError, match=r"damaged .*delete it and ingest the sources again"):
+            site.ingest()
+        assert record.read_text() == content
 
 
 def test_disks_lie_apart_and_belong_to_one_key(site: Any) -> None:

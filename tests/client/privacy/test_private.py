@@ -179,9 +179,9 @@ def test_a_proximal_term_pulls_back_after_the_noise(cohort: Cohort, net: nn.Modu
 def test_every_round_has_a_key_of_its_own(cohort: Cohort, net: nn.Module) -> None:
     pool, plan = pool_of(PROBE, cohort), plan_of(rate=1e-6)
     torch.manual_seed(0)
-    one = noised_sum(a_round(PROBE, net, pool, Script(), plan, entropy=None), plan)
+    one = noised_sum(a_round(PROBE, net, pool, Script(), plan, fresh=True), plan)
     torch.manual_seed(0)
-    two = noised_sum(a_round(PROBE, net, pool, Script(), plan, entropy=None), plan)
+    two = noised_sum(a_round(PROBE, net, pool, Script(), plan, fresh=True), plan)
     assert not bool((one == two).any())
     assert 0.7 < float(torch.cat([one, two]).std()) < 1.3
 

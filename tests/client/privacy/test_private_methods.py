@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from support.privately import Script, a_round, awake, cohort_at, noised_sum, plan_of, pool_of
+from support.methods import awake
+from support.privately import Script, a_round, cohort_at, noised_sum, plan_of, pool_of
 from support.worlds import write_cohort
 from torch import Tensor, nn
 

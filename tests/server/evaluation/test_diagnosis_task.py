@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from typer.testing import CliRunner
 from server.cli import evaluate as evaluate_cli
 from server.cli.cli import app
 from server.evaluation import diagnosis_tables
-from server.evaluation.diagnosis import DROP, ORACLE, Cell, Findings, Study, Way, check_apart, find_study, run
+from server.evaluation.diagnosis import DROP, ORACLE, Cell, Findings, Study, find_study, run
 from server.evaluation.diagnosis_runs import diagnose
+from server.evaluation.ways import Asked, Way, check_apart
 from shared.base.errors import ConfigError, DataError
 from shared.data.bids import Clinical
 from shared.data.cohort import Cohort, cache_folder
@@ -193,15 +195,15 @@ def test_the_files_hold_what_the_table_shows(table: Findings, tmp_path: Path) ->
     with (tmp_path / "diagnosis.csv").open() as file:
         cells = list(csv.DictReader(file))
     assert len(cells) == len(table.cells) == 2 * (1 + 2 * 3)
-    for line in lines:
-        if line.rate >= 0:
-            own = [float(c["acc"]) for c in cells if (c["way"], float(c["rate"])) == (line.way, line.rate)]
-            assert sum(own) / 2 == pytest.approx(line.values["acc"].mean, abs=1e-6)
-    lead = next(line for line in lines if (line.rate, line.way) == (0.8, DROP)).leads["acc"]
-    means = {line.way: line.values["acc"].mean for line in lines if line.rate == 0.8}
-    assert lead is not None
-    assert lead.mean == pytest.approx(means["truth"] - means[DROP])
-    assert lead.low < lead.mean < lead.high or lead.low == lead.high
+    accuracy = {(r["rate"], r["way"]): r for r in lines.to_dict("records") if r["metric"] == "acc"}
+    assert len(accuracy) == 1 + 3 * 3
+    for (rate, way), line in accuracy.items():
+        if rate >= 0:
+            own = [float(c["acc"]) for c in cells if (c["way"], float(c["rate"])) == (way, rate)]
+            assert sum(own) / 2 == pytest.approx(line["mean"], abs=1e-6)
+    lead = accuracy[0.8, DROP]
+    assert lead["lead"] == pytest.approx(accuracy[0.8, "truth"]["mean"] - lead["mean"])
+    assert lead["low"] < lead["lead"] < lead["high"] or lead["low"] == pytest.approx(lead["high"])
     assert {p.name for p in tmp_path.iterdir()} == {
         "diagnosis.csv",
         "leads.csv",
@@ -228,6 +230,20 @@ def test_nobody_is_studied_that_a_generator_was_trained_on(root: Path, tmp_path:
         meta = json.loads(path.read_text())
         other = next(cohort_of(root, "sites").folder.glob("sub-*000/meta.json"))
         assert set(meta["read"].values()) & set(json.loads(other.read_text())["read"].values())
+
+
+@pytest.mark.parametrize("words", [["aca"], ["aca", "task=images"], ["aca", "task=diagnosis"]])
+def test_no_task_scores_whom_a_model_was_trained_on(root: Path, tmp_path: Path, words: list[str]) -> None:
+    """The world's held-out subjects are its training subjects: refused by their images, whatever they are called."""
+    for part in ("sites", "heldout"):
+        shutil.copytree(root / "world" / "sites", tmp_path / "world" / part)
+    config = dataclasses.replace(
+        federation.config(tmp_path / "world"), method=Choice(name="aca_diff", options=ACA), training={}
+    )
+    release(federation.write(tmp_path / "runs" / "aca", config) / "final", "aca_diff", ACA)
+    for also, says in ((["strangers=true"], "0 subjects by name and 7 image files"), ([], "3 subjects by name")):
+        with pytest.raises(DataError, match=says):
+            evaluate_cli.carry_out([*words, *also], None, 1, runs=tmp_path / "runs", seed=0, device="cpu")
 
 
 def test_values_that_are_no_numbers_are_refused(root: Path, tmp_path: Path) -> None:
@@ -296,7 +312,7 @@ def test_the_command_compares_runs_and_floors(runs: Path) -> None:
 )
 def test_rows_that_can_not_be_are_named(runs: Path, names: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        diagnose(names, runs, OPTIONS)
+        diagnose(Asked(names=tuple(names), runs=runs), OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -313,11 +329,12 @@ def test_rows_that_can_not_be_are_named(runs: Path, names: list[str], says: str)
 )
 def test_wrong_words_are_named(runs: Path, words: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        evaluate_cli.carry_out(words, runs=runs, sampler=None, seed=0, device="cpu")
+        evaluate_cli.carry_out(words, None, 1, runs=runs, seed=0, device="cpu")
 
 
-def test_one_run_without_keys_is_the_usual_evaluation(runs: Path) -> None:
-    assert not evaluate_cli.carry_out(["aca"], runs=runs, sampler=None, seed=0, device="cpu")
+def test_one_run_without_keys_is_the_usual_evaluation() -> None:
+    assert evaluate_cli.parse(["aca"]) == (None, ("aca",), {})
+    assert evaluate_cli.parse(["aca", "strangers=true"]) == (None, ("aca",), {"strangers": True})
 
 
 def test_the_image_table_has_every_direction_of_every_model(runs: Path) -> None:

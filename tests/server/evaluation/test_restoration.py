@@ -15,6 +15,7 @@ from server.evaluation import tasks
 from server.evaluation.generation import generate
 from server.evaluation.restoration import printable, restore
 from server.evaluation.tasks import Scan, Task, usual_tasks
+from server.evaluation.ways import Asked
 from shared.base.errors import ConfigError, DataError
 from shared.data.cohort import Cohort, cache_folder
 from shared.data.volumes import Grid
@@ -30,7 +31,7 @@ OPTIONS = {"modalities": list(NAMES), "size": "tiny", "precision": "fp32", "time
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("restoration")
     for part, subjects in (("sites", 3), ("heldout", 4)):
-        prepare_here(write_cohort(root / "world" / part / "north", "north", [NAMES] * subjects, seed=len(part)))
+        prepare_here(write_cohort(root / "world" / part / "north", f"{part}north", [NAMES] * subjects, seed=len(part)))
     import dataclasses
 
     config = federation.config(root / "world")
@@ -87,7 +88,7 @@ def test_the_scan_is_the_same_in_every_task(run: Path) -> None:
 
 
 def test_the_files_hold_what_the_table_shows(run: Path) -> None:
-    outcomes = restore(run, samplers=["mds_fast", "mean"], scan=Scan(), count=4, seed=0, device="cpu")
+    outcomes = restore(asked(run), samplers=["mds_fast", "mean"], scan=Scan(), count=4)
     folder = run / "restoration"
     assert {p.name for p in folder.iterdir()} >= {"scores.csv", "gains.csv", "summary.json", "reconstruct-flair.png"}
     with (folder / "scores.csv").open() as file:
@@ -116,10 +117,10 @@ def test_the_files_hold_what_the_table_shows(run: Path) -> None:
 
 
 def test_a_group_can_be_chosen_and_a_wrong_one_is_named(run: Path) -> None:
-    outcomes = restore(run, samplers=["mean"], scan=Scan(), count=2, seed=0, device="cpu", groups=["synthesise"])
+    outcomes = restore(asked(run), samplers=["mean"], scan=Scan(), count=2, groups=["synthesise"])
     assert {o.task.group for o in outcomes} == {"synthesise T2"}
     with pytest.raises(ConfigError, match="--group dream"):
-        restore(run, samplers=["mean"], scan=Scan(), count=2, seed=0, device="cpu", groups=["dream"])
+        restore(asked(run), samplers=["mean"], scan=Scan(), count=2, groups=["dream"])
 
 
 def test_too_few_complete_subjects_are_named() -> None:
@@ -137,6 +138,10 @@ def test_complete_sets_are_the_same_bits_for_the_same_seed(run: Path, tmp_path: 
     assert not np.array_equal(one[0], one[1])
     assert json.loads((tmp_path / "one" / "generation.json").read_text())["count"] == 3
     assert (tmp_path / "one" / "contact-sheet.png").stat().st_size > 1000
+
+
+def asked(run: Path) -> Asked:
+    return Asked(names=(run.name,), runs=run.parent, device="cpu")
 
 
 def _heldout(run: Path) -> Cohort:

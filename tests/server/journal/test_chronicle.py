@@ -5,14 +5,24 @@ import signal
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from support.disks import full
 
-from server.journal import chronicle, facts, progress
+from server.journal import chronicle, facts
 from server.journal.chronicle import Outcome, Tail
+from server.journal.events import (
+    Began,
+    CoverageFound,
+    Event,
+    Note,
+    PhaseStarted,
+    RoundFinished,
+    SiteFinished,
+    SiteStarted,
+    View,
+)
 from server.journal.facts import RoundFacts, SiteFacts
 from shared.base.errors import BudgetSpent, ConfigError, LacunaError, PlanRefused, RunFailed
 from shared.base.records import Inventory
@@ -21,15 +31,15 @@ GOOD = SiteFacts(status="ok", loss=0.25, samples=64, seconds=1.5, bytes_up=1_500
 BAD = SiteFacts(status="rejected", reason="delta norm 31 is over the limit 10")
 
 
-def play(view: progress.View, rounds: int) -> None:
+def play(view: View, rounds: int) -> None:
     north = Inventory(site="north", schema="s", subjects=12, patterns={("T1", "FLAIR"): 7, ("T1",): -5})
-    view.coverage(facts.coverage([north], ["T1", "FLAIR", "T2"]))
-    view.phase_started("translate", of=3, first=0)
+    view.tell(CoverageFound(found=facts.coverage([north], ["T1", "FLAIR", "T2"])))
+    view.tell(PhaseStarted(phase="translate", of=3, first=0))
     for number in range(rounds):
         sites = {"north": GOOD, "south": BAD}
         for site, result in sites.items():
-            view.site_started(site)
-            view.site_finished(site, result)
+            view.tell(SiteStarted(site=site))
+            view.tell(SiteFinished(site=site, result=result))
         one = RoundFacts(
             phase="translate",
             round=number,
@@ -43,17 +53,17 @@ def play(view: progress.View, rounds: int) -> None:
             watch={"std": 0.1},
             validation={"psnr/FLAIR": 20.125, "loss": None},
         )
-        view.round_finished(one)
+        view.tell(RoundFinished(one=one))
 
 
-class Seen:
+class Seen(View):
     """A view that remembers what it was told."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, Any]] = []
+        self.told: list[Event] = []
 
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **named: self.told.append((name, (args, named)))
+    def tell(self, event: Event) -> None:
+        self.told.append(event)
 
 
 def written(folder: Path, rounds: int = 3) -> Seen:
@@ -67,15 +77,15 @@ def written(folder: Path, rounds: int = 3) -> Seen:
 def test_a_follower_is_told_what_the_runs_own_view_was(tmp_path: Path) -> None:
     own, other = written(tmp_path), Seen()
     for event in Tail(tmp_path).new():
-        event.tell(other)  # type: ignore[arg-type]
+        other.tell(event)
     assert other.told == own.told
 
 
 def test_a_site_at_work_is_written_once_however_often_it_is_told(tmp_path: Path) -> None:
-    with chronicle.recorded(progress.Quiet(), tmp_path) as view:
+    with chronicle.recorded(View(), tmp_path) as view:
         for _ in range(5):
-            view.site_started("north")
-    assert [event.what for event in Tail(tmp_path).new()] == ["began", "site_started"]
+            view.tell(SiteStarted(site="north"))
+    assert [type(event) for event in Tail(tmp_path).new()] == [Began, SiteStarted]
 
 
 def test_a_tail_gives_every_event_once_and_no_half_a_line(tmp_path: Path) -> None:
@@ -85,19 +95,19 @@ def test_a_tail_gives_every_event_once_and_no_half_a_line(tmp_path: Path) -> Non
     with (tmp_path / "events.jsonl").open("ab") as file:
         file.write(b'{"at": 1.0, "what": "no')
     assert tail.new() == []
-    with chronicle.recorded(progress.Quiet(), tmp_path) as view:  # whoever takes the run up cuts it off
+    with chronicle.recorded(View(), tmp_path) as view:  # whoever takes the run up cuts it off
         view.note("again")
-    assert [event.what for event in tail.new()] == ["began", "note"]
-    assert first[0].what == "began"
+    assert [type(event) for event in tail.new()] == [Began, Note]
+    assert first[0] == Began()
 
 
 def test_who_comes_late_hears_of_all_rounds_and_of_the_sites_at_work_now(tmp_path: Path) -> None:
     written(tmp_path)  # an attempt that was killed
-    with chronicle.recorded(progress.Quiet(), tmp_path) as view:
+    with chronicle.recorded(View(), tmp_path) as view:
         play(view, rounds=2)
-        view.site_started("north")
-    kinds = [event.what for event in chronicle.latest(Tail(tmp_path).new())]
-    assert kinds == ["began", "coverage", "phase_started", "round_finished", "round_finished", "site_started"]
+        view.tell(SiteStarted(site="north"))
+    kinds = [type(event) for event in chronicle.latest(Tail(tmp_path).new())]
+    assert kinds == [Began, CoverageFound, PhaseStarted, RoundFinished, RoundFinished, SiteStarted]
 
 
 @pytest.mark.parametrize(

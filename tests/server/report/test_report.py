@@ -10,8 +10,8 @@ import pytest
 
 from server.journal import facts
 from server.journal.facts import RoundFacts, SiteFacts
-from server.report.page import curves, el, many, ticks
-from server.report.report import render, write_report
+from server.report.charts import curves, squares, ticks
+from server.report.report import page_of, write_report
 from shared.base.errors import DataError
 from shared.base.options import plain
 from shared.base.records import Inventory
@@ -118,7 +118,8 @@ def test_the_page_loads_nothing_and_runs_nothing(finished: Path) -> None:
         assert not attributes.keys() & {"href", "action", "srcset", "data", "poster", "background"}
         assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,")
         assert "url(" not in (attributes.get("style") or "")
-    style = (Path(__file__).parents[3] / "server" / "report" / "page.css").read_text(encoding="utf-8")
+    style = (Path(__file__).parents[3] / "shared" / "base" / "display" / "page.css").read_text(encoding="utf-8")
+    assert style in page.text
     assert "url(" not in style
     assert "@import" not in style
     (policy,) = (a["content"] for tag, a in page.elements if tag == "meta" and a.get("http-equiv"))
@@ -127,14 +128,14 @@ def test_the_page_loads_nothing_and_runs_nothing(finished: Path) -> None:
 
 
 def test_what_others_wrote_is_shown_as_text(finished: Path) -> None:
-    page = Page(render(finished))
+    page = Page(page_of(finished))
     assert HOSTILE in page.text
     assert "<img src=http://evil.example/x.png>" in page.text
     assert "<b>no</b>" in page.text
 
 
 def test_a_full_run_shows_all_its_parts(finished: Path) -> None:
-    page = Page(render(finished))
+    page = Page(page_of(finished))
     for heading in (
         "The sites",
         "What may be said of privacy",
@@ -166,7 +167,7 @@ def test_a_full_run_shows_all_its_parts(finished: Path) -> None:
 
 
 def test_the_evaluation_is_a_weighted_mean_over_what_was_hidden(finished: Path) -> None:
-    page = Page(render(finished))
+    page = Page(page_of(finished))
     text = " ".join(page.text.split())
     assert "psnr · brain · per volume model FLAIR federated 21.00 alone/north 19.50" in text
     assert "lesion · per volume" not in text  # there was no number in it
@@ -196,7 +197,7 @@ def test_what_may_be_said_of_privacy_is_said_with_its_numbers(finished: Path) ->
     record = PrivacyRecord(private=(certificate,), not_private=(HOSTILE,), prior=prior)
     provenance = {"sites": 2, "private": True, "privacy": plain(record)}
     (finished / "final" / "model.json").write_text(json.dumps({"method": "amm_diff", "provenance": provenance}))
-    page = Page(render(finished))
+    page = Page(page_of(finished))
     lines = page.text.splitlines()
     for text in (*statement(record), *not_claimed()):
         assert text in lines
@@ -207,13 +208,13 @@ def test_what_may_be_said_of_privacy_is_said_with_its_numbers(finished: Path) ->
 
 
 def test_a_run_without_privacy_says_so_once_it_is_finished(finished: Path, started: Path) -> None:
-    assert statement(PrivacyRecord())[0] in Page(render(finished)).text
+    assert statement(PrivacyRecord())[0] in Page(page_of(finished)).text
     (finished / "final" / "model.json").unlink()
-    assert "What may be said of privacy" not in Page(render(finished)).text
+    assert "What may be said of privacy" not in Page(page_of(finished)).text
 
 
 def test_a_run_that_has_done_nothing_yet_has_a_page(started: Path) -> None:
-    page = Page(render(started))
+    page = Page(page_of(started))
     assert "no round has finished yet" in page.text
     assert "The run is not finished." in page.text
 
@@ -223,7 +224,7 @@ def test_a_run_that_was_killed_has_a_page(started: Path) -> None:
     facts.append(started / "rounds.jsonl", one(0, **bare))
     with (started / "rounds.jsonl").open("ab") as file:
         file.write(b'{"phase": "tra')
-    assert "translate (1 of 3 rounds)" in Page(render(started)).text
+    assert "translate (1 of 3 rounds)" in Page(page_of(started)).text
 
 
 def test_the_same_folder_gives_the_same_page_without_passwords(finished: Path, tmp_path: Path) -> None:
@@ -241,24 +242,39 @@ def test_an_evaluation_with_a_word_for_a_number_names_its_line(finished: Path) -
     with (finished / "evaluation" / "table.csv").open("a") as file:
         file.write("federated,north,T1,FLAIR,brain,psnr,volume,good,3\n")
     with pytest.raises(DataError, match=r"table\.csv line 9"):
-        render(finished)
-
-
-def test_only_html_goes_in_unescaped() -> None:
-    assert el("p", "a<b", el("i", "&"), title='"') == '<p title="&quot;">a&lt;b<i>&amp;</i></p>'
-    assert many(["<", None, 3]) == "&lt;3"
+        page_of(finished)
 
 
 @pytest.mark.parametrize(
     "points", [[(1.0, 0.5)], [(1.0, 0.5), (2.0, 0.5)], [(1.0, 1e-3), (2.0, 10.0)], [(1.0, -3.0), (900.0, 0.0)]]
 )
 def test_a_curve_stays_in_its_frame(points: list[tuple[float, float]]) -> None:
-    page = Page(curves({"loss": points}, across="round", up="loss"))
-    drawn = [a["points"] or "" for tag, a in page.elements if tag == "polyline"]
-    for pair in " ".join(drawn).split():
-        x, y = map(float, pair.split(","))
+    chart = curves({"loss": points}, across="round", up="loss")
+    assert chart is not None
+    ((_, _, places),) = chart.lines
+    assert len(places) == len(points)
+    for x, y in places:
         assert 56 <= x <= 548
         assert 10 <= y <= 216
+
+
+def test_many_sites_are_drawn_by_their_edges_and_without_a_point_there_is_no_chart() -> None:
+    each = {f"s{i}": [(1.0, 0.1 * i), (2.0, 0.2 * i)] for i in range(1, 21)}
+    chart = curves({"all sites": [(1.0, 1.0)]}, across="round", up="loss", faint=each)
+    assert chart is not None
+    assert [name for name, _, _ in chart.lines] == ["lowest", "highest", "all sites"]
+    assert [text for _, text in chart.legend] == ["all sites", "lowest and highest site"]
+    assert curves({"loss": []}, across="round", up="loss") is None
+
+
+@pytest.mark.parametrize(("sites", "rounds"), [(1, 1), (3, 40), (300, 2000)])
+def test_every_site_and_round_has_its_square(sites: int, rounds: int) -> None:
+    rows = {f"s{i}": dict.fromkeys(range(rounds), ("ok", "tip")) for i in range(sites)}
+    drawn = squares(rows, count=rounds)
+    assert len(drawn.squares) == sites * rounds
+    assert all(0 <= x <= drawn.width - drawn.wide for x, _, _, _ in drawn.squares)
+    assert all(y <= drawn.height - drawn.tall for _, y, _, _ in drawn.squares)
+    assert bool(drawn.names) == (sites <= 40)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (3.2, 3.21), (1.0, 1000.0), (-5.0, 5.0)])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -28,6 +29,11 @@ class Outer:
     phases: Mapping[str, Inner] | None = None
     steps: int = 3
     on: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    path: Path
 
 
 GOOD: list[dict[str, Any]] = [
@@ -63,3 +69,12 @@ def test_plain_is_the_reverse_of_build(values: dict[str, Any]) -> None:
 def test_a_wrong_value_is_named(values: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         build(Outer, values, "outer")
+
+
+def test_a_path_is_written_as_text_and_comes_back() -> None:
+    made = build(Place, {"path": "some/where"}, "place")
+    assert made == Place(path=Path("some/where"))
+    assert plain(made) == {"path": "some/where"}
+    assert build(Place, plain(made), "place") == made
+    with pytest.raises(ConfigError, match=r"place\.path=3: must be Path"):
+        build(Place, {"path": 3}, "place")

@@ -1,8 +1,9 @@
-"""The default anatomy, prepared once for all tests of a run, with the network out of reach."""
+"""The default anatomy, prepared once for all tests of a run, with the network out of reach; other numbers each time."""
 
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shared.data.phantom import anatomy
@@ -19,3 +20,8 @@ def mni_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(socket, "getaddrinfo", refuse)
         anatomy.prepare(None, cache)
     return cache
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence().entropy)

@@ -1,4 +1,4 @@
-"""Brownian bridges against algebra and Bayes (seed_systems.md §10.3): no coefficient of the implementation is trusted.
+"""Brownian bridges against algebra and Bayes (docs/methods/mmdm.md): no coefficient of the implementation is trusted.
 
 m, delta and the posterior are written down here once more, from the process: a Brownian bridge of rate 2 from x_0 to y.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from shared.diffusion.bridge import Bridge, bridge, cross
 
 ROUNDING = 1e-12
-SD = 0.3  # of x_0 given y, in the spec's case
+SD = 0.3  # of x_0 given y, in the usual case
 SPREAD = {50: 0.233, 200: 0.271, 1000: 0.290}  # what eta = 1 reaches of it in so many steps
 
 
@@ -260,7 +260,7 @@ def test_the_mean_of_a_gaussian_is_exact_in_any_number_of_steps(steps: int) -> N
 
 @pytest.mark.parametrize("steps", SPREAD)
 def test_the_spread_of_a_gaussian_grows_to_the_truth(steps: int) -> None:
-    """So many times and a step for each: the spec's case. The chains themselves, then the same by propagation."""
+    """So many times and a step for each: the usual case. The chains themselves, then the same by propagation."""
     seed, chains, y = new_seed(), 20_000, 0.8
     known, over = Known(steps, y), bridge(steps)
     start = torch.full((chains,), y, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Conjugate gradients against a dense solve (seed_systems.md §9.6, §10.2), on systems drawn when the test runs."""
+"""Conjugate gradients against a dense solve (docs/methods/reconstruction.md), on systems drawn when the test runs."""
 
 import random
 from collections.abc import Callable
@@ -84,7 +84,7 @@ def test_the_residual_reaches_1e_12_in_fp64(g: torch.Generator) -> None:
 
 
 def test_complex_unknowns_need_the_hermitian_product_and_get_it(g: torch.Generator) -> None:
-    """With r^T r in place of r^H r the residual stalls: seed_systems.md §9.6 saw it at 3e-3."""
+    """With r^T r in place of r^H r it stalls, once at 3e-3: docs/methods/reconstruction.md, "Conjugate gradients"."""
     matrix = hermitian(g, 30, C128)
     b = torch.randn(3, 5, 6, generator=g, dtype=C128)
     x = conjugate.solve(applied(matrix), b, torch.zeros_like(b), iterations=300, tolerance=1e-13)

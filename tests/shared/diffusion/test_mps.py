@@ -1,4 +1,4 @@
-"""MPS, and the guided chain it is made of, against a Gaussian stack (seed_systems.md §10.1 a, c-g).
+"""MPS, and the guided chain it is made of, against a Gaussian stack (docs/methods/any2all.md, "MPS").
 
 With the exact likelihood in place of the norm the chain must hit the true posterior; the norm itself is not exact, so
 it is held to its gradient, to one step by hand and to its limits.
@@ -199,7 +199,7 @@ def test_where_nothing_is_measured_mps_is_the_ancestral_sampler_bit_by_bit() -> 
 
 
 def test_one_clean_modality_is_left_half_a_step_away_until_it_is_put_in() -> None:
-    """§4.4: the step of fixed length ends in a limit cycle of residual zeta / 2."""
+    """docs/methods/any2all.md, "MPS": the step of fixed length ends in a limit cycle of residual zeta / 2."""
     stack, schedule = Stack(1), cosine(1000)
     y, x = stack.noise(300), stack.noise(300)
     zeta = random.SystemRandom().uniform(0.1, 1.0)

@@ -1,21 +1,19 @@
-"""Every operator keeps the laws of seed_systems.md §10.2, at sizes and values drawn when the test runs."""
+"""Every operator keeps the laws of docs/methods/reconstruction.md, at sizes and values drawn when the test runs."""
 
 import dataclasses
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from support.draws import C128, F64, B, Draw, mri_lines, mri_placed_each, mri_points_each
 from torch import Tensor
 
 from shared.base.errors import ConfigError, DataError
-from shared.data.volumes import Placement
-from shared.diffusion.acquisition import unit_maps
 from shared.diffusion.operators import (
     CartesianMRI,
     GaussianBlur,
@@ -25,50 +23,12 @@ from shared.diffusion.operators import (
     SuperResolution,
     clean,
     measured,
-    none,
     simulate,
 )
-
-B = 3
-F64, C128 = torch.float64, torch.complex128
-
-
-@dataclass
-class Draw:
-    """Everything random of one test; its seed is printed where the test fails."""
-
-    parity: tuple[int, int]
-    seed: int = field(default_factory=lambda: random.SystemRandom().randrange(2**31))
-
-    def __post_init__(self) -> None:
-        pick = random.Random(self.seed)
-        self.g = torch.Generator().manual_seed(self.seed)
-        self.H, self.W = (2 * pick.randint(3, 6) + odd for odd in self.parity)
-        self.coils, self.factor, self.sd = pick.randint(1, 4), pick.randint(1, 3), pick.uniform(0.3, 3)
-        print(f"seed {self.seed}: {self.H} x {self.W}, {self.coils} coils, factor {self.factor}, blur {self.sd:.3g}")
-
-    def normal(self, *shape: int, dtype: torch.dtype = F64) -> Tensor:
-        return torch.randn(shape, generator=self.g, dtype=dtype)
-
-    def mask(self, *shape: int) -> Tensor:
-        mask = torch.rand(shape, generator=self.g) < 0.4
-        mask[..., 0] = True  # never empty
-        return mask
-
-    def maps(self, batch: int, H: int, W: int) -> Tensor:
-        return unit_maps(self.normal(batch, self.coils, H, W, dtype=C128))
-
-
-def mri_lines(d: Draw) -> CartesianMRI:
-    return CartesianMRI(maps_BCHW=d.maps(1, d.H, d.W), mask=d.mask(d.W), sigma=0.1)
 
 
 def mri_lines_each(d: Draw) -> CartesianMRI:
     return CartesianMRI(maps_BCHW=d.maps(1, d.H, d.W), mask=d.mask(B, 1, d.W), sigma=0.1)
-
-
-def mri_points_each(d: Draw) -> CartesianMRI:
-    return CartesianMRI(maps_BCHW=d.maps(B, d.H, d.W), mask=d.mask(B, d.H, d.W), sigma=0.1)
 
 
 def mri_whole(d: Draw) -> CartesianMRI:
@@ -86,12 +46,6 @@ def mri_placed(d: Draw) -> CartesianMRI:
     H, W = d.H + 5, d.W + 2
     place = Place(rows=d.normal(H, d.H), columns=d.normal(W, d.W))
     return CartesianMRI(maps_BCHW=d.maps(1, H, W), mask=d.mask(W), sigma=0.1, placement=place)
-
-
-def mri_placed_each(d: Draw) -> CartesianMRI:
-    H, W = d.H + 1, d.W + 4
-    place = Place(rows=d.normal(B, H, d.H), columns=d.normal(B, W, d.W))
-    return CartesianMRI(maps_BCHW=d.maps(B, H, W), mask=d.mask(1, H, W), sigma=torch.rand(B), placement=place)
 
 
 def super_resolution(d: Draw) -> SuperResolution:
@@ -124,11 +78,6 @@ every = pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
 @pytest.fixture(params=PARITIES, ids=["even", "odd", "even-odd", "odd-even"])
 def draw(request: pytest.FixtureRequest) -> Draw:
     return Draw(request.param)
-
-
-@pytest.fixture
-def one() -> Draw:
-    return Draw((0, 1))
 
 
 # --- the laws ---------------------------------------------------------------------------------------------------------
@@ -323,9 +272,6 @@ def test_a_sample_with_its_own_generator_has_its_own_noise_and_its_own_sd(one: D
     torch.testing.assert_close(alone, y[[1]])
 
 
-# --- on the network's scale -------------------------------------------------------------------------------------------
-
-
 @every
 @pytest.mark.parametrize("each", [False, True], ids=["one scale", "a scale each"])
 def test_a_measurement_in_physical_units_is_told_on_the_networks_scale(
@@ -351,50 +297,6 @@ def test_a_measurement_in_physical_units_is_told_on_the_networks_scale(
         torch.as_tensor(noisy.operator.sigma, dtype=F64).expand(B),
         (2 / scale_B11[:, 0, 0] * torch.as_tensor(operator.sigma, dtype=F64)).expand(B),
     )
-
-
-def test_whole_raw_data_with_a_mask_are_cut_to_the_mask(one: Draw) -> None:
-    few = mri_lines(one)
-    x = torch.rand(B, one.H, one.W, generator=one.g, dtype=F64)
-    whole = CartesianMRI(maps_BCHW=few.maps_BCHW, mask=torch.ones(one.W, dtype=torch.bool)).forward(x)
-    known, same = measured(whole, few, 1.0), measured(few.sampled(whole), few, 1.0)
-    assert known.y is not None
-    assert same.y is not None
-    assert torch.equal(known.y, same.y)
-
-
-def test_samples_of_what_is_measured(one: Draw) -> None:
-    operator = mri_points_each(one)
-    x = torch.rand(B, one.H, one.W, generator=one.g, dtype=F64)
-    known = measured(operator.forward(x), operator, 2 + torch.rand(B, generator=one.g)).at([2, 0])
-    assert known.y is not None
-    assert known.operator is not None
-    assert isinstance(known.operator.sigma, Tensor)
-    assert known.operator.sigma.shape == (2,)
-    assert known.operator.adjoint(known.y).shape == (2, one.H, one.W)
-    image = clean(x).at([1])
-    assert image.kind == "clean"
-    assert image.y is not None
-    torch.testing.assert_close(image.y, 2 * x[[1]] - 1)
-    assert none().at([0, 1]).to("cpu").kind == "none"
-
-
-def test_a_clean_image_of_half_precision_keeps_every_bit() -> None:
-    x = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(1)).half()
-    y = clean(x).y
-    assert y is not None
-    assert torch.equal((y + 1) / 2, x.float())
-
-
-def test_the_place_is_that_of_the_cohorts_geometry(one: Draw) -> None:
-    """A grid that is finer than the scanner's voxels and reaches beyond them on one side."""
-    placement = Placement(
-        shape_DHW=(1, one.H, one.W), z=(0, 1), start_yx=(-1.3, 0.4), step_yx=(0.7, 0.9), grid_HW=(one.H + 2, one.W)
-    )
-    rows, columns = map(torch.from_numpy, placement.weights_from())
-    stack = np.random.default_rng(one.seed).random((1, one.H + 2, one.W), np.float32)
-    placed = Place(rows=rows, columns=columns).forward(torch.from_numpy(stack))
-    np.testing.assert_allclose(placed.numpy(), placement.from_grid(stack), atol=1e-5)
 
 
 # --- super-resolution and blur ----------------------------------------------------------------------------------------

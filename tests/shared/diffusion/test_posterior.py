@@ -1,4 +1,4 @@
-"""MDS and mds_fast against a Gaussian stack whose score is known (seed_systems.md §10.1 a, e, f, g).
+"""MDS and mds_fast against a Gaussian stack whose score is known (docs/methods/any2all.md, "MDS").
 
 tests/support/gaussians.py derives every step anew, as an affine map; here the samplers are held against those maps on
 the same noise, and 10 000 chains against the propagated mean and covariance. MPS is in test_mps.py.
@@ -130,7 +130,7 @@ def test_mds_finds_the_conditional_mean_as_steps_grow_and_rederived_noise_never_
 
 
 def test_dds_convention_of_eta_distorts_the_prior() -> None:
-    """§4.5, 2: 3 % of covariance at 150 steps and eta .85 against 24-29 %."""
+    """docs/methods/any2all.md, "MDS": 3 % of covariance at 150 steps and eta .85 against 24-29 %."""
     stack = Stack()
     hidden = [Seen()] * stack.modalities
     _, abars = chosen(cosine(1000), 150)

@@ -1,4 +1,4 @@
-"""Every sampler against a Gaussian whose score is known (seed_systems.md §10.1 b): all of them are affine there."""
+"""Every sampler against a Gaussian whose score is known (docs/methods/diffusion.md): all are affine there."""
 
 import random
 from typing import get_args, get_type_hints

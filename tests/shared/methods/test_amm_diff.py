@@ -1,4 +1,4 @@
-"""What is AMM-Diff's own (seed_systems.md §2 and §10.5)."""
+"""What is AMM-Diff's own (docs/methods/amm_diff.md)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The laws every method keeps: each row of the table is tested the moment it is listed (seed_systems.md §10.5)."""
+"""The laws every method keeps: each row of the table is tested the moment it is listed."""
 
 import itertools
 import math

@@ -28,21 +28,16 @@ from shared.model.evaluation import (
     RIDGE,
     Filler,
     Keys,
-    Score,
-    bought,
-    by_subject,
-    difference,
+    Scoring,
     evaluate,
     filler,
     floors,
     never_acquired,
-    rows,
-    single,
-    untrainable,
 )
 from shared.model.metrics import PSNR_CAP
 from shared.model.model import read_model
-from shared.model.scorecard import headlines, printable, write_scorecard
+from shared.model.scorecard import bought, by_site, headlines, one_hidden, printable, untrainable, write_scorecard
+from shared.model.tables import Frame, compare
 
 MODALITIES = ("T1", "T2", "FLAIR")
 GRID = Grid(height=16, width=16)
@@ -86,13 +81,20 @@ def oracle(cohorts: dict[str, Cohort], every: int = 1, off: float = 0.0) -> Fill
     return fill_all
 
 
+def psnr(scores: Frame, first: str) -> Frame:
+    """By model, in the brain, one modality hidden."""
+    own = one_hidden(scores, MODALITIES).query("metric == 'psnr' and region == 'brain'")
+    table = compare(own.assign(value=own["volume"]), ["metric"], "model", ["site", "subject"], first)
+    return table.set_index("model")
+
+
 def test_truth_scores_the_cap_and_every_cell_has_its_row(heldout: dict[str, Cohort]) -> None:
     scores = evaluate({"oracle": oracle(heldout)}, heldout, MODALITIES)
-    for s in scores:
+    for s in scores.itertuples():
         best = {"psnr": PSNR_CAP, "ssim": 1, "mse": 0, "mae": 0, "nmi": 1}[s.metric]
         assert s.volume == pytest.approx(best, abs=1e-9)
         assert s.slice == pytest.approx(best, abs=1e-9)
-    table = rows(scores)
+    table = list(by_site(scores).itertuples())
     cells = 3 * 2 + 3 * 1  # one shown: two targets; two shown: one target
     per_cell = 2 * (len(MEASURED["brain"]) + len(MEASURED["lesion"]))
     assert len(table) == cells * len(heldout) * per_cell
@@ -101,55 +103,29 @@ def test_truth_scores_the_cap_and_every_cell_has_its_row(heldout: dict[str, Coho
     assert {r.n for r in table if r.per == "volume" and r.region == "brain"} == {2}
     assert {r.n for r in table if r.per == "volume" and r.region == "lesion"} == {1}
     assert {r.n for r in table if r.per == "slice" and r.region == "lesion"} == {3}
-    with_shown = rows(evaluate({"oracle": oracle(heldout)}, heldout, MODALITIES, reconstruct=True))
-    assert len(with_shown) == 7 * 3 * len(heldout) * per_cell
 
 
 def test_better_is_better_and_differences_are_paired(heldout: dict[str, Cohort]) -> None:
     models = {"truth": oracle(heldout), "near": oracle(heldout, off=0.1), "far": oracle(heldout, off=0.3)}
     scores = evaluate(models, heldout, MODALITIES)
-    task = single(MODALITIES)
-    means = [sum(by_subject(scores, m, task).values()) for m in models]
+    table = psnr(scores, "near")
+    means = [table.loc[m, "mean"] for m in models]
     assert means == sorted(means, reverse=True)
-    lead = difference(scores, "near", "far", task)
-    assert lead is not None
-    assert lead.subjects == 4
+    lead = table.loc["far"]
+    assert lead["pairs"] == 4
     # an error three times as large in every voxel is 20 log10(3) dB in every subject: paired, the interval is a point
-    assert lead.mean == pytest.approx(20 * math.log10(3), abs=1e-3)
-    assert lead.high - lead.low < 0.01
-    assert difference(scores, "near", "nobody", task) is None
-
-
-def test_the_interval_is_student_s() -> None:
-    def score(model: str, subject: int, value: float) -> Score:
-        return Score(
-            model=model,
-            site="a",
-            subject=subject,
-            shown=("T1",),
-            target="T2",
-            region="brain",
-            metric="psnr",
-            volume=value,
-            slice=value,
-            slices=1,
-        )
-
-    scores = [score("one", i, v) for i, v in enumerate((1.0, 2.0, 3.0))] + [score("two", i, 0.0) for i in range(3)]
-    lead = difference(scores, "one", "two", lambda _: True)
-    assert lead is not None
-    assert (lead.mean, lead.high) == (pytest.approx(2.0), pytest.approx(2 + 4.302653 / math.sqrt(3)))
+    assert lead["lead"] == pytest.approx(20 * math.log10(3), abs=1e-3)
+    assert lead["high"] - lead["low"] < 0.01
+    assert psnr(scores, "nobody")["lead"].isna().all()
 
 
 def test_floors_come_from_the_pooled_training_cohorts(train: dict[str, Cohort], heldout: dict[str, Cohort]) -> None:
     """Where FLAIR never exists at north, the pooled ridge still predicts it, and better than the mean image does."""
     made = floors(list(train.values()), MODALITIES)
     scores = evaluate(made, heldout, MODALITIES)
-    lead = difference(scores, RIDGE, MEAN, single(MODALITIES))
-    assert lead is not None
-    assert lead.mean > 3
+    assert psnr(scores, RIDGE).loc[MEAN, "lead"] > 3
     again = evaluate(floors(list(reversed(train.values())), MODALITIES), heldout, MODALITIES)
-    assert [s.volume for s in again] == pytest.approx([s.volume for s in scores], rel=1e-5)
+    assert list(again["volume"]) == pytest.approx(list(scores["volume"]), rel=1e-5)
 
 
 def test_what_a_site_can_not_train_is_read_from_its_cohort(
@@ -159,12 +135,12 @@ def test_what_a_site_can_not_train_is_read_from_its_cohort(
     assert never == {"north": ("FLAIR",), "south": ()}
     alone = {"north": oracle(heldout, off=0.5), "south": oracle(heldout, off=0.2)}
     scores = evaluate({"federated": oracle(heldout, off=0.1)}, heldout, MODALITIES, alone=alone)
-    assert {s.model for s in scores} == {"federated", ALONE}
-    picked = [s for s in scores if untrainable(never)(s)]
-    assert {(s.site, s.target) for s in picked} == {("north", "FLAIR")}
+    assert set(scores["model"]) == {"federated", ALONE}
+    picked = untrainable(scores, never)
+    assert set(zip(picked["site"], picked["target"], strict=True)) == {("north", "FLAIR")}
     lines = bought(scores, MODALITIES, never)
-    tasks = [(line.task, line.region) for line in lines]
-    assert tasks == [
+    tasks = zip(lines["task"], lines["region"], strict=True)
+    assert list(dict.fromkeys(tasks)) == [
         (task, region)
         for task in (
             "one hidden, all others shown",
@@ -173,9 +149,8 @@ def test_what_a_site_can_not_train_is_read_from_its_cohort(
         )
         for region in ("brain", "lesion")
     ]
-    lead = lines[2].over[ALONE]
-    assert lead is not None
-    assert lead.mean == pytest.approx(20 * math.log10(5), abs=1e-3)
+    (lead,) = lines[(lines["only"] == "north") & (lines["region"] == "brain") & (lines["model"] == ALONE)]["lead"]
+    assert lead == pytest.approx(20 * math.log10(5), abs=1e-3)
 
 
 def test_a_model_sees_only_what_is_shown(heldout: dict[str, Cohort]) -> None:
@@ -184,15 +159,15 @@ def test_a_model_sees_only_what_is_shown(heldout: dict[str, Cohort]) -> None:
         assert images_MDHW[~shown_M].isnan().all()
         return torch.nan_to_num(images_MDHW)
 
-    assert evaluate({"prying": prying}, heldout, MODALITIES, every=4)
+    assert len(evaluate({"prying": prying}, heldout, MODALITIES, Scoring(every=4)))
 
 
 def test_models_are_paired_by_noise_and_scores_repeat(heldout: dict[str, Cohort], tmp_path: Path) -> None:
     model = read_model(release(tmp_path / "final", "amm_diff", AMM_TINY))
     sampler = Sampler(kind="ddim", steps=2, samples=2)
     made = [filler(model, sampler=sampler, seed=seed, device=torch.device("cpu")) for seed in (0, 0, 1)]
-    scores = evaluate(dict(zip("abc", made, strict=True)), {"north": heldout["north"]}, MODALITIES, every=6)
-    a, b, c = ([(s.metric, s.volume, s.slice) for s in scores if s.model == name] for name in "abc")
+    scores = evaluate(dict(zip("abc", made, strict=True)), {"north": heldout["north"]}, MODALITIES, Scoring(every=6))
+    a, b, c = (scores.loc[scores["model"] == name, ["metric", "volume", "slice"]].to_numpy().tolist() for name in "abc")
     assert a == b
     assert a != c
 
@@ -201,7 +176,9 @@ def test_the_scorecard_is_tidy(heldout: dict[str, Cohort], train: dict[str, Coho
     seen: list[tuple[int, int]] = []
     models = {"federated": oracle(heldout, 3, 0.1), **floors(list(train.values()), MODALITIES)}
     alone = {"north": oracle(heldout, 3, 0.4), "south": oracle(heldout, 3, 0.4)}
-    scores = evaluate(models, heldout, MODALITIES, alone=alone, every=3, progress=lambda i, n: seen.append((i, n)))
+    scores = evaluate(
+        models, heldout, MODALITIES, Scoring(every=3), alone=alone, progress=lambda i, n: seen.append((i, n))
+    )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     lines = write_scorecard(scores, tmp_path / "out", MODALITIES, never_acquired(train, MODALITIES), how={"every": 3})
     with (tmp_path / "out" / "scores.csv").open() as file:
@@ -226,7 +203,7 @@ def test_a_site_scores_a_bundle_on_its_own_subjects(train: dict[str, Cohort], tm
     model = read_model(release(tmp_path / "final", "amm_diff", AMM_TINY))
     bundle = Bundle(model=model, digest="d" * 64, signer="s" * 16, trusted=True, record=model.record)
     scores = evaluate_here(bundle, train["north"], tmp_path / "out", every=4)
-    assert {(s.shown, s.target) for s in scores} == {(("T1",), "T2"), (("T2",), "T1")}
+    assert set(zip(scores["shown"], scores["target"], strict=True)) == {("T1", "T2"), ("T2", "T1")}
     with (tmp_path / "out" / "subjects.csv").open() as file:
         assert {r["subject"] for r in csv.DictReader(file)} == {f"sub-northsecret{i:03d}" for i in range(3)}
     other = read_model(release(tmp_path / "other", "amm_diff", AMM_TINY, edge=32))

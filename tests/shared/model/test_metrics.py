@@ -132,7 +132,7 @@ def test_wasserstein_does_not_mind_where_a_patch_lies() -> None:
 
 
 def test_rescaling_a_prediction_by_its_own_maximum_is_not_forgiven() -> None:
-    """pFLSynth's way of scoring calls half the intensity perfect (seed_systems.md §9.12)."""
+    """pFLSynth's way of scoring calls half the intensity perfect (docs/methods/metrics.md, "Image quality")."""
     _, truth, mask = images()
     half = truth / 2
     assert psnr(half / half.max(), truth / truth.max(), mask) == PSNR_CAP

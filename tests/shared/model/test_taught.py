@@ -10,8 +10,9 @@ from shared.data.volumes import Grid
 from shared.diffusion.operators import Measured
 from shared.diffusion.samplers import Sampler
 from shared.methods.any2all import Any2all
-from shared.model.model import Model, fill, passes
-from shared.model.taught import check_taught, untaught_remarks, why_untaught
+from shared.model.fill import Filling, fill
+from shared.model.model import Model
+from shared.model.taught import check_taught, passes, untaught_remarks, why_untaught
 
 NAMES = ("T1", "FLAIR", "T2S", "CT")
 
@@ -90,10 +91,8 @@ def test_a_subject_is_filled_in_pass_by_pass_and_the_shown_comes_back() -> None:
         taught,
         images,
         torch.tensor([True, False, False, False]),
-        slices=[0, 1],
-        sampler=Sampler(),
-        keys=(0,),
-        device=torch.device("cpu"),
+        [0, 1],
+        Filling(sampler=Sampler(), keys=(0,), device=torch.device("cpu")),
     )
     assert ASKED == [(["clean", "none", "none", "none"], (3,)), (["clean", "none", "none", "none"], (1, 2))]
     assert torch.equal(filled.mean_MDHW[0], images[0])

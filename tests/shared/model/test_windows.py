@@ -14,7 +14,8 @@ from torch import Tensor
 
 from client.inference.slices import SliceStore
 from shared.diffusion.samplers import Sampler
-from shared.model.model import Filled, Model, fill, read_model
+from shared.model.fill import Filled, Filling, fill
+from shared.model.model import Model, read_model
 from shared.model.windows import Blend, Window, cut, lay, starts
 
 CPU = torch.device("cpu")
@@ -80,7 +81,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def filled(model: Model, images: Tensor, sampler: Sampler, at_once: int = 4, kept: SliceStore | None = None) -> Filled:
     shown = torch.tensor([True, True, False])
     every = range(images.shape[1])
-    return fill(model, images, shown, slices=every, sampler=sampler, keys=(1,), device=CPU, at_once=at_once, kept=kept)
+    how = Filling(sampler=sampler, keys=(1,), device=CPU, at_once=at_once, kept=kept)
+    return fill(model, images, shown, every, how)
 
 
 def volume(*shape: int) -> Tensor:
@@ -121,13 +123,14 @@ def test_the_same_whatever_fits_into_memory(model: Model, shape: tuple[int, int,
     assert one.mean_MDHW.max() <= 1
 
 
-def test_a_stopped_job_goes_on_to_the_same_bits(model: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [slice(1, None), slice(1, 2)], ids=["killed after the first batch", "one damaged"])
+def test_a_stopped_job_goes_on_to_the_same_bits(model: Model, tmp_path: Path, lost: slice) -> None:
     images = volume(9, EDGE, EDGE)
     whole = filled(model, images, BRIDGE, at_once=2)
     store = SliceStore(tmp_path, "sub-01", {})
     filled(model, images, BRIDGE, at_once=2, kept=store)
-    for path in sorted(store.folder.glob("[0-9]*.npz"))[1:]:
-        path.unlink()  # killed after the first batch
+    for path in sorted(store.folder.glob("[0-9]*.npz"))[lost]:
+        path.unlink()
     again = filled(model, images, BRIDGE, at_once=2, kept=SliceStore(tmp_path, "sub-01", {}))
     assert torch.equal(again.mean_MDHW, whole.mean_MDHW)
     assert again.sd_MDHW is not None
@@ -156,11 +159,8 @@ def test_windows_without_an_image_cost_nothing(model: Model) -> None:
         model,
         images,
         torch.tensor([True, True, False]),
-        slices=range(SLAB),
-        sampler=Sampler(kind="mean"),
-        keys=(0,),
-        device=CPU,
-        progress=lambda done, of: seen.append(of),
+        range(SLAB),
+        Filling(sampler=Sampler(kind="mean"), keys=(0,), device=CPU, progress=lambda done, of: seen.append(of)),
     )
     assert seen[-1] == 2  # of seven
 

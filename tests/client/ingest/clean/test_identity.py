@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.ingest.clean.identity import KEY_FILE, LEAST_SHIFT, MOST_SHIFT, Identity, fingerprint
+from client.ingest.clean.identity import KEY_FILE, LEAST_SHIFT, MOST_SHIFT, Identity
 from shared.base.errors import ConfigError, DataError
 
 HERE = Identity(key=bytes(range(32)))
@@ -103,8 +103,3 @@ def test_what_is_no_date_is_dropped(text: str) -> None:
 
 def test_the_old_way_to_write_a_date_is_understood() -> None:
     assert HERE.date("2018.05.26", "1") == HERE.date("20180526", "1") == HERE.date("2018-05-26", "1") != ""
-
-
-def test_a_fingerprint_tells_keys_apart_and_not_what_they_are() -> None:
-    assert fingerprint(HERE) != fingerprint(ELSEWHERE)
-    assert fingerprint(HERE) not in HERE.key.hex()

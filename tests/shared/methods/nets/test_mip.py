@@ -1,4 +1,4 @@
-"""The running soft maximum against its definition in O(N^2) and against `cummax` (seed_systems.md §10.4)."""
+"""The running soft maximum against its definition in O(N^2) and against `cummax` (docs/methods/mmdm.md)."""
 
 import math
 import random
@@ -11,7 +11,7 @@ from torch import Tensor
 from shared.methods.nets.mip import Gumbel, mip_loss, soft_maximum, soft_mip
 
 TAUS = [1e-3, 1e-2, 0.05, 0.5]
-LADDER = [0.0, 0.2, 0.4, 1.0]  # the spec's case: softmax gives the highest .4227
+LADDER = [0.0, 0.2, 0.4, 1.0]  # the case of docs/methods/mmdm.md: softmax gives the highest .4227
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -1,4 +1,4 @@
-"""Learned variances against the closed form of what they settle at (seed_systems.md §5.5, §10.4)."""
+"""Learned variances against the closed form of what they settle at (docs/methods/mmdm.md, "NAWS")."""
 
 import math
 import random

@@ -1,0 +1,1 @@
+"""What a person sees: bars and tables on a terminal, pages in a browser."""

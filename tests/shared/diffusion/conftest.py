@@ -1,0 +1,9 @@
+"""What several tests of operators begin with."""
+
+import pytest
+from support.draws import Draw
+
+
+@pytest.fixture
+def one() -> Draw:
+    return Draw((0, 1))
