@@ -87,7 +87,7 @@ def measure_ingest(scratch: Path, options: argparse.Namespace) -> None:
 
 def write_study(source: Path, number: int, options: argparse.Namespace, modalities: Sequence[str] = MODALITIES) -> None:
     """One phantom patient as a scanner would send it; whole or not at all."""
-    from support import dicoms  # type: ignore[import-not-found]
+    from support.dicom import dicoms  # type: ignore[import-not-found]
 
     from shared.data.phantom import anatomy
     from shared.data.phantom.brains import grow
@@ -129,7 +129,7 @@ def write_study(source: Path, number: int, options: argparse.Namespace, modaliti
 def fuzz(seconds: float, seed: int) -> None:
     """Chunks of examples, each with a seed of its own, until the time is over; a find ends it with its seed."""
     import hypothesis
-    from support.mutations import check, mutations  # type: ignore[import-not-found]
+    from support.dicom.mutations import check, mutations  # type: ignore[import-not-found]
 
     ends, chunk, examples = time.monotonic() + seconds, 0, 0
     while time.monotonic() < ends:

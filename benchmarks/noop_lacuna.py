@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,7 @@ from shared.data.cohort import prepare
 from shared.data.modalities import bids_path
 from shared.data.volumes import Grid, write
 from shared.diffusion.samplers import Sampler
-from shared.methods import Method
+from shared.methods import Method, Network
 from shared.plan.config import Choice, Config, Federation, Tracking, Validation
 from shared.plan.training import PhaseTraining
 
@@ -30,20 +30,21 @@ GRID = Grid(height=8, width=8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noop:
+class Noop(Method):
     """N tensors of 1 MB that a step leaves as they are."""
 
     modalities: tuple[Modality, ...] = ("T1", "T2")
     tensors: int = 100
-    phases: tuple[Phase, ...] = (Phase(name="nothing"),)
-    slab: int = 1
 
     @property
-    def targets(self) -> tuple[Modality, ...]:
-        return self.modalities
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(name="nothing"),)
 
-    def build(self, seed: int) -> nn.Module:
-        return nn.ParameterDict({f"t{i:04d}": nn.Parameter(torch.zeros(512, 512)) for i in range(self.tensors)})
+    def network(self) -> Network:
+        net = Network()
+        for i in range(self.tensors):
+            net.register_parameter(f"t{i:04d}", nn.Parameter(torch.zeros(512, 512)))
+        return net
 
     def owners(self, net: nn.Module, phase: str) -> Owners:
         return {name: SHARED for name, _ in net.named_parameters()}
@@ -51,15 +52,6 @@ class Noop:
     def loss(self, net: nn.Module, batch: Batch, phase: str, generator: torch.Generator) -> Losses:
         first = next(net.parameters())
         return Losses(loss_B=first[:1, 0] * 0, gave={SHARED: torch.ones(1, dtype=torch.bool)})
-
-    def lacks(self, held: Collection[Modality], phase: str) -> str | None:
-        return None
-
-    def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
-        return {}
-
-    def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
-        return
 
     def synthesize(
         self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: Noise

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from client.privacy.budget import Budget
-from client.privacy.private import Charge, train_private
+from client.privacy.private import Charge, Engine, train_private
 from shared.base.owners import named
 from shared.base.records import Batch, Losses, Owners
 from shared.base.vocabulary import SHARED
@@ -202,7 +202,6 @@ class Bench:
                 owners=owners,
                 round=0,
                 seed=(0,),
-                device=self.device,
             )
 
         return run
@@ -234,10 +233,8 @@ class Bench:
                 options=options,
                 owners=owners,
                 round=0,
-                plan=plan,
-                charge=charge,
+                engine=Engine(plan=plan, charge=charge),
                 shares=dict.fromkeys(named(owners), 1.0),
-                device=self.device,
             )
 
         return run

@@ -10,8 +10,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.round import work
-from client.site.ledger import Ledger
-from client.site.site import LEDGER, Site, find_site, own_values
+from client.site.ledger import LEDGER, Ledger
+from client.site.site import Site, find_site, own_values
 from shared.base.errors import ConfigError, LacunaError, PlanRefused, RunFailed
 from shared.plan import wire
 
@@ -41,7 +41,7 @@ def _round(site: Site, content: RecordDict) -> RecordDict:
 
 
 def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict], RecordDict]) -> Message:
-    """The reply, entered in the ledger before it is handed over. Of a failure only its kind leaves."""
+    """Do the work, and enter the reply in the ledger before it is handed over. Of a failure only its kind leaves."""
     own = own_values(context.node_config)
     name = str(own["site"])
     try:
@@ -59,7 +59,7 @@ def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict],
 
 
 def _own_site(own: Mapping[str, Any]) -> Site:
-    """What is wrong with a site's own settings (paths, hosts) stays in its log."""
+    """Read the site's own settings; what is wrong with them (paths, hosts) stays in its log."""
     try:
         return find_site(own)
     except ConfigError as error:

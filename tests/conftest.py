@@ -9,9 +9,9 @@ import torch
 
 torch.set_num_threads(1)  # two test processes share two cores
 
-from support.orthanc import orthanc, pacs  # noqa: E402, F401
-from support.probe import Probe  # noqa: E402
-from support.worlds import write_world  # noqa: E402
+from support.cohort.worlds import write_world  # noqa: E402
+from support.dicom.orthanc import orthanc, pacs  # noqa: E402, F401
+from support.rounds.probe import Probe  # noqa: E402
 
 from shared import methods  # noqa: E402
 

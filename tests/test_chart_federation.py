@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.worlds import write_world
+from support.cohort.worlds import write_world
 from torch import Tensor
 
 from client.round import work

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import Error, Message
-from support.federation import config, weights_digest, write
-from support.worlds import write_world
+from support.cohort.worlds import write_world
+from support.rounds.federation import config, weights_digest, write
 
 from server.journal import facts
 from server.rounds.strategies import STRATEGIES

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from support.federation import weights_digest
-from support.worlds import write_world
+from support.cohort.worlds import write_world
+from support.rounds.federation import weights_digest
 
 SITES = {"north": [("T1", "T2")] * 2, "east": [("T1", "FLAIR")] * 2, "south": [("T2", "FLAIR")] * 2}
 ROUNDS = 6

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from support.federation import config, write
-from support.worlds import write_cohort
+from support.cohort.worlds import write_cohort
+from support.rounds.federation import config, write
 
 from client.round.work import preparation_of
 from server.rounds import roster

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.federation import config, write
-from support.worlds import write_world
+from support.cohort.worlds import write_world
+from support.rounds.federation import config, write
 
 from server.journal import facts
 from server.runs import simulation

@@ -14,8 +14,8 @@ import pytest
 import torch
 from hostile.test_egress import RecordingGrid
 from safetensors.torch import load_file
-from support.federation import config, write
-from support.worlds import prepare_here, write_cohort, write_world
+from support.cohort.worlds import prepare_here, write_cohort, write_world
+from support.rounds.federation import config, write
 
 from client.privacy.budget import Budget
 from server.journal import facts
@@ -321,7 +321,7 @@ def test_tuning_nothing_is_an_error(hospitals: Path, tmp_path: Path) -> None:
 def test_kill_9_again_and_again_never_leaves_less_in_the_ledger_than_was_released(tmp_path: Path) -> None:
     """LACUNA_KILLS=50 for the long form. What a kill made it do again stands in the ledger again."""
     kills = int(os.environ.get("LACUNA_KILLS", "8"))
-    program = Path(__file__).parent / "support" / "private_kills.py"
+    program = Path(__file__).parent / "support" / "privacy" / "private_kills.py"
     seed = int.from_bytes(os.urandom(4), "big")  # other moments every time; a failure names it
     command = [sys.executable, str(program), str(tmp_path), str(kills), str(seed)]
     ended = subprocess.run(

@@ -40,7 +40,7 @@ class Inspection:
     sampler: Sampler
     effort: Effort
     device: torch.device
-    progress: Progress | None
+    progress: Progress
 
     @staticmethod
     def of(
@@ -51,9 +51,9 @@ class Inspection:
         sampler: Sampler,
         effort: Effort,
         device: str,
-        progress: Progress | None,
+        progress: Progress,
     ) -> "Inspection":
-        """Of one cohort given twice: its split train against its others."""
+        """Prepare an audit. Of one cohort given twice: its split train against its others."""
         for cohort in (training, heldout):
             if cohort.grid != model.grid:
                 raise DataError(
@@ -75,24 +75,23 @@ class Inspection:
         )
 
     def some(self, part: Slices, needed: Sequence[Modality] = ()) -> list[int]:
-        """At most `effort.subjects` of those that have what is needed, drawn by the seed, in their order."""
+        """Draw by the seed at most `effort.subjects` of those that have what is needed; give them in their order."""
         fitting = [n for n, subject in enumerate(part.subjects) if set(needed) <= set(subject.modalities)]
         order = np.random.default_rng(seed_of(self.effort.seed, "subjects")).permutation(len(fitting))
         return sorted(fitting[i] for i in order[: self.effort.subjects])
 
     def counter(self, total: int) -> Callable[[], None]:
-        """One bar over all parts of the work: each call is one more done."""
+        """Make one bar over all parts of the work: each call is one more done."""
         done = 0
 
         def one_more() -> None:
             nonlocal done
             done += 1
-            if self.progress is not None:
-                self.progress(done, total)
+            self.progress(done, total)
 
         return one_more
 
 
 def spread(length: int, count: int) -> list[int]:
-    """`count` places in range(length), evenly, the outer tenths left out."""
+    """Place `count` numbers in range(length), evenly, the outer tenths left out."""
     return [round(share * (length - 1)) for share in np.linspace(0.1, 0.9, count)]

@@ -17,7 +17,7 @@ from client.audit.duplicates import Duplicates, find_duplicates
 from client.audit.inspection import Effort, Inspection
 from client.audit.membership import Membership, attack, match
 from shared.base import pictures
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.files import write_json, write_text
 from shared.base.options import plain
 from shared.data.cohort import Cohort
@@ -45,9 +45,9 @@ def audit_memorisation(
     effort: Effort,
     sampler: Sampler | None = None,
     device: str = "auto",
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> Audit:
-    """Figures, pictures and a summary in `out`. Of one cohort given twice: its split train against its others."""
+    """Write figures, pictures and a summary. Of one cohort given twice: its split train against its others."""
     sampler = dataclasses.replace(sampler or bundle.model.sampler, samples=1)  # a mean over samples would hide a copy
     inspection = Inspection.of(
         bundle.model, training, heldout, sampler=sampler, effort=effort, device=device, progress=progress

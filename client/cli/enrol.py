@@ -57,7 +57,7 @@ def join(
     from client.site.enrol import join as carry_out
 
     now = datetime.now(UTC)
-    done = carry_out(state, kit, told=fingerprint, now=now)
+    done = carry_out(state, kit, signer=fingerprint, now=now)
     agreed = done.manifest
     typer.echo(
         f"{done.head.site} is part of {agreed.federation} (revision {done.head.revision}); installed: {done.folder}"

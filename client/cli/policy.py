@@ -203,18 +203,17 @@ def verify(
     typer.echo(f"{count} replies; the chain is whole")
     if receipts is None:
         return
-    told = egress.read_receipts(receipts, site)
-    differences = list(egress.compare(book.entries(), told))
+    sent = egress.read_receipts(receipts, site)
+    differences = list(egress.compare(book.entries(), sent))
     for line in differences:
         typer.echo(line)
     if differences:
-        raise DataError(f"run {told.run}: {len(differences)} differences between this ledger and {receipts}")
-    typer.echo(f"run {told.run}: all {len(told.receipts)} receipts of {told.site} agree")
+        raise DataError(f"run {sent.run}: {len(differences)} differences between this ledger and {receipts}")
+    typer.echo(f"run {sent.run}: all {len(sent.receipts)} receipts of {sent.site} agree")
 
 
 def _ledger(state: Path | None):  # type: ignore[no-untyped-def]
-    from client.site.ledger import Ledger
-    from client.site.site import LEDGER
+    from client.site.ledger import LEDGER, Ledger
 
     path = _state(state) / LEDGER
     if not path.exists():

@@ -62,10 +62,10 @@ def budget(
         view.refuse(said)
         return
     if set_epsilon is not None or set_size is not None:
-        with Budget.open(folder) as ledger:
-            ledger.change_budget(set_epsilon, size=set_size, why=why)
-    with Budget.look(folder) as ledger:
-        said = view.facts(ledger)
+        with Budget.open(folder) as own:
+            own.change_budget(set_epsilon, size=set_size, why=why)
+    with Budget.look(folder) as own:
+        said = view.facts(own)
     typer.echo(json.dumps(said, indent=1) if as_json else "\n".join(view.lines(said)))
 
 
@@ -91,7 +91,7 @@ def audit_privacy(
     in the last bits, or how long a step takes. A right engine fails less than one audit in a thousand; one that fails
     twice is wrong, and nothing should be trained with it. Exit code 5 where anything fails.
     """
-    from client.privacy.proof.verdicts import audit_privacy as carry_out
+    from client.privacy.proof.audit import audit_privacy as carry_out
 
     carry_out(repeat=repeat, as_json=as_json, bar=bar)
 

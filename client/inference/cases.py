@@ -102,7 +102,7 @@ def _read(path: Path) -> Volume:
 
 
 def _check_fits(scan: Scan, loaded: Loaded | None) -> bool:
-    """One matrix and, where the scan's header says it, one place."""
+    """Refuse a scan of another matrix or, where its header says one, another place."""
     assert loaded is not None
     shape = (scan.slices, *scan.image_HW)
     if shape != loaded.placement.shape_DHW:

@@ -48,7 +48,7 @@ NOTHING = Saying(values={})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class ChartUsed:
     """What the model hears, where each field came from, and why others were not used."""
 
     chart: Chart
@@ -68,7 +68,7 @@ class Told:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For the sidecar."""
+        """What the sidecar says of it."""
         warnings = [text for name, text in (("diagnosis", LEAK), ("cdrsb", NEARLY)) if name in self.origin]
         return {
             "Used": dict(self.origin),
@@ -78,13 +78,13 @@ class Told:
         }
 
     def digest(self, out: Path) -> str:
-        """Tells another chart apart, to whoever may read the output folder's secret."""
-        told = "\n".join(f"{name}={value}" for name, value in sorted(self.clinical.items()))
-        return hmac.new(_secret(out), told.encode(), hashlib.sha256).hexdigest()
+        """Give a hash that tells another chart apart, to whoever may read the output folder's secret."""
+        values = "\n".join(f"{name}={value}" for name, value in sorted(self.clinical.items()))
+        return hmac.new(_secret(out), values.encode(), hashlib.sha256).hexdigest()
 
 
-def chart_for(model: Model, subject: Subject, name: str, saying: Saying) -> Told | None:
-    """What the model may hear of the subject; None for a model that reads no chart. `name` is the subject's folder.
+def chart_for(model: Model, subject: Subject, name: str, saying: Saying) -> ChartUsed | None:
+    """Find what the model may hear of the subject; None if it reads no chart. `name` is the subject's folder.
 
     A value that breaks its rule is an error, not a field left out behind the reader's back.
     """
@@ -103,7 +103,7 @@ def chart_for(model: Model, subject: Subject, name: str, saying: Saying) -> Told
     wanted = [field for field in reads if field not in left]
     known = _from_file(subject, name, [field for field in wanted if field not in saying.values])
     values = {**known, **saying.values}
-    return Told(
+    return ChartUsed(
         chart=Chart(**{field: values[field] for field in wanted if field in values}),  # type: ignore[arg-type]
         origin={f: SAID if f in saying.values else FILE for f in wanted if f in values},
         unused={**left, **{field: "not known" for field in wanted if field not in values}},

@@ -5,7 +5,7 @@ The report stays at the site: it names subjects. On subjects that took part in t
 
 from pathlib import Path
 
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
 from shared.base.options import plain
 from shared.data.cohort import Cohort
@@ -28,9 +28,9 @@ def evaluate_here(
     every: int = 1,
     split: str | None = None,
     device: str = "auto",
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> Frame:
-    """scores.csv, figures and subjects.csv in `out`; `every`: one brain slice in so many."""
+    """Write scores.csv, figures and subjects.csv into `out`; `every`: one brain slice in so many."""
     model = bundle.model
     if cohort.grid != model.grid:
         raise DataError(

@@ -21,7 +21,7 @@ class Guarded:
 
 
 def guard(bundle: Bundle, loaded: Loaded, *, force: bool) -> Guarded:
-    """DataError for an input far outside, unless `force`: then the sidecar says that it was forced."""
+    """Compare an input with what the bundle was trained on; DataError for one far outside, unless `force`."""
     ranges = bundle.record.get("ranges")
     findings = judge(ranges, measure(loaded))
     far = [finding.text for finding in findings if finding.far]

@@ -18,7 +18,7 @@ from client.inference import outputs
 from client.inference.charts import NOTHING, Saying
 from client.inference.outputs import Files, Made, Planes
 from client.inference.slices import SliceStore
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.files import make_folder, move
 from shared.base.vocabulary import Modality
 from shared.data.bids import Clinical, Sources
@@ -75,7 +75,7 @@ class Job:
         self.todo = [m for m, file in files.items() if not file.are_whole(self.keys[m])]
 
     def store(self, out: Path, subject: str, **parts: Any) -> SliceStore:
-        """Where finished slices wait; `parts`: what else decides their bits."""
+        """Open the place where finished slices wait; `parts`: what else decides their bits."""
         device = find_device(self._asked.device).type
         return SliceStore(out, subject, {**self._made_from, "device": device, "at_once": self._asked.at_once, **parts})
 
@@ -88,9 +88,9 @@ class Job:
         measured: Mapping[Modality, Scanned] | None = None,
         clinical: Clinical | None = None,
         wanted: Collection[Modality] | None = None,
-        progress: Progress | None = None,
+        progress: Progress = unwatched,
     ) -> Filled:
-        """All modalities of the model on the grid, in the slices that the brain reaches; `keyed` is of its noise."""
+        """Make all modalities on the grid, in the slices that the brain reaches; `keyed` is of the noise."""
         model, asked = self._bundle.model, self._asked
         images_MDHW = torch.zeros(len(model.modalities), *loaded.brain_DHW.shape)
         shown_M = torch.zeros(len(model.modalities), dtype=torch.bool)
@@ -111,7 +111,7 @@ class Job:
         return fill(model, images_MDHW, shown_M, outputs.reached(loaded), how)
 
     def row(self, filled: Filled, modality: Modality) -> tuple[Tensor, Tensor | None]:
-        """Mean and spread of one modality."""
+        """Give mean and spread of one modality."""
         row = self._bundle.model.modalities.index(modality)
         return filled.mean_MDHW[row], None if filled.sd_MDHW is None else filled.sd_MDHW[row]
 
@@ -126,7 +126,7 @@ class Job:
         named: Mapping[str, Made],
         warning: str,
     ) -> None:
-        """What was to do, and the contact sheet of all; each file whole before it is in its place."""
+        """Write what was to do, and the contact sheet of all; each file is whole before it is in its place."""
         partial = store.make()
         outputs.draw(loaded, given, named, warning).save(partial / preview.name)
         for modality in self.todo:
@@ -137,7 +137,7 @@ class Job:
         store.clear()
 
     def means(self) -> tuple[dict[Modality, Path], dict[Modality, Path]]:
-        """The volumes that were made now, and those that were kept."""
+        """Give the volumes that were made now, and those that were kept."""
         made = {m: self.files[m].mean for m in self.todo}
         return made, {m: file.mean for m, file in self.files.items() if m not in self.todo}
 

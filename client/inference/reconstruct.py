@@ -25,7 +25,7 @@ from client.inference.job import DEFAULT, Asked, Done, Job, remarks_of
 from client.inference.measurements import FAR, explain
 from client.inference.outputs import WARNING, Files, Made, Planes
 from client.inference.sources import check_out, check_targets, check_there, find
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import hash_file
 from shared.base.options import plain
@@ -34,6 +34,7 @@ from shared.data.bids import Sources
 from shared.data.intensities import RULES, Percentiles, Scaling, find_brain, find_scaling, usual_scaling
 from shared.data.modalities import MODALITIES, parse
 from shared.diffusion.samplers import GUIDED, Sampler
+from shared.methods import TAKE_RAW
 from shared.model.bundle import Bundle
 from shared.model.metrics import METRICS, WINDOW
 from shared.model.model import Restores
@@ -54,7 +55,7 @@ class Reconstructed(Done):
 
 
 def reconstruct(
-    bundle: Bundle, subject: Path, raw: Raw, out: Path, asked: Asked = DEFAULT, *, progress: Progress | None = None
+    bundle: Bundle, subject: Path, raw: Raw, out: Path, asked: Asked = DEFAULT, *, progress: Progress = unwatched
 ) -> Reconstructed:
     """Make what is asked, by default all that was measured or simulated, and all that the subject lacks.
 
@@ -135,7 +136,7 @@ def _check_raw(bundle: Bundle, sources: Sources, raw: Raw) -> None:
         )
         raise DataError(f"{sources.subject}: nothing measured: name raw data, or a volume to simulate from; {remedy}")
     if not isinstance(bundle.model.method, Restores):
-        raise DataError(f"bundle: {bundle.model.name} works from images only; raw data need any2all")
+        raise DataError(f"bundle: {bundle.model.name} works from images only; raw data need {TAKE_RAW}")
 
 
 def _sampler(bundle: Bundle, asked: Asked) -> Sampler:

@@ -8,12 +8,12 @@ from pathlib import Path
 from torch import Tensor
 
 from client.inference import outputs
-from client.inference.charts import Told, chart_for
+from client.inference.charts import ChartUsed, chart_for
 from client.inference.guard import guard
 from client.inference.job import DEFAULT, Asked, Done, Job, remarks_of
 from client.inference.outputs import WARNING, Files, Made
 from client.inference.sources import Subject, check_out, check_targets, check_there, find, load_all
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
 from shared.base.vocabulary import Modality
 from shared.data.bids import Sources
@@ -24,11 +24,11 @@ from shared.model.taught import check_taught, untaught_remarks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synthesized(Done):
-    chart: Told | None  # what the model heard of the chart; None: it reads none
+    chart: ChartUsed | None  # what the model heard of the chart; None: it reads none
 
 
 def synthesize(
-    bundle: Bundle, subject: Subject, out: Path, asked: Asked = DEFAULT, *, progress: Progress | None = None
+    bundle: Bundle, subject: Subject, out: Path, asked: Asked = DEFAULT, *, progress: Progress = unwatched
 ) -> Synthesized:
     """Fill in what is asked, by default all that the subject lacks.
 
@@ -61,8 +61,8 @@ def synthesize(
         loaded = load_all(dataclasses.replace(sources, files=inputs, lesion=None), bundle)
         guarded = guard(bundle, loaded, force=asked.force)
         store = job.store(out, sources.subject, **({} if chart is None else {"wanted": wanted}))
-        told = None if chart is None else chart.clinical
-        filled = job.fill(loaded, store, "synthesize", clinical=told, wanted=wanted, progress=progress)
+        clinical = None if chart is None else chart.clinical
+        filled = job.fill(loaded, store, "synthesize", clinical=clinical, wanted=wanted, progress=progress)
         facts = {"Inputs": outputs.inputs_facts(inputs), **outputs.model_facts(bundle, sampler, asked.seed)}
         facts |= {"Guard": guarded.facts, **({} if chart is None else {"Chart": chart.facts})}
         made = {m: _made(m, *job.row(filled, m), {**facts, "Key": job.keys[m]}) for m in wanted}

@@ -155,10 +155,10 @@ def _expiry(state: Path, now: datetime) -> Iterator[Check]:
 
 
 def _versions(agreed: Manifest, head: Head) -> Iterator[Check]:
-    from shared.data.intensities import RULES_VERSION
+    from shared.data.intensities import rules_version
 
     for name, own, theirs in (
-        ("intensity rules", RULES_VERSION, agreed.intensities.version),
+        ("intensity rules", rules_version(agreed.modalities), agreed.intensities.version),
         ("lacuna", version("lacuna"), agreed.lacuna),
         ("flwr", version("flwr"), head.versions.flwr),
     ):
@@ -224,10 +224,7 @@ def _available_memory() -> float:
     """What the machine has left, or this container may still use."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     found = [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    for most, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    for most, used in CGROUPS:
         try:
             limit = (Path("/sys/fs/cgroup") / most).read_text().strip()
             found.append(float(limit) - float((Path("/sys/fs/cgroup") / used).read_text()))

@@ -16,7 +16,7 @@ _SET_PARENT_DEATH_SIGNAL, _SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 
 
 def die_with(parent: int) -> None:
-    """This process gets SIGTERM, once, when its parent, `parent`, ends. If it has ended already, now.
+    """Has this process get SIGTERM, once, when its parent `parent` ends, or now where it has ended already.
 
     The kernel tells it as often as a thread of the parent dies, and a second SIGTERM may kill where the first asked.
     """
@@ -32,12 +32,12 @@ def die_with(parent: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """Whatever is started below this process stays below it."""
+    """Make this process the parent of what was started below it and lost its own parent."""
     _prctl(_SET_CHILD_SUBREAPER, 1)
 
 
 def below(pid: int) -> set[int]:
-    """All living processes that descend from this one."""
+    """Find all living processes that descend from this one."""
     children: dict[int, list[int]] = {}
     for child, (parent, _) in _processes().items():
         children.setdefault(parent, []).append(child)
@@ -52,13 +52,13 @@ def below(pid: int) -> set[int]:
 
 
 def beside(pid: int) -> set[int]:
-    """The other living processes of this one's group."""
+    """Find the other living processes of this one's group."""
     group = os.getpgid(pid)
     return {other for other, (_, its) in _processes().items() if its == group and other != pid}
 
 
 def end(find: Callable[[], Iterable[int]], patience: float) -> None:
-    """SIGTERM to those that `find` finds, and after `patience` seconds SIGKILL, until it finds none."""
+    """End those that `find` finds: SIGTERM, and SIGKILL after `patience` seconds, until it finds none."""
     limit = time.monotonic() + patience
     asked: set[int] = set()
     while living := set(find()):
@@ -81,7 +81,7 @@ def bury(known: Iterable[int]) -> None:
 
 
 def _processes(*, ended: bool = False) -> dict[int, tuple[int, int]]:
-    """Parent and group of each that lives; `ended`: of those that have ended and are not yet waited for."""
+    """Parent and group of each process that lives; `ended`: of those that ended and are not yet waited for."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

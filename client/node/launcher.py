@@ -99,13 +99,6 @@ def down(state: Path, *, say: Callable[[str], None] = lambda _: None) -> bool:
         return True
 
 
-def last_lines(state: Path, lines: int) -> list[str]:
-    """What the container itself printed, for when it ended before the node had a log."""
-    with _engine() as engine:
-        found = _find(engine, _name(enrol.installed(state).site))
-        return [] if found is None else _printed(found, lines)
-
-
 # --- what is asked of the engine ------------------------------------------------------------------------------------
 
 
@@ -182,7 +175,7 @@ def _wait(
 
 
 def _ended(found: Any, name: str) -> None:
-    """RunFailed with its last words. One that can't go on is not left to begin anew for ever."""
+    """Raise RunFailed with the last words of a container that ended; it is not started again for ever."""
     code = found.attrs["State"].get("ExitCode")
     if found.attrs["State"].get("OOMKilled"):
         raise RunFailed(f"container {name}: was ended for memory: give it more, [site] memory in STATE/site.toml")
@@ -203,7 +196,7 @@ def _printed(found: Any, lines: int) -> list[str]:
 
 @contextmanager
 def _engine() -> Iterator[Any]:
-    """ConfigError, with what to do, when there is none or we may not use it."""
+    """Connect to the Docker engine; ConfigError, with what to do, when there is none or we may not use it."""
     host = os.environ.get("DOCKER_HOST") or SOCKET
     try:
         _knock(host)
@@ -224,7 +217,7 @@ def _engine() -> Iterator[Any]:
 
 
 def _knock(host: str) -> None:
-    """Is anybody there? Asked before docker does, which leaves sockets open that it can't connect."""
+    """Ask whether anybody answers at the socket; docker itself leaves sockets open that it cannot connect."""
     scheme, _, rest = host.partition("://")
     if scheme == "unix":
         with socket.socket(socket.AF_UNIX) as channel:
@@ -258,7 +251,7 @@ def _image(engine: Any, name: str) -> Any:
 
 
 def _gpu(engine: Any, wanted: str) -> tuple[bool, tuple[str, ...]]:
-    """`auto`: where the engine has NVIDIA's runtime or its device interface."""
+    """Should the container get the GPU? `auto`: where the engine has NVIDIA's runtime or its device interface."""
     info = engine.info()
     there = NVIDIA in (info.get("Runtimes") or {}) or any(
         NVIDIA in str(device.get("ID", "")) for device in info.get("DiscoveredDevices") or []

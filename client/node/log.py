@@ -12,7 +12,7 @@ LOG = "node/site.log"
 
 
 def tail(state: Path, lines: int, *, follow: bool = False, pause: float = 0.5) -> Iterator[str]:
-    """The last lines; with `follow` it never ends, and goes on in the next file when this one is full."""
+    """Give the last lines; with `follow` it never ends, and goes on in the next file when this one is full."""
     path = state / LOG
     if not path.exists():
         raise DataError(f"{path}: no node has run with this state")

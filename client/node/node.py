@@ -97,7 +97,7 @@ def run(state: Path, settings: Settings, *, give_up: float | None = None) -> Non
 
 
 def _stops() -> list[signal.Signals]:
-    """A hang-up too, unless whoever started us wants it ignored."""
+    """The signals that end the node: a hang-up is one too, unless whoever started us wants it ignored."""
     hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGTERM, signal.SIGINT, *hangup]
 
@@ -142,7 +142,7 @@ class _Supervisor:
             _close_log()
 
     def _attend(self, identity: Identity) -> "_Ending":
-        """One life of the node, from its start until nothing of it is left."""
+        """Start the node once and stay with it until nothing of it is left."""
         port, folder = _free_port(), self._state / FOLDER
         secret = folder / "executor.secret"
         _write_secret(secret)
@@ -213,7 +213,7 @@ class _Supervisor:
                 raise RunFailed(f"site {identity.site}: no contact in {self._give_up:.0f} s: {self._why}")
 
     def _blame(self, why: str) -> None:
-        """Said once, not at each beat."""
+        """Says why the node does not work, once and not at each look."""
         if why != self._why:
             self._why = why
             self._say(why)
@@ -272,7 +272,7 @@ class _Ending:
 
 
 def network_failure(identity: Identity) -> str | None:
-    """The first thing between here and the server that does not work, in one line."""
+    """Find the first thing between here and the server that does not work, in one line; None if all does."""
     try:
         authorities = read_bounded(identity.authorities, "the federation's CA")
         failed = reach.first_failure(reach.look(identity.address, authorities))
@@ -306,7 +306,7 @@ def _node_flags(identity: Identity, port: int, folder: Path) -> list[str]:
 
 
 def _write_node_config(path: Path, site: str, settings: Settings, state: Path) -> None:
-    """What `client/site/site.py` reads; it stays in the node's memory. A JSON string is a TOML string too."""
+    """Write what `client/site/site.py` reads; it stays in the node's memory. A JSON string is a TOML string too."""
     values = {
         "site": site,
         "cohort": os.pathsep.join(settings.cohorts),
@@ -318,7 +318,7 @@ def _write_node_config(path: Path, site: str, settings: Settings, state: Path) -
 
 
 def _write_secret(path: Path) -> None:
-    """Shared by node and executor, so that nobody else on this machine is given the site's tasks."""
+    """Write what node and executor share, so that nobody else on this machine is given the site's tasks."""
     write_bytes(path, secrets.token_bytes(32), mode=0o600, durable=False)
 
 
@@ -340,7 +340,7 @@ def _answers(port: int) -> bool:
 
 @contextmanager
 def _alone(state: Path) -> Iterator[None]:
-    """ConfigError when another supervisor works with this state, in a container or beside it."""
+    """Hold the state for this supervisor; ConfigError when another works with it, in a container or beside it."""
     private_folder(state / FOLDER)
     busy = ConfigError(f"state={state}: a node runs with it already (`lacuna-site status`)")
     with locks.held(state / FOLDER / "lock", busy=busy):

@@ -49,7 +49,7 @@ def status(state: Path, *, now: float | None = None) -> NodeStatus:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """None while there is none, or it is not whole."""
+    """Read a record of the node; None while there is none, or it is not whole."""
     try:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -23,11 +23,10 @@ from client.node import family, flower
 from client.node.flower import Fab, Run
 from client.node.status import CONTACT
 from client.site import bundle_guard
-from client.site.ledger import Ledger
+from client.site.ledger import LEDGER, Ledger
 from shared.base.errors import PlanRefused
 from shared.base.files import sha256, write_text
 
-LEDGER = "ledger.jsonl"
 REFUSED = "lacuna: refused: "  # begins the line that the supervisor passes on
 
 
@@ -50,7 +49,7 @@ def guard(state: Path) -> None:
 def _pull(
     folder: Path, tell: Callable[[Mapping[str, Any]], None], pull: flower.Pull, given: Mapping[str, Any]
 ) -> int | None:
-    """Flower's own, with the run and the bundle looked at as they come in."""
+    """Take a message as Flower does, and look at the run and the bundle as they come in."""
     taken: list[Message] = []
     runs: dict[int, Run] = {}
 
@@ -109,7 +108,7 @@ def _admit(run: Run, fab: Fab) -> None:
 
 
 def _enter(ledger: Path, site: str, message: Message, reason: str) -> None:
-    """What leaves with a refusal is its reason: it is in the ledger before it does."""
+    """Enter a refusal in the ledger before it leaves: its reason is what leaves."""
     facts = {
         "bytes": len(reason.encode()),
         "tensors": [],

@@ -1,12 +1,14 @@
-"""A site's privacy ledger: all that its cohort was ever asked, in every run, on the disk before the data are looked at.
+"""A site's privacy budget: all that its cohort was ever asked, in every run, on the disk before the data are looked at.
+
+Messages and files call what is kept of it the privacy ledger; the ledger of what left is client/site/ledger.py.
 
     STATE/privacy/key            32 random bytes, mode 0600; without it no row can be written or verified
     STATE/privacy/ledger.db      SQLite: the rows (client/privacy/budget_rows.py), only ever added to
     STATE/privacy/lock           held by the one process that writes
-    STATE/privacy.enrolled       the mark: this site has a ledger, and it had come at least so far
+    STATE/privacy.enrolled       the mark: this site has a budget, and it had come at least so far
 
-The mark makes a ledger that is missing, emptied or older than it was a refusal instead of a fresh start. If mark and
-ledger were rolled back together this disk can't tell; the coordinator can, by the (sequence, head) that it saw last.
+The mark makes a budget that is missing, emptied or older than it was a refusal instead of a fresh start. If mark and
+budget were rolled back together this disk can't tell; the coordinator can, by the (sequence, head) that it saw last.
 """
 
 import fcntl
@@ -51,9 +53,9 @@ class Budget:
         size: int | None = None,
         wait: float = WAIT,
     ) -> "Budget":
-        """To charge. Enrols the site at first use; later every row is verified before this returns.
+        """Open the budget to charge it; enrol the site at first use, later verify every row before this returns.
 
-        Later, terms that are not given are the ledger's; others than the ledger's are a ConfigError.
+        Later, terms that are not given are those of the first use; others are a ConfigError.
         """
         if files.enrolled(folder):
             files.must_be_there(folder)
@@ -83,7 +85,7 @@ class Budget:
 
     @staticmethod
     def look(folder: Path) -> "Budget":
-        """To read, also while a run is charging: what stood there at this moment, every row verified."""
+        """Open the budget to read it, also while a run is charging: as it is at this moment, every row verified."""
         if not files.enrolled(folder):
             raise ConfigError(f"{folder}: no privacy ledger; this site has never been enrolled for private training")
         return Budget(folder, None)
@@ -113,7 +115,7 @@ class Budget:
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def charge(self, query: Query, steps: int, *, run: str, phase: str, round: int) -> None:
-        """Durable when this returns: only then may the data be looked at. Never given back.
+        """Write a query down; durable when this returns: only then may the data be looked at. Never given back.
 
         BudgetSpent where it would pass the budget; from then on nothing is admitted, however cheap, until the budget is
         raised.
@@ -141,7 +143,7 @@ class Budget:
         )
 
     def change_budget(self, epsilon: float | None, *, why: str, size: int | None = None) -> None:
-        """A decision of the site's, which stands in the chain; above where it was spent, charges are admitted again."""
+        """Write down another budget, a decision of the site's; below it charges are admitted again."""
         _check_word("why", why)
         with self._adding() as add:
             epsilon, size = self.budget if epsilon is None else epsilon, self.size if size is None else size
@@ -192,19 +194,19 @@ class Budget:
         return tuple(self._tally.runs.values())
 
     def decisions(self) -> tuple[Row, ...]:
-        """Budgets as they were set, and charges that were refused."""
+        """List budgets as they were set, and charges that were refused."""
         return tuple(self._tally.decisions)
 
     def bound(self) -> float:
-        """Epsilon by RDP, which gates."""
+        """Epsilon so far by RDP: what charges are admitted by."""
         return privacy.bound(self._tally.spending, self.delta)
 
     def epsilon(self) -> float:
-        """Epsilon as reported: PRV, or RDP where that is smaller."""
+        """Epsilon so far as reported: by PRV, or by RDP where that is smaller."""
         return privacy.epsilon(self._tally.spending, self.delta)
 
     def left(self) -> float:
-        """What a run may still come to, by the gate."""
+        """How much more epsilon a run may add, by the bound that charges are admitted by."""
         return 0.0 if self.latched else max(self.budget - self.bound(), 0.0)
 
     def would_fit(self, more: Spending) -> bool:
@@ -213,7 +215,7 @@ class Budget:
         return privacy.fits(self._tally.spending, more, budget=self.budget, delta=self.delta)
 
     def spent(self, *, others: int) -> Spent:
-        """The word that goes out with an update; `others` are the updates that left this cohort without privacy."""
+        """Say what goes out with an update; `others` are the updates that left this cohort without privacy."""
         return Spent(
             ledger=self.id,
             sequence=self.sequence,
@@ -226,7 +228,7 @@ class Budget:
         )
 
     def knows(self, sequence: int, head: str) -> bool:
-        """Is this on the chain? Not if rows were lost since, even if others were added in their place."""
+        """Is this row on the chain? Not if rows were lost since, even if others were added in their place."""
         if not 1 <= sequence <= self.sequence:
             return False
         with self._named():
@@ -236,7 +238,7 @@ class Budget:
     # --- the file -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Also frees the lock; closing twice is nothing."""
+        """Close the file and free the lock; closing twice does nothing."""
         lock, self._lock = self._lock, None
         if os.getpid() != self._process:
             return  # the file and the lock are the parent's
@@ -257,7 +259,7 @@ class Budget:
 
     @contextmanager
     def _adding(self) -> Iterator[Callable[..., None]]:
-        """One transaction on what the file holds now; what is added in it counts when it is on the disk."""
+        """Open one transaction on what the file holds now; what is added in it counts when it is on the disk."""
         if self._lock is None or os.getpid() != self._process:
             raise DataError(f"{self._folder}: opened for reading, closed, or by another process; nothing can be added")
         added: list[tuple[Row, str]] = []
@@ -283,7 +285,7 @@ class Budget:
                 self._tally.add(row, head, self._key)
 
     def _read_on(self) -> None:
-        """What the file holds beyond what was verified, verified; where we stood must stand there unchanged."""
+        """Verify what the file holds beyond what was verified; the row where we stood must be there unchanged."""
         last = self._tally.last
         rows = self._file.execute(_SELECT, (self._tally.sequence,))
         if last is not None:
@@ -294,12 +296,12 @@ class Budget:
             self._tally.add(Row(**dict(zip(COLUMNS, facts, strict=True))), head, self._key)
 
     def _mark(self) -> None:
-        """How far the ledger has come, beside it."""
+        """Writes beside the budget how far it has come."""
         mark = Mark(ledger=self.id, sequence=self.sequence, head=self.head)
         files.write_mark(files.mark_file(self._folder), mark, self._key)
 
     def _must_know(self, seen: Mark | None) -> None:
-        if seen is None:  # a kill during enrolment, or a hand; the ledger itself is whole
+        if seen is None:  # a kill during enrolment, or a hand; the budget itself is whole
             return
         if seen.ledger != self.id:
             raise DataError(
@@ -317,7 +319,7 @@ class Budget:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """What is wrong in or with the file, with its name."""
+        """Put the name of the file into errors in it or about it."""
         try:
             yield
         except (DataError, sqlite3.OperationalError) as error:

@@ -1,4 +1,4 @@
-"""The files of a privacy ledger: its key, its database, its lock, and the mark that says that it was there.
+"""The files of a privacy budget: its key, its database, its lock, and the mark that says that it was there.
 
 Each is made whole or not at all, so that a kill during enrolment leaves a site that is not enrolled.
 """
@@ -48,7 +48,7 @@ INSERT = f"INSERT INTO rows ({', '.join(COLUMNS)}, head) VALUES ({', '.join('?' 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """How far the ledger had come when this site last opened or closed it."""
+    """How far the budget had come when this site last opened or closed it."""
 
     ledger: str
     sequence: int
@@ -60,14 +60,14 @@ def enrolled(folder: Path) -> bool:
 
 
 def must_be_there(folder: Path) -> None:
-    """Of a site that is enrolled."""
+    """Raise DataError where a site is enrolled and a file of its budget is missing."""
     path = folder / "ledger.db"
     if not path.exists() or path.stat().st_size == 0:
         raise DataError(f"{path}: missing or empty, but this site is enrolled: {RECOVER}")
 
 
 def enrol(folder: Path, *, epsilon: float, delta: float, size: int) -> None:
-    """The key and a ledger with its first row, the budget; the caller holds the lock."""
+    """Make the key and a database with its first row, the budget's terms; the caller holds the lock."""
     if not (folder / "key").exists():
         write_once(folder / "key", secrets.token_bytes(KEY_BYTES))
     key = read_key(folder / "key")
@@ -89,7 +89,7 @@ def enrol(folder: Path, *, epsilon: float, delta: float, size: int) -> None:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """One that exists already, each commit on the disk before it returns."""
+    """Open a database that exists already, so that each commit is on the disk before it returns."""
     file = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY, isolation_level=None)
     try:
         (mode,) = file.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -105,7 +105,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def guard(file: sqlite3.Connection) -> None:
-    """The triggers stand again if someone dropped them."""
+    """Put the triggers back if someone dropped them."""
     file.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
 
 
@@ -130,7 +130,7 @@ def read_key(path: Path) -> bytes:
 
 
 def mark_file(folder: Path) -> Path:
-    """Beside the folder, so that it is still there when the folder is not."""
+    """Where the mark is: beside the folder, so that it is still there when the folder is not."""
     return folder.with_name(f"{folder.name}.enrolled")
 
 
@@ -154,7 +154,7 @@ def write_mark(path: Path, mark: Mark, key: bytes) -> None:
 
 
 def take_lock(path: Path, wait: float) -> int:
-    """A handle to free and close, or DataError after `wait` seconds."""
+    """Wait for the lock and give a handle to free and close; DataError after `wait` seconds."""
     handle = locks.take(path, wait=wait)
     if handle is None:
         raise DataError(f"{path}: another process has been writing this privacy ledger for {wait:g} s; only one may")
@@ -162,7 +162,7 @@ def take_lock(path: Path, wait: float) -> int:
 
 
 def refuse_network(folder: Path, mounts: str | None = None) -> None:
-    """SQLite's write-ahead log needs memory that all its processes share; /proc/mounts says where there is none."""
+    """Raise DataError on a network disk: SQLite's write-ahead log needs memory that all its processes share."""
     if mounts is None:
         try:
             mounts = Path("/proc/mounts").read_text(errors="surrogateescape")

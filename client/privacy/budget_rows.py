@@ -1,11 +1,11 @@
-"""The rows of a privacy ledger: what each may say, how it is tied to the one before, and what all come to.
+"""The rows of a privacy budget: what each may say, how it is tied to the one before, and what all come to.
 
     budget   the site's budget and the round figure of its subjects, from here on; the first row is one
     charge   `steps` queries, written before the data were looked at
     spent    a charge was refused: from here on nothing is admitted until a budget row raises the budget
 
 A row's head is a MAC over the head before it and the row itself, under the site's key; the first follows from the
-ledger's id and delta. No row can be changed, swapped, put in or taken out of the middle without the key. That the last
+budget's id and delta. No row can be changed, swapped, put in or taken out of the middle without the key. That the last
 rows are missing can't be seen in what is left: hence the site's mark (client/privacy/budget.py) and the coordinator's
 memory.
 """
@@ -59,7 +59,7 @@ class RunSpent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a ledger is from its first day, and never anything else."""
+    """What a budget is from its first day, and never anything else."""
 
     id: str
     delta: float
@@ -85,7 +85,7 @@ class Tally:
     decisions: list[Row] = field(default_factory=list)
 
     def add(self, row: Row, head: str, key: bytes) -> None:
-        """One row more, or DataError that says which rule it breaks."""
+        """Add one row, or raise DataError that says which rule it breaks."""
         if row.sequence != self.sequence + 1:
             raise DataError(f"row {row.sequence} follows row {self.sequence}: rows were taken out or put in")
         if not chain.fits(head, link(self.head, row, key)):
@@ -118,7 +118,7 @@ def link(before: str, row: Row, key: bytes) -> str:
 
 
 def sign(words: list[Any], key: bytes) -> str:
-    """For what else stands beside the rows under the same key."""
+    """Sign what else stands beside the rows, with the same key."""
     return _mac(key, ["beside", *words])
 
 
@@ -127,7 +127,7 @@ def _mac(key: bytes, words: list[Any]) -> str:
 
 
 def _broken(row: Row, before: Tally) -> str | None:
-    """The rule that a row breaks, whoever wrote it; the rules are those of what a ledger may hold at all."""
+    """The rule that a row breaks, whoever wrote it; the rules are those of what a budget may hold at all."""
     if not is_number(row.time):
         return "time is not a finite number"
     if not is_count(row.steps) or not is_count(row.total) or row.total != before.total + row.steps:

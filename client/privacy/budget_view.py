@@ -1,4 +1,4 @@
-"""What `lacuna-site budget` says: what a privacy ledger comes to, run by run, and what a planned run would add.
+"""What `lacuna-site budget` says: what a privacy budget comes to, run by run, and what a planned run would add.
 
 Epsilons are rounded up and what is left is rounded down: no reader is told of more privacy than there is.
 """
@@ -50,7 +50,7 @@ def facts(budget: Budget) -> dict[str, Any]:
 
 
 def lines(said: Mapping[str, Any]) -> Iterator[str]:
-    """The same for a person."""
+    """Say the same for a person, a line each."""
     yield f"{'spent':<12}epsilon {up(said['epsilon'])} (PRV), {up(said['bound'])} by the gate (RDP)"
     yield f"{'budget':<12}epsilon {said['budget']:g}, delta {said['delta']:g}, about {said['size']} subjects"
     closed = "; a run was refused, and nothing is admitted until the budget is raised" if said["latched"] else ""
@@ -74,7 +74,7 @@ def lines(said: Mapping[str, Any]) -> Iterator[str]:
 
 
 def read_settings(path: Path) -> RunSettings:
-    """Of a run's config.json, or of what the coordinator sends to the sites."""
+    """Read a run's config.json, or what the coordinator sends to the sites."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -85,7 +85,7 @@ def read_settings(path: Path) -> RunSettings:
 
 
 def planned(settings: RunSettings) -> Spending:
-    """All that a run would ask of a private site's subjects; nothing where it does not ask for privacy."""
+    """Count all that a run would ask of a private site's subjects; nothing where it does not ask for privacy."""
     if settings.privacy.mode == "off":
         return {}
     if settings.privacy.noise is None:
@@ -130,7 +130,7 @@ def plan_lines(said: Mapping[str, Any]) -> Iterator[str]:
 
 
 def refuse(said: Mapping[str, Any]) -> None:
-    """Exit code 4 for a plan that does not fit."""
+    """End with exit code 4 for a plan that does not fit."""
     if not said["fits"]:
         why = (
             "an earlier run was refused for it, and nothing is admitted since"

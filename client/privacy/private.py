@@ -1,6 +1,6 @@
 """DP-SGD with the subject as the unit (docs/methods/privacy.md, "The engine").
 
-A step charges the ledger, then draws subjects by independent coins, then for each one makes an ordinary backward pass
+A step charges the budget, then draws subjects by independent coins, then for each one makes an ordinary backward pass
 over all its slices and noise draws, clips that one gradient, and adds it to a sum; noise is added once, the sum is
 divided by the fixed expected number of subjects. A draw of nobody is charged, noised and stepped like any other.
 
@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -64,7 +64,7 @@ class Secret:
 
 
 def normal(entropy: Entropy, shape: Sequence[int]) -> Tensor:
-    """Standard normal values in fp32 (Box-Muller; radii from 53 bits, so that tails are there)."""
+    """Draw standard normal values in fp32 (Box-Muller; radii from 53 bits, so that tails are there)."""
     n = math.prod(shape)
     half = (n + 1) // 2
     bits = entropy.bits(half + (half + 1) // 2)
@@ -87,7 +87,7 @@ def normal(entropy: Entropy, shape: Sequence[int]) -> Tensor:
 
 
 def draw(entropy: Entropy, n: int, rate: float) -> list[int]:
-    """Each of n with its own coin."""
+    """Toss a coin for each of n, and give those whose coin fell."""
     coins = (entropy.bits(n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return [int(i) for i in np.flatnonzero(coins < rate)]
 
@@ -98,7 +98,7 @@ class Engine:
 
     plan: PrivacyPlan
     charge: Charge
-    entropy: Entropy
+    entropy: Entropy = field(default_factory=Secret)
 
     def step(
         self, parameters: Sequence[nn.Parameter], units: Sequence[T], loss: Callable[[T], Iterator[Tensor]]
@@ -126,7 +126,7 @@ class Engine:
 
 
 def add_clipped(sums: Sequence[Tensor], gradients: Sequence[Tensor], clip: float) -> bool:
-    """One unit's gradients, over all tensors together no longer than `clip`; one that is not finite adds nothing."""
+    """Add one unit's gradients, all together no longer than `clip`; False, and nothing added, if not finite."""
     if not gradients:
         return True
     gradients = [g.float() for g in gradients]
@@ -146,38 +146,22 @@ def train_private(
     options: PhaseTraining,
     owners: Owners,
     round: int,
-    plan: PrivacyPlan,
-    charge: Charge,
+    engine: Engine,
     shares: Mapping[Owner, float],
-    device: torch.device,
-    entropy: Entropy | None = None,
 ) -> Trained:
-    """A round of private training, in place. What it gives out holds no loss, no true count, no time."""
+    """Train `net` privately for one round. What it gives out holds no loss, no true count, no time."""
     if processes() > 1:
         raise PlanRefused("a private training runs in one process: start it without torchrun")
     check_layers(net)
     started = time.monotonic()
-    entropy = entropy or Secret()
-    engine = Engine(plan=plan, charge=charge, entropy=entropy)
     parameters = dict(net.named_parameters())
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in owners)
     trainable = {name: parameters[name] for name in owners}
     before = {name: p.detach().cpu().clone() for name, p in trainable.items()}
     anchor = {name: p.detach().clone() for name, p in trainable.items()} if options.prox else {}
-    optimizer = optimizer_of(options, trainable, round, device)
-    least = least_rows(net, device)
-
-    def loss(unit: int) -> Iterator[Tensor]:
-        seed = int(engine.entropy.bits(1)[0] >> np.uint64(1))
-        batch = pool.unit(unit, plan.slices, torch.Generator().manual_seed(seed))
-        noise = torch.Generator(device).manual_seed(seed ^ 1)
-        draws = max(plan.draws, math.ceil(least / len(batch)))
-        whole = len(batch) * draws
-        for part in _parts(batch, draws, plan.rows or whole, least):
-            part = part.to(device)
-            yield method.loss(net, part, phase, noise).loss_B.sum() / whole
-
+    optimizer = optimizer_of(options, trainable, round, device_of(net))
+    loss = _loss_of_units(method, net, pool, phase, engine)
     units = range(pool.units)
     net.train()
     lost = 0
@@ -209,21 +193,36 @@ def train_private(
     )
 
 
+def _loss_of_units(
+    method: Method, net: nn.Module, pool: Pool, phase: str, engine: Engine
+) -> Callable[[int], Iterator[Tensor]]:
+    """A subject's loss in parts of so many rows as the plan says, of slices and noise of its own."""
+    plan, device = engine.plan, device_of(net)
+    least = least_rows(net, device)
+
+    def loss(unit: int) -> Iterator[Tensor]:
+        seed = int(engine.entropy.bits(1)[0] >> np.uint64(1))
+        batch = pool.unit(unit, plan.slices, torch.Generator().manual_seed(seed))
+        noise = torch.Generator(device).manual_seed(seed ^ 1)
+        draws = max(plan.draws, math.ceil(least / len(batch)))
+        whole = len(batch) * draws
+        for part in _parts(batch, draws, plan.rows or whole, least):
+            part = part.to(device)
+            yield method.loss(net, part, phase, noise).loss_B.sum() / whole
+
+    return loss
+
+
+def device_of(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device
+
+
 def sum_private(
-    method: Method,
-    net: nn.Module,
-    pool: Pool,
-    phase: str,
-    *,
-    plan: PrivacyPlan,
-    charge: Charge,
-    rows: int,
-    entropy: Entropy | None = None,
+    method: Method, net: nn.Module, pool: Pool, phase: str, *, engine: Engine, rows: int
 ) -> dict[str, Tensor]:
     """A phase of kind "sums": every subject's mean sums, clipped together to one norm, added up, and noised once."""
-    entropy = entropy or Secret()
-    query = plan.sums
-    charge(query)
+    plan, query = engine.plan, engine.plan.sums
+    engine.charge(query)
     totals: dict[str, Tensor] = {}
     net.eval()
     with torch.no_grad(), threads(ALL_THREADS):
@@ -238,14 +237,14 @@ def sum_private(
                 totals = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in sorted(own.items())}
             add_clipped(list(totals.values()), [own[name] / slices for name in totals], plan.sums_clip)
     sd = query.noise * plan.sums_clip
-    return {name: (total + sd * normal(entropy, total.shape)).double() for name, total in totals.items()}
+    return {name: (total + sd * normal(engine.entropy, total.shape)).double() for name, total in totals.items()}
 
 
 def shares_of(
     method: Method, net: nn.Module, phase: str, patterns: Sequence[tuple[Modality, ...]], height: int, width: int
 ) -> dict[Owner, float]:
     """Which part of the samples trains each owner, from made-up images with the site's public patterns alone."""
-    device = next(net.parameters()).device
+    device = device_of(net)
     found: dict[Owner, float] = {}
     buffers = {name: value.clone() for name, value in net.named_buffers()}
     net.train()
@@ -276,7 +275,7 @@ def shares_of(
 
 
 def check_layers(net: nn.Module) -> None:
-    """Layers whose state or output mixes subjects."""
+    """Refuse networks with layers whose state or output mixes subjects."""
     for name, module in net.named_modules():
         mixes = isinstance(module, nn.modules.batchnorm._BatchNorm)
         tracks = isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats
@@ -292,12 +291,12 @@ def round_half_up(value: float) -> int:
 
 
 def least_rows(net: nn.Module, device: torch.device) -> int:
-    """At once: on a CPU a 3D convolution of one row is nine times slower than of two."""
+    """How few rows may go in at once: on a CPU a 3D convolution of one row is nine times slower than of two."""
     return 2 if device.type == "cpu" and any(isinstance(m, nn.Conv3d) for m in net.modules()) else 1
 
 
 def _parts(batch: Batch, draws: int, rows: int, least: int = 1) -> Iterator[Batch]:
-    """Every slice `draws` times over, so many rows at once, and never fewer than the least."""
+    """Give every slice `draws` times, in parts of about `rows` rows and never fewer than the least."""
     order = torch.arange(len(batch)).repeat_interleave(draws)
     count = max(1, min(math.ceil(len(order) / rows), len(order) // least))
     for index in torch.tensor_split(order, count):

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from client.privacy.budget import Budget
 from client.privacy.budget_files import enrolled
-from client.privacy.private import shares_of, sum_private, train_private
+from client.privacy.private import Engine, shares_of, sum_private, train_private
 from client.site.ledger import Ledger
 from client.site.site import Site
 from shared.base.errors import BudgetSpent, DataError, PlanRefused
@@ -34,7 +33,7 @@ SUM_ROWS = 64  # slices at a time in a phase of sums
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivateSite:
-    """A site's open ledger and the mechanism of the run under it."""
+    """A site's open budget and the mechanism of the run under it."""
 
     site: Site
     budget: Budget
@@ -42,8 +41,8 @@ class PrivateSite:
     settings: RunSettings
     go_on: Callable[[], None]  # called before each query: raises where the site's policy ends the round
 
-    def told(self, patterns: Patterns) -> dict[tuple[Modality, ...], int]:
-        """Of public knowledge alone: patterns that are no rarity, each as "fewer than there are subjects"."""
+    def public_patterns(self, patterns: Patterns) -> dict[tuple[Modality, ...], int]:
+        """What the coordinator is told of patterns: public ones alone, each as "fewer than there are subjects"."""
         return dict.fromkeys(self._public(patterns), -(self.plan.size + 1))
 
     def spent(self) -> Spent:
@@ -51,7 +50,7 @@ class PrivateSite:
         return self.budget.spent(others=others)
 
     def round(self, phase: Phase) -> dict[Query, int]:
-        """What one round asks."""
+        """What one round of a phase asks of the budget."""
         if phase.kind == "sums":
             return {self.plan.sums: 1}
         return {self.plan.step: self.settings.training[phase.name].steps}
@@ -66,7 +65,7 @@ class PrivateSite:
         )
 
     def check(self, plan: RoundPlan, phase: Phase) -> None:
-        """Before anything is read."""
+        """Refuse a round before anything is read: a budget that went back, or one that cannot pay."""
         if plan.known is not None and not self.budget.knows(*plan.known):
             raise PlanRefused(
                 f"{self.site.name}: the coordinator has seen row {plan.known[0]} of a privacy ledger that is not on "
@@ -77,14 +76,7 @@ class PrivateSite:
             raise BudgetSpent(f"{self.site.name}: {why}")
 
     def train(
-        self,
-        plan: RoundPlan,
-        method: Method,
-        net: nn.Module,
-        pool: Pool,
-        owners: Owners,
-        patterns: Patterns,
-        device: torch.device,
+        self, plan: RoundPlan, method: Method, net: nn.Module, pool: Pool, owners: Owners, patterns: Patterns
     ) -> Trained:
         grid = self.settings.grid
         shares = _shares(self.settings.text(), plan.phase, self._public(patterns), (grid.height, grid.width))
@@ -97,20 +89,21 @@ class PrivateSite:
             options=options,
             owners=owners,
             round=plan.round,
-            plan=self.plan,
-            charge=lambda query: self._charge(query, plan),
+            engine=self._engine(plan),
             shares=shares,
-            device=device,
         )
 
     def sum(self, plan: RoundPlan, method: Method, net: nn.Module, pool: Pool) -> Weights:
-        return sum_private(
-            method, net, pool, plan.phase, plan=self.plan, charge=lambda query: self._charge(query, plan), rows=SUM_ROWS
-        )
+        return sum_private(method, net, pool, plan.phase, engine=self._engine(plan), rows=SUM_ROWS)
 
-    def _charge(self, query: Query, plan: RoundPlan) -> None:
-        self.go_on()
-        self.budget.charge(query, 1, run=plan.run, phase=plan.phase, round=plan.round)
+    def _engine(self, plan: RoundPlan) -> Engine:
+        """The engine of one round, which charges every query to the site's budget."""
+
+        def charge(query: Query) -> None:
+            self.go_on()
+            self.budget.charge(query, 1, run=plan.run, phase=plan.phase, round=plan.round)
+
+        return Engine(plan=self.plan, charge=charge)
 
     def _public(self, patterns: Patterns) -> tuple[tuple[Modality, ...], ...]:
         least = min(self.settings.min_cell, max(patterns.values(), default=1))
@@ -121,7 +114,7 @@ class PrivateSite:
 def private_site(
     site: Site, settings: RunSettings, subjects: int, *, go_on: Callable[[], None] = lambda: None
 ) -> Iterator[PrivateSite]:
-    """The site's ledger, open and locked; made at first use, with the policy's terms or else the run's."""
+    """Open and lock the site's budget; made at first use, with the policy's terms or else the run's."""
     folder, wanted, policy = site.privacy, settings.privacy, site.policy
     if enrolled(folder):
         opened = Budget.open(folder, epsilon=policy.epsilon, delta=policy.delta, size=policy.about)
@@ -138,12 +131,12 @@ def private_site(
 
 
 def round_figure(subjects: int) -> int:
-    """To the nearest ten; never nought."""
+    """Round to the nearest ten, but never to 0."""
     return max(10, 10 * ((subjects + 5) // 10))
 
 
 def check_people(cohorts: Sequence[Cohort]) -> None:
-    """The same images under two names would be two people with half the privacy each."""
+    """Refuse cohorts with the same images under two names: two people with half the privacy each."""
     owner: dict[str, str] = {}
     for cohort in cohorts:
         for subject in cohort.subjects:
@@ -158,7 +151,7 @@ def check_people(cohorts: Sequence[Cohort]) -> None:
 def _shares(
     config: str, phase: str, patterns: tuple[tuple[Modality, ...], ...], size: tuple[int, int]
 ) -> dict[Owner, float]:
-    """On a network of its own, with its first weights."""
+    """Which part of the samples trains each owner, found on a network of its own with its first weights."""
     settings = RunSettings.parse(config)
     method = settings.build_method()
     net = settings.build_net(method)

@@ -21,7 +21,7 @@ log = logging.getLogger("lacuna.site")
 
 
 def check_text(site: Site, method: Method) -> Encoder | None:
-    """What the method's network hears with, asked anew; None where it hears nothing.
+    """Open the method's text encoder and ask it anew whether it is the plan's; None where the method hears no text.
 
     PlanRefused where it is not the plan's: the numbers of networks that hear different tokens must not be averaged.
     """
@@ -60,7 +60,7 @@ class Discreet:
 
 @functools.lru_cache(maxsize=8)
 def _open(kind: str, width: int, settings: TextSettings) -> Encoder:
-    """A language model is loaded once in a process."""
+    """Make an encoder; kept, so that a language model is loaded once in a process."""
     return make_encoder(kind, width, settings)
 
 

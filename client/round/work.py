@@ -4,9 +4,10 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -33,7 +34,7 @@ SUM_BATCH = 64  # slices at a time in a phase of sums
 
 
 def take_inventory(site: Site, run: str, config: str, schema: str) -> Inventory:
-    """What this site holds for a run; PlanRefused where its policy, or a person here, does not let it take part."""
+    """Say what this site holds for a run; PlanRefused where its policy, or a person here, says no."""
     with plans.considered(site, run, config) as plan:
         settings = RunSettings.parse(config)
         check_schema(site, settings, schema)
@@ -66,14 +67,14 @@ def _inventory(site: Site, settings: RunSettings, method: Method, schema: str, *
         return dataclasses.replace(
             inventory,
             subjects=own.plan.size,
-            patterns=own.told(patterns),
+            patterns=own.public_patterns(patterns),
             refused={phase: reason for phase, reason in dear.items() if reason is not None} | dict(inventory.refused),
             spent=own.spent(),
         )
 
 
 def of_use(cohort: Cohort, method: Method, phase: str, *, split: str | None) -> Slices:
-    """What of a cohort can train a phase, in the form that the method sees."""
+    """Select what of a cohort can train a phase, in the form that the method sees."""
     return Slices(
         cohort,
         method.modalities,
@@ -84,13 +85,13 @@ def of_use(cohort: Cohort, method: Method, phase: str, *, split: str | None) -> 
 
 
 def preparation_of(cohorts: Sequence[Cohort]) -> str:
-    """One digest for the site. Cohorts that were prepared in different ways have one of their own, like no other's."""
+    """One digest for the site. Of cohorts prepared in different ways it is like no other site's."""
     digests = sorted({cohort.preparation for cohort in cohorts})
     return digests[0] if len(digests) == 1 else hash_json(["several", *digests])
 
 
 def at_least(patterns: Mapping[tuple[Modality, ...], int], min_cell: int) -> int:
-    """Subjects of the cells that are told, and one for each that is not: a sum must not tell what is hidden."""
+    """The number of subjects that is sent: cells too small to be told count as one subject each."""
     return sum(n if n >= min_cell else 1 for n in patterns.values())
 
 
@@ -107,6 +108,36 @@ def do_round(site: Site, plan: RoundPlan) -> Update:
         return _round(site, plan, settings, considered.work(), private=private)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One round here: what is asked, the network as the coordinator sent it, and this site's slices for the phase."""
+
+    site: Site
+    plan: RoundPlan
+    settings: RunSettings
+    method: Method
+    net: nn.Module
+    slices: Pool
+    owners: Owners
+    frozen: str  # the hash of what is not trained
+
+    def update(
+        self, *, delta: Weights, counts: dict[str, int], metrics: dict[str, float], spent: Spent | None = None
+    ) -> Update:
+        return Update(
+            site=self.site.name,
+            run=self.plan.run,
+            phase=self.plan.phase,
+            round=self.plan.round,
+            schema=self.plan.schema,
+            delta=delta,
+            counts=counts,
+            metrics=self.site.policy.releasable(metrics),
+            frozen=self.frozen,
+            spent=spent,
+        )
+
+
 def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work, *, private: bool) -> Update:
     device = find_device(site.device)
     method, net = build(plan.config, str(device))
@@ -119,78 +150,60 @@ def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work,
     if why is not None:
         raise PlanRefused(f"{site.name}: takes no part in {plan.phase}: {why}")
     phase = next(p for p in method.phases if p.name == plan.phase)
-    slices = Pool(tuple(of_use(cohort, method, plan.phase, split="train") for cohort in cohorts))
     net.load_state_dict(plan.weights)
     owners = {} if phase.kind == "sums" else settings.owners(method, net, plan.phase)
-    plan = dataclasses.replace(plan, weights={})  # the network has them: not held twice
-    around = frozen(net.state_dict(), owners)
+    task = Task(
+        site=site,
+        plan=dataclasses.replace(plan, weights={}),  # the network has them: not held twice
+        settings=settings,
+        method=method,
+        net=net,
+        slices=Pool(tuple(of_use(cohort, method, plan.phase, split="train") for cohort in cohorts)),
+        owners=owners,
+        frozen=frozen(net.state_dict(), owners),
+    )
     if not private:
-        if phase.kind == "sums":
-            return _sum(site, plan, method, net, slices, work, around)
-        return _train(site, plan, settings, method, net, slices, device, work, None, owners, around)
+        return _sum(task, work) if phase.kind == "sums" else _train(task, work)
     with private_site(site, settings, sum(patterns.values()), go_on=work.go_on) as own:
-        own.check(plan, phase)
-        if phase.kind == "sums":
-            sums = own.sum(plan, method, net, slices)
-            return _update(site, plan, delta=sums, counts={}, metrics={}, frozen=around, spent=own.spent())
-        return _train(site, plan, settings, method, net, slices, device, work, (own, patterns), owners, around)
+        own.check(task.plan, phase)
+        return _sum_privately(task, own) if phase.kind == "sums" else _train_privately(task, own, patterns)
 
 
-def _train(
-    site: Site,
-    plan: RoundPlan,
-    settings: RunSettings,
-    method: Method,
-    net: nn.Module,
-    slices: Pool,
-    device: torch.device,
-    work: plans.Work,
-    private: tuple[PrivateSite, Mapping[tuple[Modality, ...], int]] | None,
-    owners: Owners,
-    around: str,
-) -> Update:
-    personal = [name for name, owner in owners.items() if owner == LOCAL]
-    _load_personal(site, plan, net, personal)
-    if private is None:
+def _train(task: Task, work: plans.Work) -> Update:
+    with _personal_layers(task):
         trained = train(
-            method,
-            net,
-            slices.draw,
-            phase=plan.phase,
-            options=settings.training[plan.phase],
-            owners=owners,
-            round=plan.round,
-            seed=(settings.seed, site.name),
-            device=device,
+            task.method,
+            task.net,
+            task.slices.draw,
+            phase=task.plan.phase,
+            options=task.settings.training[task.plan.phase],
+            owners=task.owners,
+            round=task.plan.round,
+            seed=(task.settings.seed, task.site.name),
             on_step=lambda *_: work.go_on(),
         )
-        metrics = {"loss": trained.loss, "samples": trained.samples, "seconds": trained.seconds, **trained.watch}
-    else:
-        own, patterns = private
-        trained = own.train(plan, method, net, slices, owners, patterns, device)
-        metrics = {"samples": float(trained.samples)}
-    _save_personal(site, plan, net, personal)
-    return _update(
-        site,
-        plan,
-        delta=trained.delta,
-        counts=trained.counts,
-        metrics=metrics,
-        frozen=around,
-        spent=None if private is None else private[0].spent(),
-    )
+    metrics = {"loss": trained.loss, "samples": trained.samples, "seconds": trained.seconds, **trained.watch}
+    return task.update(delta=trained.delta, counts=trained.counts, metrics=metrics)
 
 
-def _sum(
-    site: Site, plan: RoundPlan, method: Method, net: nn.Module, slices: Pool, work: plans.Work, around: str
-) -> Update:
+def _train_privately(task: Task, own: PrivateSite, patterns: Mapping[tuple[Modality, ...], int]) -> Update:
+    with _personal_layers(task):
+        trained = own.train(task.plan, task.method, task.net, task.slices, task.owners, patterns)
+    metrics = {"samples": float(trained.samples)}
+    return task.update(delta=trained.delta, counts=trained.counts, metrics=metrics, spent=own.spent())
+
+
+def _sum(task: Task, work: plans.Work) -> Update:
     started = time.monotonic()
-    at_once = max(1, SUM_BATCH // method.slab)
-    sums = pool(method, net, _while_allowed(slices.in_order(at_once), work), plan.phase)
-    seconds = time.monotonic() - started
-    return _update(
-        site, plan, delta=sums, counts={}, metrics={"samples": len(slices), "seconds": seconds}, frozen=around
-    )
+    batches = task.slices.in_order(max(1, SUM_BATCH // task.method.slab))
+    sums = pool(task.method, task.net, _while_allowed(batches, work), task.plan.phase)
+    metrics = {"samples": len(task.slices), "seconds": time.monotonic() - started}
+    return task.update(delta=sums, counts={}, metrics=metrics)
+
+
+def _sum_privately(task: Task, own: PrivateSite) -> Update:
+    sums = own.sum(task.plan, task.method, task.net, task.slices)
+    return task.update(delta=sums, counts={}, metrics={}, spent=own.spent())
 
 
 def _while_allowed(batches: Iterable[Batch], work: plans.Work) -> Iterator[Batch]:
@@ -199,36 +212,12 @@ def _while_allowed(batches: Iterable[Batch], work: plans.Work) -> Iterator[Batch
         yield batch
 
 
-def _update(
-    site: Site,
-    plan: RoundPlan,
-    *,
-    delta: Weights,
-    counts: dict[str, int],
-    metrics: dict[str, float],
-    frozen: str,
-    spent: Spent | None = None,
-) -> Update:
-    return Update(
-        site=site.name,
-        run=plan.run,
-        phase=plan.phase,
-        round=plan.round,
-        schema=plan.schema,
-        delta=delta,
-        counts=counts,
-        metrics=site.policy.releasable(metrics),
-        frozen=frozen,
-        spent=spent,
-    )
-
-
 def open_cohorts(site: Site, settings: RunSettings) -> list[Cohort]:
     return [Cohort.open(cache_folder(folder, settings.grid)) for folder in site.cohorts]
 
 
 def present(cohorts: Sequence[Cohort], modalities: Sequence[Modality]) -> dict[tuple[Modality, ...], int]:
-    """Training subjects' patterns over all cohorts, in the method's words and order; subjects with none left out."""
+    """Count training subjects' patterns over all cohorts, in the method's order; subjects with none are left out."""
     patterns: dict[tuple[Modality, ...], int] = {}
     for cohort in cohorts:
         for held, n in cohort.patterns("train").items():
@@ -240,27 +229,27 @@ def present(cohorts: Sequence[Cohort], modalities: Sequence[Modality]) -> dict[t
 
 @functools.lru_cache(maxsize=1)
 def build(config: str, device: str) -> tuple[Method, nn.Module]:
-    """Kept between messages: in a simulation hundreds of sites take turns on one network."""
+    """Build method and network; kept between messages: in a simulation hundreds of sites take turns on one network."""
     settings = RunSettings.parse(config)
     method = settings.build_method()
     return method, settings.build_net(method).to(device)
 
 
-def _load_personal(site: Site, plan: RoundPlan, net: nn.Module, names: list[str]) -> None:
-    """The personal layers as they stood after the round before; in the first round the coordinator's."""
-    file = _personal_file(site, plan, plan.round - 1)
-    if names and file.exists():
-        net.load_state_dict(load_file(file), strict=False)
-
-
-def _save_personal(site: Site, plan: RoundPlan, net: nn.Module, names: list[str]) -> None:
+@contextmanager
+def _personal_layers(task: Task) -> Iterator[None]:
+    """Load the personal layers of the round before (in the first the coordinator's); keep them after the block."""
+    names = [name for name, owner in task.owners.items() if owner == LOCAL]
+    before = _personal_file(task, -1)
+    if names and before.exists():
+        task.net.load_state_dict(load_file(before), strict=False)
+    yield
     if not names:
         return
-    state = net.state_dict()
-    file = _personal_file(site, plan, plan.round)
+    state, file = task.net.state_dict(), _personal_file(task, 0)
     checkpoint.save_tensors(file, {name: state[name] for name in names})
-    _personal_file(site, plan, plan.round - 3).unlink(missing_ok=True)
+    _personal_file(task, -3).unlink(missing_ok=True)
 
 
-def _personal_file(site: Site, plan: RoundPlan, round: int) -> Path:
-    return site.state / "personal" / plan.run / f"{plan.phase}-{round:06d}.safetensors"
+def _personal_file(task: Task, later: int) -> Path:
+    plan = task.plan
+    return task.site.state / "personal" / plan.run / f"{plan.phase}-{plan.round + later:06d}.safetensors"

@@ -48,7 +48,7 @@ class Bundle:
 
 
 def check(content: bytes, sha256: str) -> Bundle:
-    """The bundle, if it has this hash and only configures Lacuna's own apps; else PlanRefused, with the rule."""
+    """Give the bundle, if it has this hash and only configures Lacuna's own apps; else PlanRefused, with the rule."""
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise _refused(f"has the hash {found[:16]}, and the run names {_shown(sha256[:16])}")
@@ -60,7 +60,7 @@ def check(content: bytes, sha256: str) -> Bundle:
 
 
 def _files(content: bytes) -> dict[str, bytes]:
-    """The two files that may be in it. Nothing is read before all names and sizes are known to be allowed."""
+    """Read the two files that may be in it, once all names and sizes are known to be allowed."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = archive.infolist()
@@ -98,7 +98,7 @@ def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
 
 
 def _check_content(listed: bytes | None, configuration: bytes | None) -> None:
-    """Flower's own list of what is inside: the one file, with its hash and its size in bits."""
+    """Check Flower's own list of what is inside: the one file, with its hash and its size in bits."""
     assert listed is not None
     assert configuration is not None
     wanted = f"{CONFIGURATION},{hashlib.sha256(configuration).hexdigest()},{8 * len(configuration)}"
@@ -158,7 +158,7 @@ def _list(names: Iterable[str], table: str = "") -> str:
 
 
 def _shown(value: object) -> str:
-    """Quoted, on one line, and short: it is the sender's text in our log."""
+    """Quote the sender's text for our log: on one line, and short."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

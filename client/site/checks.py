@@ -17,24 +17,24 @@ KIT, AGREED = "federation/kit.json", "federation/federation.json"
 
 
 def check_schema(site: Site, settings: RunSettings, schema: str) -> None:
-    """What the coordinator hashed must be what this site's installed code makes of the same settings."""
+    """Refuse a plan whose schema is not what this site's installed code makes of the same settings."""
     if settings.schema != schema:
         raise PlanRefused(f"{site.name}: schema {schema[:12]} differs from this site's {settings.schema[:12]}")
 
 
 def check(site: Site, settings: RunSettings, method: Method) -> None:
-    """What the policy says of a whole run."""
+    """Refuse a whole run that the policy does not allow."""
     policy, name = site.policy, settings.method.name
     _allow(site, "method", name, "methods", policy.methods)
     if policy.sizes is not None:
-        _allow(site, "size", str(getattr(method, "size", "none")), "sizes", policy.sizes)
+        _allow(site, "size", method.size, "sizes", policy.sizes)
     if settings.min_holders < policy.min_holders:
         _refuse(site, "min_holders", settings.min_holders, f"min_holders: at least {policy.min_holders}")
     _check_manifest(site, settings, method)
 
 
 def check_round(site: Site, settings: RunSettings, method: Method, phase: str, round: int) -> None:
-    """A round that the run's own settings do not have, or of a phase that the policy does not allow."""
+    """Refuse a round that the run's own settings do not have, or of a phase that the policy does not allow."""
     kinds = {one.name: one.kind for one in settings.phases(method)}
     if phase not in kinds:
         _refuse(site, "phase", phase[:80], f"the method: {', '.join(kinds)}")
@@ -93,7 +93,7 @@ def installed_manifest(state: Path) -> Manifest | None:
 
 
 def _check_manifest(site: Site, settings: RunSettings, method: Method) -> None:
-    """A plan that names what was agreed must keep to it; whether it must name it, the policy says."""
+    """Hold a plan to the manifest that it names; whether it must name one, the policy says."""
     rule, named = site.policy.manifest, settings.manifest
     if rule == "any":
         return

@@ -81,17 +81,17 @@ def init_site(state: Path, site: str, *, again: bool = False) -> Enrolled:
         return Enrolled(request=state / request, fingerprint=fingerprint(key.public_key()))
 
 
-def join(state: Path, path: Path, *, told: str | None = None, now: datetime) -> Joined:
-    """Verify a kit and install it. `told`: the signing key's fingerprint, from the coordinator's own mouth.
+def join(state: Path, path: Path, *, signer: str | None = None, now: datetime) -> Joined:
+    """Verify a kit and install it. `signer`: the signing key's fingerprint, from the coordinator's own mouth.
 
-    Once a kit is installed its key is trusted, and those that follow it; `told` then overrules it.
+    Once a kit is installed its key is trusted, and those that follow it; `signer` then overrules it.
     """
     where = f"kit {path}"
     if not (state / SITE).exists():
         raise ConfigError(f"{state}: no site was made here; `lacuna-site init {state} --site NAME` comes first")
     with locked(state):
         before = _installed(state)
-        trusted = _trusted(state, told, before)
+        trusted = _trusted(state, signer, before)
         opened = kit.read_kit(read_bounded(path, where), where, trusted=trusted)
         secret = _own_key(state, opened.head, where)
         agreed = _check(opened, before, where, now)
@@ -110,7 +110,7 @@ def join(state: Path, path: Path, *, told: str | None = None, now: datetime) -> 
 
 
 def lifetimes(state: Path) -> dict[str, Lifetime]:
-    """Of the CA certificates that this site trusts."""
+    """Name each CA certificate that this site trusts, with its lifetime."""
     path = state / FEDERATION / kit.AUTHORITIES
     found = parse_authorities(read_bounded(path, "certificate"), str(path))
     return {
@@ -124,7 +124,7 @@ def lifetimes(state: Path) -> dict[str, Lifetime]:
 
 
 def installed(state: Path) -> Head:
-    """Of the kit that is installed; DataError when there is none, or it is damaged."""
+    """Read the head of the kit that is installed; DataError when there is none, or it is damaged."""
     return build(Head, parse_canonical(read_bounded(state / HEAD, "site"), str(state / HEAD)), HEAD)
 
 
@@ -146,9 +146,9 @@ def _installed(state: Path) -> Head | None:
     return installed(state)
 
 
-def _trusted(state: Path, told: str | None, installed: Head | None) -> str:
-    if told is not None:
-        return parse_fingerprint(told, "fingerprint")
+def _trusted(state: Path, signer: str | None, installed: Head | None) -> str:
+    if signer is not None:
+        return parse_fingerprint(signer, "fingerprint")
     if installed is None:
         raise ConfigError(
             "fingerprint: missing; ask the coordinator for that of the signing key, by telephone and not by the way "
@@ -196,18 +196,19 @@ def _check(opened: Kit, installed: Head | None, where: str, now: datetime) -> Ma
 
 
 def _check_intensities(agreed: Manifest, where: str) -> None:
-    from shared.data.intensities import RULES, RULES_VERSION
+    from shared.data.intensities import RULES, rules_version
 
+    own = rules_version(agreed.modalities)
     rules = {name: plain(RULES[name]) for name in agreed.modalities if name in RULES}
-    if agreed.intensities.version != RULES_VERSION or dict(agreed.intensities.rules) != rules:
+    if agreed.intensities.version != own or dict(agreed.intensities.rules) != rules:
         raise DataError(
             f"{where}: {manifest.MANIFEST} has other intensity rules ({agreed.intensities.version}, here "
-            f"{RULES_VERSION}); the federation runs Lacuna {agreed.lacuna}, here is {version('lacuna')}"
+            f"{own}); the federation runs Lacuna {agreed.lacuna}, here is {version('lacuna')}"
         )
 
 
 def _check_own_files(opened: Kit, where: str) -> None:
-    """What would run here is this site's own text, with two names filled in."""
+    """Check that what would run here is this site's own text, with two names filled in."""
     head = opened.head
     address = kit.read_address(opened.files[kit.ADDRESSES], where)
     for name, own in kit.site_files(head.site, head.federation, address).items():

@@ -1,4 +1,4 @@
-"""The site's egress record: what left, written before the bytes leave (shared/base/chain.py holds it together).
+"""The site's ledger: what left it, written down before the bytes leave (shared/base/chain.py holds it together).
 
 An entry has when, which run, phase and round it answers, every field in full, every tensor by name, form and norm, the
 whole delta's norm, bytes, and one hash of what was sent. Each reply carries the link of its entry, so that the
@@ -18,6 +18,7 @@ from shared.base.errors import DataError
 from shared.base.files import read_bounded
 
 Key: TypeAlias = tuple[str, str, int]  # run, phase, round
+LEDGER = "ledger.jsonl"  # in STATE
 MOST_RECEIPTS = 2**28
 _RECEIPT = {"site": str, "run": str, "phase": str, "round": int, "sha256": str}
 COLUMNS = (
@@ -55,18 +56,18 @@ class Ledger:
                 "phase": asked.get("phase"),
                 "round": asked.get("round"),
                 **facts,
-                **_told(facts["fields"]),
+                **_numbers_of(facts["fields"]),
                 "open": open_ + _is_open(facts["fields"]),
             }
 
         self._chain.append(enter)
 
     def entries(self) -> Iterator[Entry]:
-        """All entries, or DataError at the first broken link."""
+        """Read all entries; DataError at the first broken link."""
         return self._chain.entries()
 
     def without_privacy(self) -> int:
-        """Updates that have left without differential privacy."""
+        """Count updates that have left without differential privacy."""
         last = self._chain.last()
         if last is None:
             return 0
@@ -83,8 +84,8 @@ def _is_open(fields: Mapping[str, Any]) -> bool:
     return "update.run" in fields and not fields.get("update.spent")
 
 
-def _told(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts, metrics and epsilon, out of an update's fields."""
+def _numbers_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Take counts, metrics and epsilon out of an update's fields."""
     if "update.run" not in fields:
         return {}
     spent = json.loads(fields["update.spent"] or "null")
@@ -107,7 +108,7 @@ def what(entry: Mapping[str, Any]) -> str:
 
 
 def row(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One entry as a line of a table; of its tensors only how many."""
+    """Make one entry a line of a table; of its tensors it says only how many."""
     fields, tensors = entry["fields"], entry["tensors"]
     refusal = f"{fields['refusal.kind']}: {fields['refusal.why']}" if "refusal.kind" in fields else None
     return {
@@ -126,7 +127,7 @@ def row(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def export(entries: Iterable[Entry], path: Path) -> int:
-    """All entries, in JSON with every tensor, in CSV one line each; gives how many."""
+    """Write all entries, to JSON with every tensor, to CSV one line each; give how many."""
     every = list(entries)
     rows = ({key: json.dumps(v) if isinstance(v, dict) else v for key, v in row(entry).items()} for entry in every)
     chain.export(path, every, COLUMNS, rows, sort_keys=True)
@@ -146,7 +147,7 @@ class Receipts:
 
 
 def read_receipts(path: Path, site: str | None = None) -> Receipts:
-    """As `lacuna receipts RUN --site SITE --export FILE.json` wrote them; DataError for anything else."""
+    """Read what `lacuna receipts RUN --site SITE --export FILE.json` wrote; DataError for anything else."""
     try:
         found = json.loads(read_bounded(path, "receipts", MOST_RECEIPTS))
         run, receipts = found["run"], found["receipts"]
@@ -164,16 +165,16 @@ def read_receipts(path: Path, site: str | None = None) -> Receipts:
     return Receipts(run=run, site=mine, receipts=tuple(one for one in receipts if one["site"] == mine))
 
 
-def compare(entries: Iterable[Entry], told: Receipts) -> Iterator[str]:
-    """One line for each difference between what left in the run's rounds and what the coordinator says that it got."""
+def compare(entries: Iterable[Entry], receipts: Receipts) -> Iterator[str]:
+    """Give one line for each difference between what left and what the coordinator says that it got in this run."""
     got: dict[Key, list[Mapping[str, Any]]] = {}
-    for receipt in told.receipts:
+    for receipt in receipts.receipts:
         got.setdefault((receipt["run"], receipt["phase"], receipt["round"]), []).append(receipt)
     lost: dict[Key, list[Entry]] = {}
     for entry in entries:
-        if entry.get("run") != told.run or entry.get("phase") is None:
+        if entry.get("run") != receipts.run or entry.get("phase") is None:
             continue  # another run, or the handshake before round 1
-        key = (told.run, str(entry["phase"]), int(entry["round"]))
+        key = (receipts.run, str(entry["phase"]), int(entry["round"]))
         same = next((one for one in got.get(key, []) if one["sha256"] == entry["sha256"]), None)
         if same is None:
             lost.setdefault(key, []).append(entry)

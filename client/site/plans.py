@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """As they came: nothing here was checked."""
+        """The plan's settings as they came; nothing in them was checked."""
         try:
             found = json.loads(self.config)
         except (ValueError, RecursionError):
@@ -98,19 +98,19 @@ class Work:
     row: int
     before: float  # seconds of work in the last 24 hours, without this round
     started: float = field(default_factory=time.monotonic)
-    told: float = 0.0
+    written: float = 0.0
 
     def go_on(self) -> None:
         worked = time.monotonic() - self.started
-        if worked - self.told >= BEAT:
+        if worked - self.written >= BEAT:
             self.count()
         most = self.site.policy.max_hours_per_day
         if most is not None and self.before + worked >= most * 3600:
             raise PlanRefused(f"{self.site.name}: {_spent_hours(most)}, so this round was given up")
 
     def count(self) -> None:
-        self.told = time.monotonic() - self.started
-        self.file.execute("UPDATE asked SET worked = ? WHERE rowid = ?", (self.told, self.row))
+        self.written = time.monotonic() - self.started
+        self.file.execute("UPDATE asked SET worked = ? WHERE rowid = ?", (self.written, self.row))
 
 
 # --- when a message comes -------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def considered(
     phase: str | None = None,
     round: int | None = None,
 ) -> Iterator["Considered"]:
-    """Keeps the plan, and how the block under it ended."""
+    """Keep the plan, and write down how the block under it ended."""
     if len(config) > MOST_CONFIG:
         raise PlanRefused(f"{site.name}: plan of {len(config)} characters: the most is {MOST_CONFIG}")
     with _open(site.state, make=True) as file:
@@ -158,7 +158,7 @@ class Considered:
     _work: Work | None = None
 
     def allowed_here(self) -> None:
-        """By a person: PlanRefused after a no, PlanWaits where the policy asks for a yes that nobody gave."""
+        """Raise PlanRefused after a person's no, PlanWaits where the policy asks for a yes that nobody gave."""
         ((said,),) = self.file.execute("SELECT said FROM plans WHERE id = ?", (self.id,))
         if said == "refused":
             raise PlanRefused(f"{self.site.name}: plan {self.id} was refused by a person there")
@@ -166,7 +166,7 @@ class Considered:
             raise PlanWaits(f"{self.site.name}: plan {self.id} waits for local approval")
 
     def work(self) -> Work:
-        """Counted from here on; PlanRefused where the day's rounds or hours are spent."""
+        """Start counting work on the plan; PlanRefused where the day's rounds or hours are spent."""
         policy, name = self.site.policy, self.site.name
         self.file.execute("BEGIN IMMEDIATE")
         try:
@@ -204,7 +204,7 @@ def _spent_hours(most: float) -> str:
 
 
 def listing(state: Path) -> list[Plan]:
-    """Oldest first."""
+    """List every plan, the oldest first."""
     if not (state / FILE).exists():
         return []
     with _open(state, make=False) as file:
@@ -223,7 +223,7 @@ def listing(state: Path) -> list[Plan]:
 
 
 def find(state: Path, name: str) -> Plan:
-    """By its id, or the first characters of it."""
+    """Find a plan by its id, or the first characters of it."""
     found = [plan for plan in listing(state) if plan.id.startswith(name.lower())] if name else []
     if len(found) != 1:
         raise ConfigError(f"plan={name[:80]!r}: {len(found)} plans here begin so; `lacuna-site plans` lists them")
@@ -231,7 +231,7 @@ def find(state: Path, name: str) -> Plan:
 
 
 def decide(state: Path, name: str, said: Said) -> Plan:
-    """A person's word; it stands until the other is said."""
+    """Write down a person's yes or no; it stands until the other is said."""
     plan = find(state, name)
     with _open(state, make=False) as file:
         file.execute("PRAGMA synchronous = FULL")
@@ -240,7 +240,7 @@ def decide(state: Path, name: str, said: Said) -> Plan:
 
 
 def used(state: Path) -> tuple[int, float]:
-    """Rounds, and hours of work, of the last 24 hours."""
+    """Count rounds, and hours of work, of the last 24 hours."""
     if not (state / FILE).exists():
         return 0, 0.0
     with _open(state, make=False) as file:
@@ -251,7 +251,7 @@ def used(state: Path) -> tuple[int, float]:
 
 
 def summary(plan: Plan) -> dict[str, str]:
-    """What it would do, from its own words."""
+    """Say what a plan would do, from its own words."""
     settings = plan.settings
     method, privacy, training = (_group(settings, key) for key in ("method", "privacy", "training"))
     private = "none"
@@ -275,7 +275,7 @@ def summary(plan: Plan) -> dict[str, str]:
 
 
 def printable(value: object) -> str:
-    """Another machine's words, on one line."""
+    """Make another machine's words fit to print: one line, no control characters."""
     line = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in str(value)))
     return line if len(line) <= 200 else line[:199] + "…"
 
@@ -290,7 +290,7 @@ def _group(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 @contextmanager
 def _open(state: Path, *, make: bool) -> Iterator[sqlite3.Connection]:
-    """What is written survives a kill at once, and a power cut from the next checkpoint on."""
+    """Open the database: what is written survives a kill at once, and a power cut from the next checkpoint on."""
     path = state / FILE
     if make:
         make_folder(state)

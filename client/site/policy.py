@@ -24,7 +24,7 @@ _MANIFEST = re.compile(r"any|installed|[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """None means no rule."""
+    """What a site allows; a key that is None is no rule."""
 
     methods: tuple[str, ...] | None = None
     phases: tuple[str, ...] | None = None
@@ -59,7 +59,7 @@ class Policy:
         return {name: value for name, value in metrics.items() if self.metrics is None or name in self.metrics}
 
     def words(self) -> Iterator[tuple[str, str]]:
-        """Each key, and what it means here."""
+        """Say each key, and what it means here."""
         yield "methods", _listed(self.methods, "any that is installed here")
         yield "phases", _listed(self.phases, "any")
         yield "sizes", _listed(self.sizes, "any")
@@ -93,7 +93,7 @@ class Policy:
 
 
 def make_policy(table: Mapping[str, Any], node_config: Mapping[str, Any] | None = None) -> Policy:
-    """From [policy] and the node config; ConfigError for a key that is unknown, wrong, or in both but unlike."""
+    """Make it of [policy] and the node config; ConfigError for a key that is unknown, wrong, or in both but unlike."""
     values: dict[str, Any] = dict(table)
     for name, given in (node_config or {}).items():
         key = name.replace("-", "_")

@@ -47,7 +47,7 @@ class Settings:
             require(":" not in cohort, "cohorts", cohort, "without a colon")
 
     def having(self, given: Mapping[str, Any]) -> "Settings":
-        """With what was said on the command line instead; None is nothing said."""
+        """The settings with what was given on the command line instead; None was not given."""
         return replace(self, **{key: value for key, value in given.items() if value is not None})
 
 
@@ -61,7 +61,7 @@ class SiteFile:
 
 
 def read_file(state: Path) -> SiteFile:
-    """The one reader of STATE/site.toml; ConfigError for a table that is not ours."""
+    """Read STATE/site.toml, for whoever asks for one of its tables; ConfigError for a table that is not ours."""
     path = state / SETTINGS
     if not path.exists():
         return SiteFile()
@@ -80,7 +80,7 @@ def read_file(state: Path) -> SiteFile:
 
 
 def load(state: Path) -> Settings:
-    """What [site] says, and the defaults for the rest; ConfigError for a key that is not ours."""
+    """Read [site], with defaults for what it does not say; ConfigError for a key that is not ours."""
     table = read_file(state).site
     try:
         return build(Settings, table, "site")

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from client.site.ledger import LEDGER
 from client.site.policy import Policy, make_policy
 from client.site.settings import read_file
 from shared.base.errors import ConfigError
 from shared.clinical.settings import TextSettings, text_settings
 
 SITES_VARIABLE = "LACUNA_SITES"
-LEDGER = "ledger.jsonl"
 _TEXT = "text-"
 _OWN = ("site", "cohort", "state", "device", "partition-id", "num-partitions")
 
@@ -28,24 +28,24 @@ _OWN = ("site", "cohort", "state", "device", "partition-id", "num-partitions")
 class Site:
     name: str
     cohorts: tuple[Path, ...]  # BIDS folders, prepared with `lacuna-site prepare`
-    state: Path  # the site's own disk: ledgers, plans, personal layers
+    state: Path  # the site's own disk: ledger, budget, plans, personal layers
     device: str = "auto"
     policy: Policy = field(default_factory=Policy)
     text: TextSettings = field(default_factory=TextSettings)
 
     @property
     def privacy(self) -> Path:
-        """The privacy ledger's folder."""
+        """The folder of the privacy budget."""
         return self.state / "privacy"
 
     @property
     def ledger(self) -> Path:
-        """What left."""
+        """The ledger of what left."""
         return self.state / LEDGER
 
 
 def own_values(node_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The node config, or this node's row in the list of sites; it has a site, a cohort and a state."""
+    """Give the node config, or this node's row in the list of sites; it has a site, a cohort and a state."""
     values = dict(node_config)
     if "site" not in values:
         listing = os.environ.get(SITES_VARIABLE)

@@ -119,7 +119,7 @@ def admit(
     """
     from server.federation import provision
 
-    _told(provision.admit(federation, request, compared=fingerprint, again=again, now=_now()), federation)
+    _say_admitted(provision.admit(federation, request, compared=fingerprint, again=again, now=_now()), federation)
 
 
 @app.command("list")
@@ -176,7 +176,7 @@ def rotate(
     if what not in ("server", "ca", "signing"):
         if request is None:
             raise ConfigError(f"--request: missing; a new key for site {what!r} comes from the site")
-        _told(provision.rotate_site(federation, what, request, compared=fingerprint, now=_now()), federation)
+        _say_admitted(provision.rotate_site(federation, what, request, compared=fingerprint, now=_now()), federation)
         return
     if request is not None or fingerprint is not None:
         raise ConfigError(f"--request and --fingerprint: are for a site, not for {what}")
@@ -253,7 +253,7 @@ def sync(
         )
 
 
-def _told(admission: "Admission", folder: Path) -> None:
+def _say_admitted(admission: "Admission", folder: Path) -> None:
     from server.federation.federation import SIGNING_PUBLIC
     from shared.trust.keys import fingerprint, read_public_key, spoken
 

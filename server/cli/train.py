@@ -1,16 +1,16 @@
 """`lacuna train | follow | status | stop | resume`: runs on a SuperLink. Thin: the work is done elsewhere."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from server.cli.options import RUNS, Json, Run, Runs
 from shared.base.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from shared.base.verbs import flat
 
 app = typer.Typer(rich_markup_mode="markdown")
 
@@ -22,40 +22,42 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
-SuperLinkAddress = Annotated[
-    str,
-    typer.Option(
-        "--superlink", envvar="LACUNA_SUPERLINK", help="HOST:PORT of the SuperLink itself, inside; never the proxy."
-    ),
-]
-SUPERLINK = "127.0.0.1:8000"
-FederationFolder = Annotated[
-    Path,
-    typer.Option("--federation", help="The folder that `lacuna federation init` made: its CA, and what was agreed."),
-]
-FEDERATION = Path("federation")
-Authority = Annotated[
-    Path | None,
-    typer.Option(
-        "--ca",
-        envvar="LACUNA_CA",
-        help="The federation's CA alone, where its folder is not at hand; what was agreed is not checked then.",
-        show_default=False,
-    ),
-]
-Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for sites that are not online yet.")]
-Detach = Annotated[bool, typer.Option("--detach", help="Submit and return; nobody supervises until `lacuna follow`.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitting:
+    """Where a run is submitted, and how long that may take."""
+
+    superlink: Annotated[
+        str,
+        typer.Option(
+            "--superlink", envvar="LACUNA_SUPERLINK", help="HOST:PORT of the SuperLink itself, inside; never the proxy."
+        ),
+    ] = "127.0.0.1:8000"
+    federation: Annotated[
+        Path,
+        typer.Option(
+            "--federation", help="The folder that `lacuna federation init` made: its CA, and what was agreed."
+        ),
+    ] = Path("federation")
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            "--ca",
+            envvar="LACUNA_CA",
+            help="The federation's CA alone, where its folder is not at hand; what was agreed is not checked then.",
+            show_default=False,
+        ),
+    ] = None
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for sites that are not online yet.")] = 0.0
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Submit and return; nobody supervises until `lacuna follow`.")
+    ] = False
 
 
 @app.command()
-def train(
-    overrides: Overrides = None,
-    superlink: SuperLinkAddress = SUPERLINK,
-    federation: FederationFolder = FEDERATION,
-    ca: Authority = None,
-    wait: Wait = 0.0,
-    detach: Detach = False,
-) -> None:
+@flat
+def train(overrides: Overrides = None, *, submitting: Submitting) -> None:
     """Train over the sites of a running federation: submit, watch, and say truthfully how it ended.
 
     The same keys as `lacuna simulate`, and the same bits. Before anything is submitted: is the SuperLink there, does
@@ -65,19 +67,12 @@ def train(
     Ctrl-C ends the watching, not the run: `lacuna follow RUN` goes on watching, `lacuna stop RUN` stops it,
     `lacuna resume RUN` takes it up again.
     """
-    _train(overrides or [], superlink, federation, ca, wait=wait, detach=detach)
+    _train(overrides or [], submitting)
 
 
 @app.command()
-def resume(
-    run: Run,
-    runs_folder: Runs = RUNS,
-    superlink: SuperLinkAddress = SUPERLINK,
-    federation: FederationFolder = FEDERATION,
-    ca: Authority = None,
-    wait: Wait = 0.0,
-    detach: Detach = False,
-) -> None:
+@flat
+def resume(run: Run, runs_folder: Runs = RUNS, *, submitting: Submitting) -> None:
     """Go on with a run that was stopped, failed or killed, from its last finished round: `train resume=RUN`."""
     from server.superlink import submission
 
@@ -88,7 +83,7 @@ def resume(
             f"such as `lacuna simulate resume={run}`"
         )
     overrides = [f"resume={run}", submission.quoted("runs", runs_folder)]
-    _train(overrides, superlink, federation, ca, wait=wait, detach=detach)
+    _train(overrides, submitting)
 
 
 @app.command()
@@ -133,18 +128,16 @@ def stop(run: Run, runs_folder: Runs = RUNS) -> None:
     typer.echo(submission.stop(runs_folder / run))
 
 
-def _train(
-    overrides: "Sequence[str]", superlink: str, federation: Path, ca: Path | None, *, wait: float, detach: bool
-) -> None:
+def _train(overrides: Sequence[str], at: Submitting) -> None:
     from server.runs import runs
     from server.superlink import submission
 
-    link, manifest = submission.link_to(superlink, federation, ca)
-    config, folder = submission.prepare(overrides, link, manifest=manifest, wait=wait, say=_say)
+    link, manifest = submission.link_to(at.superlink, at.federation, at.ca)
+    config, folder = submission.prepare(overrides, link, manifest=manifest, wait=at.wait, say=_say)
     if not runs.finished(folder):
         submission.submit(folder, link)
         _say(f"{folder.name}: submitted to {link.address}")
-    if detach:
+    if at.detach:
         typer.echo(folder.name)
         return
     _follow(Path(config.runs) / folder.name)

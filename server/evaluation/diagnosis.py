@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from server.evaluation.ways import Person, Way, complete, visible
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
 from shared.base.files import write_text, writing
 from shared.base.options import plain
@@ -186,7 +186,7 @@ def run(
     seed: int,
     device: torch.device,
     out: Path,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> Findings:
     """Every way at every rate in every generation, and the oracle; what `out` has is not done again."""
     draws = [draw(study.ill, study.modalities, options, seed, g) for g in range(options.generations)]
@@ -203,8 +203,7 @@ def run(
     total, done = len(wanted) + len(jobs), len(jobs) - len(todo)
 
     def show() -> None:
-        if progress is not None:
-            progress(done, total)
+        progress(done, total)
 
     show()
     ready: tuple[str, Filler] | None = None

@@ -12,13 +12,14 @@ import torch
 
 from server.evaluation.ways import finished
 from shared.base import pictures
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
 from shared.base.files import write_json, writing
 from shared.base.options import plain
 from shared.base.randomness import generator
 from shared.diffusion.operators import none
 from shared.diffusion.samplers import Sampler
+from shared.methods import TAKE_RAW
 from shared.model.fill import AT_ONCE
 from shared.model.model import Restores, read_model
 from shared.plan.training import find_device
@@ -28,13 +29,13 @@ WARNING = "Generated images. They show nobody."
 
 
 def generate(
-    folder: Path, out: Path, *, count: int, sampler: Sampler, seed: int, device: str, progress: Progress | None = None
+    folder: Path, out: Path, *, count: int, sampler: Sampler, seed: int, device: str, progress: Progress = unwatched
 ) -> Path:
     """Unconditional samples of a finished run's model; set k depends on (seed, k) alone."""
     finished(folder)
     model, on = read_model(folder / "final"), find_device(device)
     if not isinstance(model.method, Restores):
-        raise DataError(f"model {model.name}: makes images from images only; complete sets need any2all")
+        raise DataError(f"model {model.name}: makes images from images only; complete sets need {TAKE_RAW}")
     net, sets, size = model.net.to(on), [], AT_ONCE.get(on.type, 8)
     for start in range(0, count, size):
         numbers = range(start, min(start + size, count))
@@ -42,8 +43,7 @@ def generate(
         noise = [generator(on, seed, "generate", k) for k in numbers]
         nothing = [none()] * len(model.modalities)
         sets.append(model.method.restore(net, nothing, sampler, noise, like_BMHW=like).cpu())
-        if progress is not None:
-            progress(numbers[-1] + 1, count)
+        progress(numbers[-1] + 1, count)
     made_BMHW = torch.cat(sets).numpy()
     with writing(out / "sets.npy") as file:
         np.save(file, made_BMHW)

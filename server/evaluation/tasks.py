@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import require
 from shared.base.randomness import generator
@@ -26,6 +26,7 @@ from shared.data.slices import Slices
 from shared.diffusion.acquisition import birdcage, equispaced
 from shared.diffusion.operators import CartesianMRI, Measured, clean, measured, none, simulate
 from shared.diffusion.samplers import Sampler
+from shared.methods import TAKE_RAW
 from shared.methods.baselines.reconstruction import cg_sense, total_variation, zero_filled
 from shared.model.evaluation import Filler
 from shared.model.metrics import METRICS
@@ -154,7 +155,7 @@ def run(
     held: Held,
     modalities: Sequence[Modality],
     *,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> Iterator[Outcome]:
     """Every way at every task, one after the other, as each is done."""
     pairs = [(task, name) for task in tasks for name in ways]
@@ -171,8 +172,7 @@ def run(
                 seconds=seconds / len(held),
                 made_BHW=made_BHW,
             )
-        if progress is not None:
-            progress(done + 1, len(pairs))
+        progress(done + 1, len(pairs))
 
 
 def _by_slice(metric: str, made_BHW: Tensor, truth_BHW: Tensor, brain_BHW: Tensor) -> tuple[float, ...]:
@@ -203,7 +203,7 @@ def _raw(image_BHW: Tensor, operator: CartesianMRI, modality: Modality, seed: in
 def sampled(model: Model, sampler: Sampler, held: Held, scan: Scan, *, seed: int, device: torch.device) -> Restorer:
     """The Monte-Carlo mean of a sampler's samples."""
     if not isinstance(model.method, Restores):
-        raise DataError(f"model {model.name}: works from images only; these tasks need any2all")
+        raise DataError(f"model {model.name}: works from images only; these tasks need {TAKE_RAW}")
     method, net = model.method, model.net.to(device)
 
     def fill(task: Task) -> Tensor | None:

@@ -97,7 +97,9 @@ def printable(lines: Frame) -> Printable:
     """One subset after the other."""
     by_subset = tables.stacked(part for _, part in lines.groupby("shown", sort=False))
     cells = [Column(heading, metric, tables.mean(digits)) for metric, (heading, digits) in COLUMNS.items()]
-    cells += [Column(f"{heading} lead", metric, tables.lead(digits)) for metric, (heading, digits) in LEADS.items()]
+    cells += [
+        Column(f"{heading} lead", metric, tables.lead_with_reach(digits)) for metric, (heading, digits) in LEADS.items()
+    ]
     return tables.screen(tables.records(by_subset), ("shown", "run"), "metric", cells)
 
 

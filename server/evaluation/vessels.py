@@ -59,16 +59,6 @@ Shown: TypeAlias = tuple[Modality, ...]
 VERSION = 1  # raise it when the same images would get other scores
 TRUTH = "truth"
 DRAWN = 2  # subjects in the picture
-TAKES: Mapping[str, tuple[str, ...]] = {  # kinds of sampler, by method
-    "amm_diff": ("mean", "ddim", "multistep", "ancestral"),
-    "any2all": ("mean", "ddim", "multistep", "ancestral", "mps", "mds", "mds_fast"),
-    "aca_diff": ("mean", "ddim", "multistep", "ancestral"),
-    "ldm": ("mean", "ddim", "multistep", "ancestral"),
-    "mmdm": ("bridge", "mean"),
-    "bbdm": ("bridge", "mean"),
-    "ddpm": ("ddim", "ancestral", "multistep", "mean"),
-    "pix2pix": ("mean",),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +146,7 @@ def compare_vessels(
 # --- scoring --------------------------------------------------------------------------------------------------------
 
 
-def score(jobs: Sequence[Job], question: Question, out: Path, progress: Progress | None) -> Frame:
+def score(jobs: Sequence[Job], question: Question, out: Path, progress: Progress) -> Frame:
     """Every way from each of its subsets; what `out` has already is taken from there."""
     held = {
         place: list(rows.itertuples(index=False))
@@ -174,15 +164,13 @@ def score(jobs: Sequence[Job], question: Question, out: Path, progress: Progress
                 run, shown, key = job.place
                 found += [(run, shown, number, metric, value, key) for metric, value in values.items()]
                 views += [seen] if number < DRAWN else []
-                if progress is not None:
-                    progress(done + number + 1, total)
+                progress(done + number + 1, total)
             vessel_tables.keep_views(_picture(out, job), views)
             # another sampler, seed or threshold takes the place of the one before
             held = {at: rows for at, rows in held.items() if at[:2] != job.place[:2]} | {job.place: found}
             vessel_tables.write_scores(out, itertools.chain(*held.values()))
         done += len(question.people)
-        if progress is not None:
-            progress(done, total)
+        progress(done, total)
     return tidy([row for job in jobs for row in held[job.place]], vessel_tables.SCORES)
 
 
@@ -296,7 +284,7 @@ def _samplers(given: Sequence[str], models: Mapping[str, Model]) -> dict[str, Sa
             raise ConfigError(f"--sampler {entry}: one for all runs was given already; RUN=KIND is for one run")
         general = load_sampler(kind)
     for name, model in models.items():
-        takes = general is not None and general.kind in TAKES.get(model.name, ())
+        takes = general is not None and general.kind in model.method.samplers
         chosen.setdefault(name, general if general is not None and takes else model.sampler)
     return chosen
 

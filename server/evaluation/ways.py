@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from server.runs import runs
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 from shared.base.vocabulary import Modality, SiteName
 from shared.data.cohort import Cohort, cache_folder, prepare
@@ -43,7 +43,7 @@ class Asked:
     device: str = "auto"
     out: Path | None = None  # by default a folder in the first run
     strangers: bool = False  # held-out subjects may bear the names of trained ones
-    progress: Progress | None = None
+    progress: Progress = unwatched
 
     def into(self, what: str) -> Path:
         return self.out or self.runs / run_of(self.names[0]) / what

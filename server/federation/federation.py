@@ -87,7 +87,7 @@ class SiteEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
-    """All of the folder but the private keys."""
+    """What the folder holds, without the private keys."""
 
     folder: Path
     state: State
@@ -142,7 +142,7 @@ def load(folder: Path) -> Federation:
 
 
 def lifetimes(folder: Path) -> dict[str, Lifetime]:
-    """Of the certificates in the folder, by file."""
+    """How long each certificate in the folder holds, by file."""
     remedies = {
         SERVER: ("the server's certificate", "`lacuna federation rotate server`, then restart the server"),
         CA: ("the CA", "`lacuna federation rotate ca`, and send every site its new kit"),

@@ -175,19 +175,19 @@ def known_methods(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def intensities(modalities: Sequence[str]) -> Intensities:
-    from shared.data.intensities import RULES, RULES_VERSION
+    from shared.data.intensities import RULES, rules_version
 
     for name in modalities:
         if name not in RULES:
             raise ConfigError(f"modality={name!r}: must be one of {', '.join(RULES)}")
-    return Intensities(version=RULES_VERSION, rules={name: plain(RULES[name]) for name in modalities})
+    return Intensities(version=rules_version(modalities), rules={name: plain(RULES[name]) for name in modalities})
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
-def _compare(asked: Request, told: str | None) -> None:
-    if told is not None and parse_fingerprint(told, "fingerprint") != asked.fingerprint:
+def _compare(asked: Request, said: str | None) -> None:
+    if said is not None and parse_fingerprint(said, "fingerprint") != asked.fingerprint:
         raise ConfigError(
             f"site={asked.site!r}: the request's fingerprint is {spoken(asked.fingerprint)}, not what the site told: "
             "the request is not theirs, or was swapped on the way. Do not admit it"

@@ -32,7 +32,7 @@ from shared.trust.manifest import Manifest, Plane
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Amendment:
-    """None leaves as it is."""
+    """What `amend` changes; None leaves it as it is."""
 
     modalities: Sequence[str] | None = None
     methods: Sequence[str] | None = None

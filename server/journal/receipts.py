@@ -25,7 +25,7 @@ class Receipts:
         self._chain = Chain(folder / FILE)
 
     def keep(self, site: SiteName, plan: RoundPlan, came: dict[str, Any], found: SiteFacts) -> None:
-        """On the disk when this returns."""
+        """Append the receipt of one reply; it is on the disk when this returns."""
         receipt = {
             "time": round(time.time(), 3),
             "site": site,
@@ -38,12 +38,13 @@ class Receipts:
         }
         self._chain.append(lambda before, last: receipt)
 
-    def entries(self, site: SiteName | None = None) -> Iterator[Entry]:
-        """DataError at the first broken link."""
-        return (entry for entry in self._chain.entries() if site in (None, entry["site"]))
+    def entries(self) -> Iterator[Entry]:
+        """All receipts, from the first on. DataError at the first broken link."""
+        return self._chain.entries()
 
 
 def read(folder: Path, site: SiteName | None) -> list[Entry]:
+    """A run's receipts, or one site's."""
     if not (folder / FILE).exists():
         raise DataError(f"{folder}: has no receipts, {FILE} is missing")
     every = list(Receipts(folder).entries())
@@ -55,6 +56,6 @@ def read(folder: Path, site: SiteName | None) -> list[Entry]:
 
 
 def export(entries: Iterable[Entry], path: Path, *, run: str, site: SiteName | None) -> None:
-    """For a site: JSON is what `lacuna-site ledger verify --receipts` reads."""
+    """Write receipts for a site: as JSON, which `lacuna-site ledger verify --receipts` reads, or as CSV."""
     every = list(entries)
     chain.export(path, {"run": run, "site": site, "receipts": every}, COLUMNS, every)

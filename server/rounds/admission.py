@@ -61,8 +61,8 @@ def admit(update: Update, plan: RoundPlan, *, owners: Owners, frozen: str, limit
     return update
 
 
-def sums_form(method: Method, net: nn.Module, phase: str, grid: Grid) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a phase's sums, from an image of nothing."""
+def sums_shapes(method: Method, net: nn.Module, phase: str, grid: Grid) -> dict[str, tuple[int, ...]]:
+    """A phase's sums by name, and their shapes; found by summing over an empty image."""
     M = len(method.modalities)
     images = torch.zeros(1, M, method.slab, grid.height, grid.width)
     nothing = Batch(
@@ -75,18 +75,18 @@ def sums_form(method: Method, net: nn.Module, phase: str, grid: Grid) -> dict[st
     return {name: tuple(value.shape) for name, value in pool(method, net, [nothing], phase).items()}
 
 
-def admit_sums(update: Update, plan: RoundPlan, *, frozen: str, form: Mapping[str, tuple[int, ...]]) -> Update:
-    """The same for a phase of sums: finite fp64 totals of this run, phase and round, in the phase's own form."""
+def admit_sums(update: Update, plan: RoundPlan, *, frozen: str, shapes: Mapping[str, tuple[int, ...]]) -> Update:
+    """The same for a phase of sums: finite fp64 totals of this run, phase and round, of the phase's own shapes."""
     site = update.site
     _check_asked("sums are", update, plan, frozen)
-    if update.delta.keys() != form.keys():
-        differing = sorted(update.delta.keys() ^ form.keys())
+    if update.delta.keys() != shapes.keys():
+        differing = sorted(update.delta.keys() ^ shapes.keys())
         raise UpdateRejected(f"{site}: {len(differing)} sums missing or unknown, such as {differing[:3]}")
     for name, tensor in update.delta.items():
         if tensor.dtype != torch.float64:
             raise UpdateRejected(f"{site}: {name} is {tensor.dtype}, expected torch.float64")
-        if tuple(tensor.shape) != form[name]:
-            raise UpdateRejected(f"{site}: {name} has shape {tuple(tensor.shape)}, expected {form[name]}")
+        if tuple(tensor.shape) != shapes[name]:
+            raise UpdateRejected(f"{site}: {name} has shape {tuple(tensor.shape)}, expected {shapes[name]}")
         if not torch.isfinite(tensor).all():
             raise UpdateRejected(f"{site}: {name} is not finite")
         if tensor.numel() and not (largest := tensor.abs().max().item()) <= MOST_SUM:

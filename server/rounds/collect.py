@@ -41,7 +41,7 @@ class Answers:
 
     @property
     def loss(self) -> float | None:
-        """Over the sites, weighed by their samples."""
+        """The mean over the sites, weighed by their samples."""
         weighted = [(m["loss"], m["samples"]) for m in self.metrics.values() if "loss" in m and m.get("samples")]
         total = sum(n for _, n in weighted)
         return sum(loss * n for loss, n in weighted) / total if total else None
@@ -110,7 +110,7 @@ class Collector:
     def _received(
         self, reply: Message, site: SiteName, ask: Ask, answers: Answers, roster: Roster, down: int
     ) -> SiteFacts:
-        """Judged, with a receipt kept of it; taken first, since reading an update empties it."""
+        """Judge a reply and keep a receipt of it, whose figures are taken first: reading an update empties it."""
         came = None if reply.has_error() else wire.received(reply.content)
         found = self._judge(reply, site, ask, answers, roster, down)
         if came is not None:

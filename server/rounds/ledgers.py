@@ -33,7 +33,7 @@ class Ledgers:
 
     @staticmethod
     def of(config: Config, folder: Path) -> "Ledgers":
-        """In a simulation every run has sites of its own, unless their disks are kept."""
+        """A run's own, as in a simulation, or those of all runs beside it where the sites keep their disks."""
         kept = folder if config.federation.disks is None else folder.parent
         return Ledgers(kept / "ledgers.json", config.privacy.mode)
 
@@ -45,11 +45,11 @@ class Ledgers:
         return None if seen is None else (seen.sequence, seen.head)
 
     def greet(self, inventory: Inventory) -> None:
-        """Of the handshake: UpdateRejected for a site whose ledger went back."""
+        """At the handshake: UpdateRejected for a site whose ledger went back."""
         self._check(inventory.site, inventory.spent, charged=False)
 
     def accept(self, update: Update) -> None:
-        """Before an update is used; its word on the budget is on the disk when this returns."""
+        """Called before an update is used: its word on the budget is on the disk when this returns."""
         self._check(update.site, update.spent, charged=True)
         if update.spent is not None:
             self._seen[update.site] = update.spent
@@ -103,5 +103,5 @@ def record(
         assert spent is not None, "every private update is remembered before it is used"
         certificates.append(Certificate.of(site, spent, config.privacy, steps=steps[site], sums=sums[site]))
     found = claims.PrivacyRecord(private=tuple(certificates), not_private=tuple(sorted(without)), prior=prior)
-    told: dict[str, Any] = plain(found)
-    return told
+    said: dict[str, Any] = plain(found)
+    return said

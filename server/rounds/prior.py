@@ -33,8 +33,8 @@ class Prior:
         found = self.record["provenance"].get("data")
         return None if found is None else str(found)
 
-    def told(self) -> claims.Prior:
-        """For the provenance of what starts from it."""
+    def for_provenance(self) -> claims.Prior:
+        """What the provenance of a run that starts from it says of it."""
         record = claims.read(self.record["provenance"])
         said = claims.short(record) if record.private else None
         return claims.Prior(run=self.run, data=self.data, weights=digest(self.weights), privacy=said)

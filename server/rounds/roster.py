@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from server.flower import bundle_refused
@@ -86,7 +86,7 @@ class Handshake:
         expected = len(federation.sites) if federation.sites is not None else federation.min_sites
         nodes = wait_for_nodes(self.grid, expected, federation.deadline)
         while True:
-            for node, reply in ask(self.grid, nodes, self._query(), federation.deadline):
+            for node, reply in self._ask(nodes):
                 self._hear(node, reply, roster)
             nodes = [node for node, why in self.waiting.items() if why != SILENT]
             if len(roster.nodes) >= federation.min_sites or not nodes or time.monotonic() > end:
@@ -125,11 +125,25 @@ class Handshake:
         if len(known) == 1 and inventory.preparation not in known:
             raise UpdateRejected(f"{inventory.site}: {_unlike(inventory.preparation, *known)}")
 
-    def _query(self) -> RecordDict:
-        return wire.pack_query(self.run, self.settings.text(), self.settings.schema)
+    def _ask(self, nodes: Sequence[int]) -> list[tuple[int, Message | None]]:
+        """One query to every node; None for those that did not answer in time."""
+        sent = {}
+        for node in nodes:
+            (sent[node],) = self.grid.push_messages([self._message(node)])
+        replies: dict[int, Message] = {}
+        end = time.monotonic() + self.federation.deadline
+        while len(replies) < len(sent) and time.monotonic() < end:
+            for node, message_id in sent.items():
+                if node not in replies:
+                    for reply in self.grid.pull_messages([message_id]):
+                        replies[node] = reply
+            if len(replies) < len(sent):
+                time.sleep(POLL_SECONDS)
+        return [(node, replies.get(node)) for node in nodes]
 
     def _message(self, node: int) -> Message:
-        return Message(self._query(), node, MessageType.QUERY, ttl=self.federation.deadline, group_id="handshake")
+        content = wire.pack_query(self.run, self.settings.text(), self.settings.schema)
+        return Message(content, node, MessageType.QUERY, ttl=self.federation.deadline, group_id="handshake")
 
     def _hear(self, node: int, reply: Message | None, roster: Roster) -> None:
         known, why = self.waiting.pop(node, None), SILENT
@@ -230,21 +244,3 @@ def wait_for_nodes(grid: Grid, expected: int, deadline: float) -> list[int]:
         if time.monotonic() > end:
             raise RunFailed(f"deadline={deadline:.0f}: {len(nodes)} nodes connected, {expected} are needed")
         time.sleep(POLL_SECONDS)
-
-
-def ask(grid: Grid, nodes: Sequence[int], content: RecordDict, deadline: float) -> list[tuple[int, Message | None]]:
-    """One query to every node; None for those that did not answer in time."""
-    sent = {}
-    for node in nodes:
-        message = Message(content, node, MessageType.QUERY, ttl=deadline, group_id="handshake")
-        (sent[node],) = grid.push_messages([message])
-    replies: dict[int, Message] = {}
-    end = time.monotonic() + deadline
-    while len(replies) < len(sent) and time.monotonic() < end:
-        for node, message_id in sent.items():
-            if node not in replies:
-                for reply in grid.pull_messages([message_id]):
-                    replies[node] = reply
-        if len(replies) < len(sent):
-            time.sleep(POLL_SECONDS)
-    return [(node, replies.get(node)) for node in nodes]

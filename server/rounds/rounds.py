@@ -20,7 +20,7 @@ from server.journal.receipts import Receipts
 from server.journal.tracking import Tracker
 from server.journal.version import code_version
 from server.rounds import ledgers, prior
-from server.rounds.admission import admit, admit_sums, sums_form
+from server.rounds.admission import admit, admit_sums, sums_shapes
 from server.rounds.aggregation import Mean
 from server.rounds.collect import Answers, Ask, Collector
 from server.rounds.ledgers import Ledgers
@@ -110,12 +110,12 @@ class Rounds:
         self.view.tell(CoverageFound(found=coverage))
 
     def _nobody(self, phase: Phase, roster: Roster) -> bool:
-        """A site alone lacks what some phases teach; in a federation `targets` says what must be learnable."""
+        """Can nobody's subjects train this phase? So with some sites alone; in a federation `targets` looks to it."""
         held = [pattern for inventory in roster.inventories.values() for pattern in inventory.patterns]
         return bool(held) and all(self.method.lacks(pattern, phase.name) is not None for pattern in held)
 
     def _place(self) -> Place:
-        """The last one saved, or the beginning."""
+        """Where the run stood when it was last saved, or its beginning."""
         found = restore(self.folder / "checkpoints", schema=self.settings.schema, run=self.run_name)
         first, self.initial = self.initial, {}  # not held beside the weights of later rounds
         if found is None:
@@ -132,7 +132,7 @@ class Rounds:
         place.seen, place.first_watch = {}, {}
 
     def _end(self, place: Place, index: int, owners: Owners) -> None:
-        """What no later phase trains goes on as its average."""
+        """Whatever no later phase trains keeps the value of its average from here on."""
         later = set().union(*(self.owners[phase.name] for phase in self.phases[index + 1 :]))
         settled = {name: place.ema[name] for name in owners if name not in later}
         place.weights = {**place.weights, **settled}
@@ -159,7 +159,7 @@ class Rounds:
     def _updates(
         self, place: Place, phase: Phase, owners: Owners, roster: Roster, options: PhaseTraining
     ) -> tuple[Answers, Mean]:
-        """Asked for, admitted and folded in as they arrive."""
+        """Ask the drawn sites for a round's updates; admit and fold in each as it arrives."""
         federation = self.config.federation
         drawn = roster.drawn(phase.name, place.round, seed=self.config.seed, federation=federation)
         samples = options.steps * options.batch
@@ -187,11 +187,11 @@ class Rounds:
         kept: dict[SiteName, Weights] = {}
         net = self.settings.build_net(self.method)
         net.load_state_dict(dict(place.weights))
-        form = sums_form(self.method, net, phase.name, self.settings.grid)
+        shapes = sums_shapes(self.method, net, phase.name, self.settings.grid)
         plan, around = self._plan(place, phase), frozen(place.weights, {})
 
         def take(update: Update) -> None:
-            admitted = admit_sums(update, plan, frozen=around, form=form)
+            admitted = admit_sums(update, plan, frozen=around, shapes=shapes)
             self.ledgers.accept(update)
             kept[update.site] = admitted.delta
 
@@ -262,6 +262,7 @@ class Rounds:
 
     def _release(self, place: Place, roster: Roster) -> Path:
         history = facts.read(self.folder / "rounds.jsonl")
+        from_prior = self.prior.for_provenance() if self.prior else None
         provenance = {
             "run": self.run_name,
             "rounds": {phase.name: self._rounds_in(phase) for phase in self.phases},
@@ -272,7 +273,7 @@ class Rounds:
             "torch": torch.__version__,
             "strategy": self.config.strategy.name,
             "last_loss": history[-1].loss if history else None,
-            "privacy": ledgers.record(self.config, history, self.ledgers, self.prior.told() if self.prior else None),
+            "privacy": ledgers.record(self.config, history, self.ledgers, from_prior),
             "data": prior.trained_on(self.config),
         }
         return release(self.folder / "final", self.config, lora.merged(place.ema), provenance)

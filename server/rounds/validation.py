@@ -114,5 +114,5 @@ class Validator:
 
 
 def middle(images: torch.Tensor) -> torch.Tensor:
-    """Of slabs the slice in the middle; slices as they are (BMHW)."""
+    """The slice in the middle of each slab; slices as they are (BMHW)."""
     return images[:, :, images.shape[2] // 2] if images.ndim == 5 else images

@@ -6,7 +6,6 @@ its own part of each batch and its own card; gradients are averaged, so all proc
 first one writes.
 """
 
-import dataclasses
 import os
 import shutil
 import tempfile
@@ -48,20 +47,14 @@ def pretrain(config: Config, folder: Path) -> Path:
 
 
 def one_site(config: Config) -> Config:
-    """Nobody to wait for, and nobody to keep a slice from."""
-    federation = dataclasses.replace(
-        config.federation, sites=(runs.POOLED,), min_sites=1, min_holders=1, alone=False, engine="local"
-    )
-    return dataclasses.replace(config, federation=federation)
+    return runs.for_one_site(config, runs.POOLED, engine="local")
 
 
 def _copy_of(folder: Path, scratch: Path) -> Path:
     """The other processes start from the same checkpoint and keep theirs to themselves."""
     mine = scratch / folder.name
     mine.mkdir()
-    config = runs.read_config(folder)
-    untracked = dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, uri="none"))
-    write_text(mine / "config.json", untracked.text())
+    write_text(mine / "config.json", runs.untracked(runs.read_config(folder)).text())
     if (folder / "checkpoints").is_dir():
         shutil.copytree(folder / "checkpoints", mine / "checkpoints")
     return mine

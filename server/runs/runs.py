@@ -10,11 +10,13 @@ runs/RUN/config.json      what was asked          overrides.json   how, for `res
 Carried out by server/runs/serve.py.
 """
 
+import dataclasses
 import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import write_text
@@ -26,13 +28,11 @@ Check = Callable[[Config], object]
 Form = Callable[[Config], Config]  # what is asked -> what is carried out and stored
 
 
-def _as_asked(config: Config) -> Config:
+def _as_is(config: Config) -> Config:
     return config
 
 
-def create(
-    overrides: Sequence[str], *, check: Check = lambda config: None, form: Form = _as_asked
-) -> tuple[Config, Path]:
+def create(overrides: Sequence[str], *, check: Check = lambda config: None, form: Form = _as_is) -> tuple[Config, Path]:
     """The folder of a new run, or of the one that `resume=` names. Nothing is written for one that can't start."""
     config = load(overrides)
     if config.resume is not None:
@@ -74,6 +74,16 @@ def read_config(folder: Path) -> Config:
         raise DataError(f"{folder}: no run there, config.json is missing") from None
     except ValueError as error:
         raise DataError(f"{folder}: config.json is damaged: {error}") from None
+
+
+def for_one_site(config: Config, site: str, **federation: Any) -> Config:
+    """The same run for a single site: nobody to wait for, and nobody to keep a slice from."""
+    alone = dataclasses.replace(config.federation, sites=(site,), min_sites=1, min_holders=1, alone=False, **federation)
+    return dataclasses.replace(config, federation=alone)
+
+
+def untracked(config: Config) -> Config:
+    return dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, uri="none"))
 
 
 def title(folder: Path, config: Config) -> str:

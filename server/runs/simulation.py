@@ -1,6 +1,5 @@
 """`lacuna simulate`: the whole federation on one machine, with the same ServerApp and ClientApp as deployed."""
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -116,14 +115,8 @@ def _run_ray(folder: Path, node_configs: Mapping[str, Mapping[str, str]]) -> Non
 
 
 def _run_alone(config: Config, folder: Path, site: str, bids: Path) -> None:
-    """The same plan for one site: nobody to wait for, and nobody to keep a slice from."""
     if runs.finished(folder):
         return
-    federation = dataclasses.replace(
-        config.federation, sites=(site,), targets=(), min_sites=1, min_holders=1, alone=False
-    )
-    alone = dataclasses.replace(
-        config, federation=federation, tracking=dataclasses.replace(config.tracking, uri="none")
-    )
+    alone = runs.untracked(runs.for_one_site(config, site, targets=()))
     write_text(folder / "config.json", alone.text())
     _run(alone, folder, _node_configs(alone, folder, {site: bids}))

@@ -16,7 +16,7 @@ from shared.model.ranges import measure, ranges_of
 
 
 def ranges_for(folder: Path, cohort: Path | None) -> dict[str, Any] | None:
-    """Of a finished run's modalities, on its grid; None where the coordinator has no subjects and names none."""
+    """The ranges of a finished run's modalities, on its grid; None where the coordinator has no subjects of its own."""
     own = Path(str(runs.read_config(folder).world)) / "coordinator"
     chosen = cohort or own
     if cohort is None and not own.is_dir():

@@ -1,4 +1,4 @@
-"""`lacuna status`: where the runs of a folder stand, told from what each wrote into its own."""
+"""`lacuna status`: where the runs of a folder stand, by what each wrote into its own."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ LATEST_NOTES = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """Of one run. `submitted` waits for an executor; `interrupted`: nobody works on it, and it did not say why."""
+    """Where a run stands. `submitted`: waits for an executor; `interrupted`: nobody works on it, and no word why."""
 
     run: str
     state: State
@@ -50,7 +50,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Details:
-    """Of one run, with what only its SuperLink knows."""
+    """One run, with what only its SuperLink knows."""
 
     standing: Standing
     superlink: str | None = None
@@ -81,7 +81,7 @@ class Details:
 
 
 def standings(runs_folder: Path) -> list[Standing]:
-    """Of all runs, the latest first."""
+    """All runs: those that go on first, then the latest."""
     found = [standing(path.parent) for path in runs_folder.glob("*/config.json")]
     return sorted(found, key=lambda one: (one.state not in ("running", "submitted"), -one.since))
 
@@ -139,7 +139,7 @@ def details(folder: Path) -> Details:
 
 
 def _ask(sent: Submission | None) -> tuple[Mapping[str, SiteState] | None, str, str]:
-    """Of the SuperLink: the sites, what it says of the run, or why there is no answer."""
+    """What the SuperLink answers: its sites, and what it says of the run; or why there is no answer."""
     if sent is None:
         return None, "", ""
     try:

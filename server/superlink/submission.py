@@ -67,13 +67,13 @@ def prepare(
 
 
 def _absolute(config: Config) -> list[str]:
-    """The executor works somewhere else."""
+    """The folders as absolute paths: the executor works somewhere else."""
     named = {"runs": config.runs, "world": config.world}
     return [quoted(key, Path(path).resolve()) for key, path in named.items() if path is not None]
 
 
 def quoted(key: str, path: Path) -> str:
-    """An override, whatever is in the path."""
+    """`key=path` as an override that Hydra reads back, whatever is in the path."""
     text = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"{key}='{text}'"
 
@@ -114,7 +114,7 @@ def wait_for_sites(link: SuperLink, config: Config, *, wait: float, say: Say) ->
     """Says who is online and who is missing; RunFailed where they are too few after `wait` seconds."""
     federation = config.federation
     end = time.monotonic() + wait
-    told = ""
+    last_said = ""
     while True:
         found = link.sites()
         for site in federation.sites or ():
@@ -125,9 +125,9 @@ def wait_for_sites(link: SuperLink, config: Config, *, wait: float, say: Say) ->
                 )
         wanted = {site: found[site] for site in federation.sites or found}
         line = roster_line(wanted)
-        if line != told:
+        if line != last_said:
             say(line)
-            told = line
+            last_said = line
         online = sum(state.online for state in wanted.values())
         late = time.monotonic() >= end
         if online >= federation.min_sites and (late or online == len(wanted)):
@@ -152,7 +152,7 @@ def _heard(state: SiteState) -> str:
 
 
 def _prepare_own(config: Config) -> None:
-    """The coordinator's own cohort, where it has one."""
+    """Cache the coordinator's own cohort, where it has one."""
     from server.runs.simulation import prepare_cohorts
 
     if config.world is not None:
@@ -160,7 +160,7 @@ def _prepare_own(config: Config) -> None:
 
 
 def submit(folder: Path, link: SuperLink) -> Submission:
-    """For the first time, or again by hand: what went before is not held against it."""
+    """Submit a run for the first time, or again by hand: earlier tries do not count against it."""
     if chronicle.at_work(folder):
         other = chronicle.worker(folder)
         where = "" if other is None else f" (process {other.pid} on {other.host})"
@@ -199,7 +199,7 @@ def check_writable(folder: Path) -> None:
         probe.write_bytes(bytes(4096))
     except OSError as error:
         raise RunFailed(
-            f"{folder}: can't be written: {error.strerror}; it stands {standing(folder)}. Make room, then "
+            f"{folder}: can't be written: {error.strerror}; it stands {reached(folder)}. Make room, then "
             f"`lacuna resume {folder.name}`"
         ) from None
     finally:
@@ -253,24 +253,24 @@ def stop(folder: Path) -> str:
 
 
 def settled(folder: Path) -> chronicle.Outcome:
-    """How a run that was stopped has ended: as it said itself, if it was faster."""
+    """How a run that was stopped has ended: its own word if it gave one before that, else `stopped`."""
     found = chronicle.read_outcome(folder)
     if found is None:
-        message = f"stopped {standing(folder)}; `lacuna resume {folder.name}` goes on"
+        message = f"stopped {reached(folder)}; `lacuna resume {folder.name}` goes on"
         kind, code = RunFailed.__name__, RunFailed.exit_code
         found = chronicle.Outcome(state="stopped", kind=kind, message=message, code=code, at=time.time())
         chronicle.write_outcome(folder, found)
     return found
 
 
-def standing(folder: Path) -> str:
-    """`after translate round 2 of 6`"""
+def reached(folder: Path) -> str:
+    """How far a run has come: `after translate round 2 of 6`."""
     done = facts.read(folder / "rounds.jsonl")
     return f"after {done[-1].phase} round {done[-1].round + 1} of {done[-1].of}" if done else "before its first round"
 
 
 def link_to(address: str, federation: Path, ca: Path | None) -> tuple[SuperLink, Manifest | None]:
-    """By the federation's folder, or where that is not at hand by its CA alone."""
+    """The SuperLink and what was agreed, by the federation's folder; or by its CA alone, where that is not at hand."""
     if ca is not None:
         pem = read_bounded(ca, "--ca").decode("ascii", errors="replace")
         return SuperLink(address=address, authorities=pem), None

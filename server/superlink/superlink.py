@@ -136,7 +136,7 @@ def sync(folder: Path, superlink: str) -> Synced:
 
 
 def _keys(federation: Federation) -> tuple[dict[bytes, str], dict[bytes, str]]:
-    """As the SuperLink keeps them, by site: those that may take part, and those that may not any more."""
+    """Public keys in the SuperLink's form, and their sites: those that may take part, those that may not any more."""
     wanted: dict[bytes, str] = {}
     others: dict[bytes, str] = {}
     for entry in federation.sites.values():

@@ -56,7 +56,7 @@ class Sight:
 
 
 def follow(folder: Path, *, quiet: bool = False) -> None:
-    """Until the run has ended; raises what it ended with. Supervises it unless another follower does."""
+    """Watch a run until it has ended; raises what it ended with. Supervises it unless another follower does."""
     submission.check_exists(folder)
     if submission.find(folder) is None and not chronicle.at_work(folder):
         _end(folder)  # a simulation that is over
@@ -78,10 +78,10 @@ class _Follower:
         self.tail = Tail(folder)
         self.asked = 0.0
         self.flower: tuple[int, FlowerRun] | None = None  # a run by its number, as Flower last saw it
-        self.heard = time.monotonic()  # when the SuperLink last answered
-        self.mourned = 0  # the last submission of which was said that it died
+        self.last_answer = time.monotonic()  # the SuperLink's
+        self.said_dead = 0  # the last submission of which was said that it died
         self.failures = 0  # to submit it again, one after the other
-        self.told = ""
+        self.last_said = ""
 
     def follow(self) -> None:
         for event in chronicle.latest(self.tail.new()):
@@ -99,7 +99,7 @@ class _Follower:
                 return
             if verdict == "dead":
                 if sent is None:
-                    raise RunFailed(f"{self.folder.name}: was interrupted {submission.standing(self.folder)}")
+                    raise RunFailed(f"{self.folder.name}: was interrupted {submission.reached(self.folder)}")
                 if self.supervises:
                     self._again(sent)
                 else:
@@ -121,7 +121,7 @@ class _Follower:
         return self.flower[1] if known and self.flower is not None else None
 
     def _ask(self, sent: Submission) -> None:
-        """How Flower sees a run that no ServerApp has yet; says what it waits for."""
+        """Ask how Flower sees a run that no ServerApp has taken up yet, and say what it waits for."""
         if time.monotonic() - self.asked < ASK_SECONDS:
             return
         self.asked = time.monotonic()
@@ -131,21 +131,21 @@ class _Follower:
             self.flower = None
             self._no_answer(error)
             return
-        self.heard = time.monotonic()
+        self.last_answer = time.monotonic()
         found = found if found is not None else FlowerRun(status="finished", details="the SuperLink forgot it")
         self.flower = sent.flower_run, found
         if found.status == "pending":
             self._say("submitted; waits for an executor (flower-superexec) at the server")
 
     def _again(self, sent: Submission) -> None:
-        """From its checkpoint."""
+        """Submit a dead run again, from its checkpoint on; after too many tries write down that it failed."""
         rounds = submission.finished_rounds(self.folder)
         tried = sent.tried if rounds == sent.rounds else 0
         flower = self._flower(sent)
         why = f" ({flower.details})" if flower is not None and flower.details else ""
         if tried >= MOST:
             failed = RunFailed(
-                f"its ServerApp died {tried} times in a row {submission.standing(self.folder)}, with no round "
+                f"its ServerApp died {tried} times in a row {submission.reached(self.folder)}, with no round "
                 f"finished between{why}; `lacuna resume {self.folder.name}` tries again"
             )
             found = chronicle.outcome_of(failed)
@@ -154,10 +154,10 @@ class _Follower:
             return
         submission.check_writable(self.folder)
         seconds = pause(max(tried, 1) + self.failures)
-        if self.mourned != sent.flower_run:
-            where = submission.standing(self.folder)
+        if self.said_dead != sent.flower_run:
+            where = submission.reached(self.folder)
             self.view.note(f"its ServerApp was killed {where}{why}: submitting it again in {seconds:.0f} s")
-            self.mourned = sent.flower_run
+            self.said_dead = sent.flower_run
         time.sleep(seconds)
         self._wait_for_sites(sent)
         if chronicle.at_work(self.folder) or submission.find(self.folder) != sent:
@@ -169,15 +169,15 @@ class _Follower:
             self.failures += 1
             self._no_answer(error)
         else:
-            self.heard, self.failures, self.told = time.monotonic(), 0, ""
+            self.last_answer, self.failures, self.last_said = time.monotonic(), 0, ""
 
     def _no_answer(self, error: LacunaError) -> None:
         self._say(f"{error}; waiting for it")
-        if time.monotonic() - self.heard > LONGEST_SILENCE:
+        if time.monotonic() - self.last_answer > LONGEST_SILENCE:
             raise RunFailed(f"{self.folder.name}: {error}, for {LONGEST_SILENCE:.0f} s now") from None
 
     def _wait_for_sites(self, sent: Submission) -> None:
-        """Those of the last round, for a while: whoever killed the ServerApp may have cut them off too."""
+        """Wait a while for the last round's sites: whatever killed the ServerApp may have cut them off too."""
         done = facts.read(self.folder / "rounds.jsonl")
         end = time.monotonic() + SITES_SECONDS
         while done and time.monotonic() < end:
@@ -193,19 +193,19 @@ class _Follower:
             time.sleep(1.0)
 
     def _say(self, text: str) -> None:
-        """Once, not at every look."""
-        if text != self.told:
+        """Say something new once, not at every look."""
+        if text != self.last_said:
             self.view.note(text)
-            self.told = text
+            self.last_said = text
 
 
 def _end(folder: Path) -> None:
-    """As the run did."""
+    """End as the run did: return, or raise its error."""
     found = chronicle.read_outcome(folder)
     if found is None:
         if runs.finished(folder):
             return
-        raise RunFailed(f"{folder.name}: nobody works on it; it stands {submission.standing(folder)}")
+        raise RunFailed(f"{folder.name}: nobody works on it; it stands {submission.reached(folder)}")
     error: LacunaError | None = found.error()
     if error is not None:
         raise error

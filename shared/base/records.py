@@ -33,15 +33,15 @@ class RoundPlan:
     config: str  # JSON: method, train, grid; what a site needs to rebuild the method, never code
     schema: str  # hash of what both sides must agree on before any number is averaged
     weights: Weights
-    known: tuple[int, str] | None = None  # (sequence, head) of the site's privacy ledger as last seen here
+    known: tuple[int, str] | None = None  # (sequence, head) of the site's privacy budget as last seen here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """A private site's word on its budget, with every update: where its ledger stands, and what that comes to."""
+    """A private site's word on its budget, with every update: how many rows it has, and what they come to."""
 
-    ledger: str  # the ledger's own id, drawn when the site was enrolled
-    sequence: int  # rows so far; a lower one than before is a ledger that was rolled back
+    ledger: str  # the budget's own id, drawn when the site was enrolled
+    sequence: int  # rows so far; a lower one than before is a budget that was rolled back
     head: str  # the chain's last link
     epsilon: float  # over all that this cohort has ever been asked, in all runs
     budget: float

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from shared.base.errors import ConfigError
 from shared.clinical.builtin import WIDTH, Builtin
 from shared.clinical.chart import FIELDS, PIECES, Chart, chart_of, unfit
-from shared.clinical.encoder import Encoder, Unset
+from shared.clinical.encoder import Encoder, Hearing, Unset
 from shared.clinical.labels import LabelEmbedding, NoText
 from shared.clinical.settings import TextSettings
 
@@ -20,6 +20,7 @@ __all__ = [
     "WIDTH",
     "Chart",
     "Encoder",
+    "Hearing",
     "TextSettings",
     "Unset",
     "chart_of",

@@ -1,63 +1,59 @@
 """Encoders and networks: which methods hear text, and a site's own encoder into a network that waits for it.
 
-A network holds its encoder as a plain attribute `encoder`: no weights of its own are in the network's state, and
-nothing of it travels.
+A network that hears is `Hearing`: its encoder is a plain attribute, whose own weights are not in the network's state,
+and nothing of which travels.
 """
 
-from typing import Protocol, TypeGuard, runtime_checkable
+from typing import Protocol
 
 from torch import nn
 
 from shared.base.errors import ConfigError
 from shared.clinical import OWN, make_encoder
-from shared.clinical.encoder import Encoder, Unset
+from shared.clinical.encoder import Encoder, Hearing, Unset
 from shared.clinical.probes import fingerprint, id_of, same_encoder
 from shared.clinical.settings import TextSettings, from_environment
 
 
-@runtime_checkable
-class ReadsText(Protocol):
-    """The options of a method whose network hears clinical text."""
+class TextOptions(Protocol):
+    """What every method says of its text (shared/methods/contract.py)."""
 
     @property
-    def text(self) -> str:
-        """A row of ENCODERS."""
+    def text(self) -> str: ...
 
     @property
     def text_width(self) -> int: ...
 
     @property
-    def text_fingerprint(self) -> str:
-        """Of the encoder that it is trained with; "" where nobody said."""
+    def text_fingerprint(self) -> str: ...
 
 
-def reads_text(method: object) -> TypeGuard[ReadsText]:
-    return isinstance(method, ReadsText) and method.text != "none"
+def reads_text(method: TextOptions) -> bool:
+    return method.text != "none"
 
 
-def planned_fingerprint(method: ReadsText, settings: TextSettings | None = None) -> str:
+def planned_fingerprint(method: TextOptions, settings: TextSettings | None = None) -> str:
     """Take the fingerprint of the coordinator's encoder, for the plan: all sites' have to be like it."""
     return fingerprint(make_encoder(method.text, method.text_width, settings or from_environment()))
 
 
 def attach(net: nn.Module, encoder: Encoder) -> None:
     """Put a site's encoder into a network that hears text; the network itself is changed."""
-    was = getattr(net, "encoder", None)
-    if was is None:
+    if not isinstance(net, Hearing):
         raise ConfigError("text: this network hears no text, and takes no encoder")
-    if was.width != encoder.width:
-        raise ConfigError(f"text_width={was.width}: the encoder {encoder.id} gives tokens of {encoder.width}")
+    if net.encoder.width != encoder.width:
+        raise ConfigError(f"text_width={net.encoder.width}: the encoder {encoder.id} gives tokens of {encoder.width}")
     object.__setattr__(net, "encoder", encoder)  # past nn.Module, which would list a module's weights as its own
 
 
-def attach_own(net: nn.Module, method: object, settings: TextSettings | None = None) -> None:
+def attach_own(net: nn.Module, method: TextOptions, settings: TextSettings | None = None) -> None:
     """Attach what the network waits for, outside of a federation: by these settings or the environment's.
 
     Where they name none it is left waiting, and says so when it is asked. ConfigError for one that the network was not
     trained with.
     """
     settings = settings or from_environment()
-    if not (isinstance(getattr(net, "encoder", None), Unset) and isinstance(method, ReadsText)):
+    if not (isinstance(net, Hearing) and isinstance(net.encoder, Unset)):
         return
     if method.text not in OWN or (settings.folder is None and settings.url is None):
         return
@@ -71,6 +67,5 @@ def attach_own(net: nn.Module, method: object, settings: TextSettings | None = N
 
 def attach_stand_in(net: nn.Module) -> None:
     """For work on made-up images, where it matters only which pieces are there: nobody's tokens instead of a site's."""
-    was = getattr(net, "encoder", None)
-    if isinstance(was, Unset):
-        attach(net, make_encoder("builtin", was.width))
+    if isinstance(net, Hearing) and isinstance(net.encoder, Unset):
+        attach(net, make_encoder("builtin", net.encoder.width))

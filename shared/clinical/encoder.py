@@ -44,6 +44,12 @@ class Unset:
         )
 
 
+class Hearing:
+    """A network that hears clinical text; `encoder` is no module of it, so its own weights are not the network's."""
+
+    encoder: Encoder
+
+
 def pieces_of(chart: Chart, target: Modality, available: Sequence[Modality]) -> dict[str, object]:
     """Each piece that is there, with its value; modalities sorted, so that their order does not matter."""
     found: dict[str, object] = {name: getattr(chart, name) for name in FIELDS if getattr(chart, name) is not None}

@@ -38,7 +38,7 @@ class TextSettings:
 
 
 def text_settings(given: Mapping[str, Any], state: Path | None) -> TextSettings:
-    """A site's: what it says itself, then the environment; `state` is where its cache is kept."""
+    """Make a site's settings of what it says itself, then the environment; `state` is where its cache is kept."""
     return _build({**_from_environment(), **given}, state)
 
 

@@ -45,7 +45,7 @@ from shared.data.bids import (
     read_participants,
     read_preparation,
 )
-from shared.data.intensities import RULES_VERSION, Scaling
+from shared.data.intensities import Scaling, rules_version
 from shared.data.modalities import in_order, parse
 from shared.data.preparation import PIPELINE, Result, has_sizes, hash_file, hash_json, prepare_subject
 from shared.data.volumes import Grid, Placement, shape_and_affine
@@ -93,7 +93,7 @@ class Cohort:
         try:
             content = json.loads((cache / "cohort.json").read_text(encoding="utf-8"))
             entries = content["subjects"]
-            if (content["pipeline"], content["rules"]) != (PIPELINE, RULES_VERSION):
+            if (content["pipeline"], content["rules"]) != (PIPELINE, _rules(entries)):
                 raise DataError(f"cohort {cache.name}: was prepared by another version; {again}")
             if content["digest"] != _digest(content):
                 raise DataError(f"cohort {cache.name}: cohort.json was changed after it was written; {again}")
@@ -272,7 +272,7 @@ def _conclude(
     write_text(folder / "exclusions.csv", _table(remarks))
     content = {
         "pipeline": PIPELINE,
-        "rules": RULES_VERSION,
+        "rules": _rules(entries),
         "grid": plain(grid),
         "modalities": found,
         "subjects": entries,
@@ -307,6 +307,10 @@ def _table(remarks: Sequence[Remark]) -> str:
     rows.writerow(("subject", "file", "done", "why"))
     rows.writerows((remark.subject, remark.file, remark.done, remark.why) for remark in remarks)
     return text.getvalue()
+
+
+def _rules(entries: Sequence[Mapping[str, Any]]) -> str:
+    return rules_version(modality for entry in entries for modality in entry["modalities"])
 
 
 def _digest(content: Mapping[str, Any]) -> str:

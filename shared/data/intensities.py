@@ -8,7 +8,7 @@ PET have: fixed windows in Hounsfield units and in uptake ratio (SUVR), the same
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,6 +20,8 @@ from shared.base.errors import DataError
 from shared.base.options import plain
 from shared.base.vocabulary import Modality
 from shared.data.modalities import MODALITIES
+from shared.data.modalities import Percentiles as Percentiles
+from shared.data.modalities import Window as Window
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -28,37 +30,13 @@ MR_UNITS = 1000.0  # what 1.0 becomes when a synthesised MR volume, which has no
 AIR_HU = -200.0  # CT at or below this is outside the head, as is exactly 0 in a brain-only CT
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Percentiles:
-    """Of a volume's own voxels that are not background."""
-
-    low: float
-    high: float
+RULES: Mapping[Modality, Percentiles | Window] = {modality: form.values for modality, form in MODALITIES.items()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """Fixed physical values."""
-
-    low: float
-    high: float
-    unit: str
-
-
-_MR = Percentiles(low=0.5, high=99.5)
-_SUVR = Window(low=0.0, high=3.0, unit="SUVR")
-RULES: Mapping[Modality, Percentiles | Window] = {
-    "T1": _MR,
-    "T1CE": _MR,
-    "T2": _MR,
-    "FLAIR": _MR,
-    "T2S": _MR,
-    "CT": Window(low=-20.0, high=100.0, unit="HU"),  # brain window; noise in CSF below, calcification at the top
-    "FDG": _SUVR,
-    "AV45": _SUVR,
-    "TOF": Percentiles(low=0.5, high=99.9),  # vessels are few and bright (docs/methods/mmdm.md, "The data")
-}
-RULES_VERSION = hashlib.sha256(json.dumps(plain(RULES), sort_keys=True).encode()).hexdigest()[:12]
+def rules_version(modalities: Iterable[Modality]) -> str:
+    """Hash the rules of just these: caches, plans, bundles and kits are not refused for what they don't hold."""
+    used = {modality: RULES[modality] for modality in modalities if modality in RULES}
+    return hashlib.sha256(json.dumps(plain(used), sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Raw MR measurements from HDF5, slice by slice; the only user of h5py.
+"""Raw MR measurements from HDF5, slice by slice.
 
     fastMRI   `kspace` (slices, coils, H, W) complex, or (slices, H, W) of one coil; optional `mask` (W,) or (H, W),
               `sensitivity_maps` (slices, coils, H, W) or (coils, H, W), `ismrmrd_header` (XML)
@@ -11,12 +11,11 @@ that at most one slice is in memory. Messages name the file and the fault.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,6 +34,7 @@ from shared.data.encoding import (
     reduction_of,
     untouched,
 )
+from shared.data.hdf5 import File, content, dataset, groups, named, opened
 
 MOST_SLICES, MOST_COILS = 2048, 256
 MOST_SAMPLES = 2**27  # of one slice: a gigabyte
@@ -43,7 +43,7 @@ MAPS = ("sensitivity_maps", "maps")  # what their dataset may be called
 OUTER = 0.75  # of the way to the highest frequency: beyond it there is little but noise
 
 Raw: TypeAlias = tuple[NDArray[Any], Mask]  # samples C H W and what of H W was measured, as the file has them
-Load: TypeAlias = Callable[[h5py.File, int, bool], Raw]  # (file, slice, lines for calibration alone too?)
+Load: TypeAlias = Callable[[File, int, bool], Raw]  # (file, slice, lines for calibration alone too?)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,14 +123,14 @@ class KSpace:
         return np.ascontiguousarray(self._source.geometry.turn.images(maps_CHW), dtype=np.complex64)
 
     def _slice(self, z: int, calibration: bool) -> tuple[Complex, Mask]:
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             raw = self._source.load(file, self._source.geometry.order[z], calibration)
         return _turned(raw, self._source)
 
 
 def read(path: Path, maps: Path | None = None) -> KSpace:
     """A file in either layout, its every sample looked at; `maps`: coil maps of another file, HDF5 or npy."""
-    with _opened(path) as file:
+    with opened(path) as file:
         source = _fastmri(file) if "kspace" in file else _ismrmrd(file)
         own = _maps_name(file)
         looked_at = [_look(file, source, z) for z in source.geometry.order]
@@ -138,7 +138,7 @@ def read(path: Path, maps: Path | None = None) -> KSpace:
     if source.layout == "fastMRI":  # columns that no slice has anything in were filled up with 0
         empty_W = ~np.logical_or.reduce([look.loud_HW.any(axis=0) for look in looked_at])
         measured_DHW &= ~empty_W
-    with _named(path):
+    with named(path):
         if not any(look.loud_HW.any() for look in looked_at):
             raise DataError("blank: every sample is 0")
         unmeasured = np.flatnonzero(~measured_DHW.any(axis=(1, 2)))
@@ -161,8 +161,8 @@ def read(path: Path, maps: Path | None = None) -> KSpace:
 # --- fastMRI --------------------------------------------------------------------------------------------------------
 
 
-def _fastmri(file: h5py.File) -> _Source:
-    kspace = _dataset(file, "kspace")
+def _fastmri(file: File) -> _Source:
+    kspace = dataset(file, "kspace")
     if not np.issubdtype(kspace.dtype, np.complexfloating):
         raise DataError(f"`kspace` of type {kspace.dtype}: must be complex numbers")
     if kspace.ndim not in (3, 4):
@@ -172,13 +172,13 @@ def _fastmri(file: h5py.File) -> _Source:
     _check_size(slices, coils, height, width)
     reduction = untouched((height, width))
     if "ismrmrd_header" in file:
-        xml = _dataset(file, "ismrmrd_header")
+        xml = dataset(file, "ismrmrd_header")
         if xml.shape != ():
             raise DataError(f"`ismrmrd_header` of shape {xml.shape}: must be one text")
-        reduction = reduction_of(parse_header(_bytes(xml[()])), (height, width))
+        reduction = reduction_of(parse_header(content(xml[()])), (height, width))
     given_HW = _fastmri_mask(file, height, width)
 
-    def load(file: h5py.File, z: int, calibration: bool) -> Raw:
+    def load(file: File, z: int, calibration: bool) -> Raw:
         y_CHW = file["kspace"][z].reshape(coils, height, width)
         return y_CHW, (y_CHW != 0).any(axis=(0, 1))[None].repeat(height, 0) if given_HW is None else given_HW
 
@@ -186,10 +186,10 @@ def _fastmri(file: h5py.File) -> _Source:
     return _Source(layout="fastMRI", coils=coils, reduction=reduction, geometry=geometry, load=load, reference=False)
 
 
-def _fastmri_mask(file: h5py.File, height: int, width: int) -> Mask | None:
+def _fastmri_mask(file: File, height: int, width: int) -> Mask | None:
     if "mask" not in file:
         return None
-    mask = _dataset(file, "mask")
+    mask = dataset(file, "mask")
     if mask.shape not in ((width,), (height, width)):
         raise DataError(f"`mask` of shape {mask.shape}: must be ({width},) or ({height}, {width}), as `kspace` has")
     values = mask[()]
@@ -203,16 +203,16 @@ def _fastmri_mask(file: h5py.File, height: int, width: int) -> Mask | None:
 # --- ISMRMRD --------------------------------------------------------------------------------------------------------
 
 
-def _ismrmrd(file: h5py.File) -> _Source:
-    groups = [name for name in file if isinstance(file[name], h5py.Group) and {"xml", "data"} <= set(file[name])]
-    if len(groups) != 1:
-        found = "no dataset `kspace` (fastMRI) and no group with `xml` and `data` (ISMRMRD)"
-        raise DataError(found if not groups else f"{len(groups)} ISMRMRD groups; must be one")
-    group = groups[0]
-    xml, data = _dataset(file, f"{group}/xml"), _dataset(file, f"{group}/data")
+def _ismrmrd(file: File) -> _Source:
+    found = [name for name in groups(file) if {"xml", "data"} <= set(file[name])]
+    if len(found) != 1:
+        none = "no dataset `kspace` (fastMRI) and no group with `xml` and `data` (ISMRMRD)"
+        raise DataError(none if not found else f"{len(found)} ISMRMRD groups; must be one")
+    group = found[0]
+    xml, data = dataset(file, f"{group}/xml"), dataset(file, f"{group}/data")
     if xml.size != 1:
         raise DataError(f"its `xml` holds {xml.size} headers: must be one")
-    header = parse_header(_bytes(xml[()] if xml.shape == () else xml[0]))
+    header = parse_header(content(xml[()] if xml.shape == () else xml[0]))
     if data.ndim != 1 or data.dtype.names is None or not {"head", "data"} <= set(data.dtype.names):
         raise DataError(f"its `data` of type {str(data.dtype)[:40]}: must be a list of ISMRMRD acquisitions")
     lines = lines_of(header, data["head"])
@@ -220,7 +220,7 @@ def _ismrmrd(file: h5py.File) -> _Source:
     _check_size(len(lines.slices), lines.coils, height, width)
     shape_CH = lines.coils, height
 
-    def load(file: h5py.File, z: int, calibration: bool) -> Raw:
+    def load(file: File, z: int, calibration: bool) -> Raw:
         sum_CHW, count_W = np.zeros((*shape_CH, width), np.complex64), np.zeros(width, int)
         wanted = np.flatnonzero((lines.used_N if calibration else lines.imaging_N) & (lines.slice_N == z))
         values_of = file[f"{group}/data"].fields("data")
@@ -253,7 +253,7 @@ class _Look:
     noise: float
 
 
-def _look(file: h5py.File, source: _Source, z: int) -> _Look:
+def _look(file: File, source: _Source, z: int) -> _Look:
     raw = source.load(file, z, False)
     whole = source.load(file, z, True) if source.reference else raw
     broken = whole[0].size - int(np.isfinite(whole[0]).sum())
@@ -323,7 +323,7 @@ class _Maps:
     @contextlib.contextmanager
     def _array(self) -> Iterator[Any]:
         if self.path.suffix == ".npy":
-            with _named(self.path):
+            with named(self.path):
                 try:
                     yield np.load(self.path, mmap_mode="r", allow_pickle=False)
                 except FileNotFoundError:
@@ -331,14 +331,14 @@ class _Maps:
                 except (ValueError, OSError, EOFError):
                     raise DataError("not a whole npy file") from None
             return
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             name = _maps_name(file)
             if name is None:
                 raise DataError(f"no dataset of coil maps; it must be called {' or '.join(f'`{n}`' for n in MAPS)}")
-            yield _dataset(file, name)
+            yield dataset(file, name)
 
 
-def _maps_name(file: h5py.File) -> str | None:
+def _maps_name(file: File) -> str | None:
     return next((name for name in MAPS if name in file), None)
 
 
@@ -349,63 +349,3 @@ def _check_size(slices: int, coils: int, height: int, width: int) -> None:
             f"{slices} slices of {coils} coils x {height} x {width} samples: must be at least 1 each, and "
             f"at most {MOST_SAMPLES} samples a slice"
         )
-
-
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset that lies in this file itself: no link or storage leads elsewhere."""
-    parts: Sequence[str] = name.split("/")
-    for n in range(1, len(parts) + 1):
-        if not isinstance(file.get("/".join(parts[:n]), getlink=True), h5py.HardLink):
-            raise DataError(f"`{name}` is a link to elsewhere")
-    found = file[name]
-    if not isinstance(found, h5py.Dataset):
-        raise DataError(f"`{name}` is no dataset")
-    if found.external or found.is_virtual:
-        raise DataError(f"`{name}` is kept in other files; copy it into one")
-    return found
-
-
-def _bytes(text: Any) -> bytes:
-    if not isinstance(text, bytes | str):
-        raise DataError("its XML header is no text")
-    return text.encode() if isinstance(text, str) else text
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    with _named(path):
-        try:
-            with h5py.File(path, "r") as file:
-                yield file
-        except FileNotFoundError:
-            raise DataError("no such file") from None
-        except (DataError, MemoryError):
-            raise
-        except OSError as error:
-            text = str(error)
-            if "truncated" in text or "read failed" in text:
-                raise DataError("truncated: the file ends early") from None
-            if "signature not found" in text:
-                raise DataError("not an HDF5 file") from None
-            raise DataError("damaged: HDF5 can't read it") from None
-        except (
-            RuntimeError,
-            KeyError,
-            ValueError,
-            TypeError,
-            IndexError,
-            OverflowError,
-        ) as error:  # from h5py's depths
-            raise DataError(f"damaged ({type(error).__name__})") from error
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """The file's name before the fault, once."""
-    try:
-        yield
-    except DataError as error:
-        text = str(error)
-        raise DataError(text if text.startswith(f"{path.name}: ") else f"{path.name}: {text}") from None
-    except MemoryError:
-        raise DataError(f"{path.name}: one slice does not fit into the memory") from None

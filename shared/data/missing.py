@@ -13,15 +13,26 @@ from torch import Tensor
 from shared.base.vocabulary import Modality
 
 
-def random_shown(exists_BM: Tensor, generator: torch.Generator, *, keep: int = 1) -> Tensor:
-    """Per sample, k uniform in keep..|exists|, then any k of the existing: never more, and never none of some."""
+def random_shown(exists_BM: Tensor, generator: torch.Generator, *, proper: bool = False) -> Tensor:
+    """Per sample, k uniform in 1..|exists|, then any k of the existing; `proper` leaves one out, where it can."""
     device = exists_BM.device
-    held_B = exists_BM.sum(dim=1)
-    spread_B = (held_B - keep + 1).clamp(min=1)  # how many values k can take
-    k_B = keep + (torch.rand(len(exists_BM), generator=generator, device=device) * spread_B).long()
+    most_B = (exists_BM.sum(dim=1) - int(proper)).clamp(min=1)
+    k_B = 1 + (torch.rand(len(exists_BM), generator=generator, device=device) * most_B).long()
     order_BM = torch.rand(exists_BM.shape, generator=generator, device=device).masked_fill(~exists_BM, 2.0)
     rank_BM = order_BM.argsort(dim=1).argsort(dim=1)
     return exists_BM & (rank_BM < k_B[:, None])
+
+
+def randomly_less(exists_BM: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Choose a proper part of what exists in `share` of the samples, if there are several; all of it in the others."""
+    device = exists_BM.device
+    less_B = torch.rand(len(exists_BM), generator=generator, device=device) < share
+    part_BM = random_shown(exists_BM, generator)
+    one_BM = torch.rand(exists_BM.shape, generator=generator, device=device).masked_fill(~exists_BM, -1.0)
+    one_BM = exists_BM & (one_BM == one_BM.max(dim=1, keepdim=True).values)
+    whole_B = (part_BM == exists_BM).all(1)  # of k drawn evenly from 1..n, the n: one instead
+    part_BM = torch.where(whole_B[:, None], one_BM, part_BM)
+    return torch.where(less_B[:, None], part_BM, exists_BM)
 
 
 def all_patterns(modalities: Sequence[Modality]) -> tuple[tuple[Modality, ...], ...]:

@@ -13,35 +13,107 @@ Kind = Literal["mr", "ct", "pet"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Percentiles:
+    """Of a volume's own voxels that are not background."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Fixed physical values."""
+
+    low: float
+    high: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """What a modality looks like outside: its kind, its BIDS folder and ending, other names in use for it."""
+    """All that the house knows of a modality: how it is called and kept, and how its images are dealt with."""
 
     kind: Kind
-    folder: str
+    folder: str  # of BIDS
     ending: str  # what follows `sub-XXX_` in the file name
-    aliases: tuple[str, ...]  # in the form that `_plain` gives
+    aliases: tuple[str, ...]  # other names in use for it, in the form that `_plain` gives
+    values: Percentiles | Window  # what becomes 0 and 1 (intensities.py)
+    reference: int  # onto what a subject's others are registered: the lowest number that is there
+    shading: bool = True  # MR: the coils' shading is taken out
+    tracer: tuple[str, str, str] | None = None  # PET: its code, scheme and meaning in DICOM's CID 4021
 
 
-MODALITIES: Mapping[Modality, Form] = {  # the canonical order
-    "T1": Form(kind="mr", folder="anat", ending="T1w", aliases=("t1w", "t1weighted", "t1n", "t1native", "mprage")),
+_MR = Percentiles(low=0.5, high=99.5)
+_SUVR = Window(low=0.0, high=3.0, unit="SUVR")
+MODALITIES: Mapping[Modality, Form] = {  # the canonical order; a row more changes nothing for those that don't use it
+    "T1": Form(
+        kind="mr",
+        folder="anat",
+        ending="T1w",
+        aliases=("t1w", "t1weighted", "t1n", "t1native", "mprage"),
+        values=_MR,
+        reference=1,
+    ),
     "T1CE": Form(
         kind="mr",
         folder="anat",
         ending="ce-gd_T1w",
         aliases=("t1c", "t1gd", "t1wce", "t1wgd", "cet1", "cet1w", "gdt1", "t1post", "t1postcontrast", "t1contrast"),
+        values=_MR,
+        reference=2,
     ),
-    "T2": Form(kind="mr", folder="anat", ending="T2w", aliases=("t2w", "t2weighted")),
-    "FLAIR": Form(kind="mr", folder="anat", ending="FLAIR", aliases=("flairw", "t2flair", "t2f", "t2wflair")),
-    "T2S": Form(kind="mr", folder="anat", ending="T2starw", aliases=("t2star", "t2starw", "t2starweighted", "t2sw")),
-    "CT": Form(kind="ct", folder="ct", ending="ct", aliases=("ctscan", "ncct")),
-    "FDG": Form(kind="pet", folder="pet", ending="trc-FDG_pet", aliases=("fdgpet", "petfdg", "18ffdg", "f18fdg")),
+    "T2": Form(kind="mr", folder="anat", ending="T2w", aliases=("t2w", "t2weighted"), values=_MR, reference=3),
+    "FLAIR": Form(
+        kind="mr",
+        folder="anat",
+        ending="FLAIR",
+        aliases=("flairw", "t2flair", "t2f", "t2wflair"),
+        values=_MR,
+        reference=4,
+    ),
+    "T2S": Form(
+        kind="mr",
+        folder="anat",
+        ending="T2starw",
+        aliases=("t2star", "t2starw", "t2starweighted", "t2sw"),
+        values=_MR,
+        reference=5,
+    ),
+    "CT": Form(
+        kind="ct",
+        folder="ct",
+        ending="ct",
+        aliases=("ctscan", "ncct"),
+        values=Window(low=-20.0, high=100.0, unit="HU"),  # brain window; noise in CSF below, calcification at the top
+        reference=7,
+    ),
+    "FDG": Form(
+        kind="pet",
+        folder="pet",
+        ending="trc-FDG_pet",
+        aliases=("fdgpet", "petfdg", "18ffdg", "f18fdg"),
+        values=_SUVR,
+        reference=9,
+        tracer=("35321007", "SCT", "Fluorodeoxyglucose F^18^"),
+    ),
     "AV45": Form(
         kind="pet",
         folder="pet",
         ending="trc-AV45_pet",
         aliases=("av45pet", "petav45", "18fav45", "f18av45", "florbetapir", "18fflorbetapir"),
+        values=_SUVR,
+        reference=8,
+        tracer=("456995000", "SCT", "Florbetapir F^18^"),
     ),
-    "TOF": Form(kind="mr", folder="anat", ending="acq-tof_angio", aliases=("tofmra", "mratof", "tofangio", "mra")),
+    "TOF": Form(
+        kind="mr",
+        folder="anat",
+        ending="acq-tof_angio",
+        aliases=("tofmra", "mratof", "tofangio", "mra"),
+        values=Percentiles(low=0.5, high=99.9),  # vessels are few and bright (docs/methods/mmdm.md, "The data")
+        reference=6,
+        shading=False,  # N4 would take inflow for it
+    ),
 }
 
 # desc-<one of these> marks what Lacuna made: never an input again

@@ -19,7 +19,7 @@ from shared.base.files import new_folder, write_text
 from shared.base.options import build, plain
 from shared.base.vocabulary import Modality
 from shared.data.bids import Remark, Sources
-from shared.data.intensities import RULES_VERSION, Scaling, find_brain, find_scaling
+from shared.data.intensities import Scaling, find_brain, find_scaling, rules_version
 from shared.data.volumes import Grid, Placement, Volume, read
 
 PIPELINE = "1"  # raise it when the same files would give other bytes
@@ -92,7 +92,7 @@ def prepare_subject(sources: Sources, *, grid: Grid, folder: Path, root: Path) -
     if any(remark.done == "excluded" for remark in remarks):
         return result(None, renewed=False)
     hashes = {path.name: hash_file(path) for path in _files(sources)}
-    key = hash_json([PIPELINE, RULES_VERSION, plain(grid), hashes, [plain(r) for r in remarks]])
+    key = hash_json([PIPELINE, rules_version(sources.files), plain(grid), hashes, [plain(r) for r in remarks]])
     target = folder / sources.subject
     stored = _stored(target, key)
     if stored is not None:

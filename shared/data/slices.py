@@ -6,8 +6,9 @@ is not read; what it lacks is zeros with `exists` False.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -222,24 +223,30 @@ def _join(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def prefetch(batches: Iterable[Batch], device: torch.device | str, *, ahead: int = 2) -> Iterator[Batch]:
-    """The same batches in the same order, on the device; for CUDA the next ones are read and moved meanwhile."""
+def prefetch(batches: Iterable[Batch], device: torch.device | str, *, ahead: int = 2) -> Generator[Batch, None, None]:
+    """Give the same batches in the same order, on the device; for CUDA the next are read and moved meanwhile."""
     if torch.device(device).type != "cuda":
         for batch in batches:
             yield batch.to(device)
         return
+    pinned = (_over_tensors(batch, torch.Tensor.pin_memory) for batch in batches)
+    with closing(read_ahead(pinned, ahead)) as read:
+        for batch in read:
+            yield _over_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def read_ahead(batches: Iterable[Batch], ahead: int) -> Generator[Batch, None, None]:
+    """Give the same batches while another thread makes the next; what goes wrong there is raised in its turn.
+
+    It is one thread, so the order of making is the order of the batches, and draws are the same draws.
+    """
     source = iter(batches)
-
-    def pinned() -> Batch | None:
-        batch = next(source, None)
-        return None if batch is None else _over_tensors(batch, torch.Tensor.pin_memory)
-
-    with ThreadPoolExecutor(1) as reader:  # one thread: the order of reading is the order of the batches
-        waiting: deque[Future[Batch | None]] = deque(reader.submit(pinned) for _ in range(ahead))
+    with ThreadPoolExecutor(1, "read-ahead") as reader:
+        waiting = deque(reader.submit(next, source, None) for _ in range(ahead))
         try:
-            while (moved := waiting.popleft().result()) is not None:
-                waiting.append(reader.submit(pinned))
-                yield _over_tensors(moved, lambda tensor: tensor.to(device, non_blocking=True))
+            while (batch := waiting.popleft().result()) is not None:
+                waiting.append(reader.submit(next, source, None))
+                yield batch
         finally:
             for future in waiting:
                 future.cancel()

@@ -64,11 +64,6 @@ def random_lines(width: int, acceleration: float, acs: int, generator: torch.Gen
     return mask_W
 
 
-def holds_centre(mask_W: Tensor) -> bool:
-    """Whether the zero frequency is measured: without it an image is known up to its mean at best."""
-    return bool(mask_W[len(mask_W) // 2])
-
-
 def _centre(width: int, acs: int) -> Tensor:
     require(0 <= acs <= width, "acs", acs, f"from 0 to the {width} columns")
     mask_W = torch.zeros(width, dtype=torch.bool)

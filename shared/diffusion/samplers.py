@@ -18,7 +18,10 @@ from shared.base.randomness import Noise, normal
 from shared.diffusion.gaussian import SPACINGS, Grid, Schedule, Variance, posterior
 
 Kind: TypeAlias = Literal["ancestral", "ddim", "multistep", "mean", "mps", "mds", "mds_fast", "bridge"]
-GUIDED = ("mps", "mds", "mds_fast")  # shared/diffusion/posterior.py: they bring measurements in
+GUIDED: tuple[Kind, ...] = ("mps", "mds", "mds_fast")  # shared/diffusion/posterior.py: they bring measurements in
+
+
+BRIDGES: tuple[Kind, ...] = ("bridge", "mean")  # shared/diffusion/bridge.py: from a source, not from noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +98,10 @@ def spaced(schedule: Schedule, options: Sampler) -> list[int]:
 
 def bridge_steps(options: Sampler, times: int) -> tuple[int, float]:
     """Read steps and eta of a Brownian bridge (diffusion/bridge.py); `mean` is one estimate, from the source itself."""
-    if options.kind not in ("bridge", "mean"):
-        raise ConfigError(f"sampler={options.kind}: this method is a bridge from its source; it takes bridge, mean")
+    if options.kind not in BRIDGES:
+        raise ConfigError(
+            f"sampler={options.kind}: this method is a bridge from its source; it takes {', '.join(BRIDGES)}"
+        )
     return (1, 0.0) if options.kind == "mean" else (min(options.steps, times), options.eta)
 
 
@@ -145,7 +150,7 @@ def mean(denoise: Denoiser, x: Tensor, grid: Grid, options: Sampler, generator: 
 
 
 Algorithm: TypeAlias = Callable[[Denoiser, Tensor, Grid, Sampler, Noise | None], Tensor]
-SAMPLERS: Mapping[str, Algorithm] = {
+SAMPLERS: Mapping[Kind, Algorithm] = {
     "ancestral": ancestral,
     "ddim": ddim,
     "multistep": multistep,

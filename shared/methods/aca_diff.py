@@ -25,13 +25,14 @@ from shared.base.records import Batch, Losses, Owners, Phase
 from shared.base.vocabulary import CHART, SHARED, TOGETHER, Modality, Owner, alone, beside, source
 from shared.clinical import FIELDS, WIDTH, Chart, chart_of
 from shared.data.bids import Clinical
-from shared.data.missing import random_shown
+from shared.data.missing import randomly_less
 from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.samplers import Denoiser, Guess, Sampler, draw
+from shared.methods.contract import ReadsChart
 from shared.methods.nets.aca import AcaNet
 from shared.methods.nets.autoencoder import AutoencoderShape
 from shared.methods.nets.generator import TEXTS, Fused, Heard
-from shared.methods.nets.precision import Precision, autocast_volumes
+from shared.methods.nets.precision import autocast_volumes
 from shared.methods.nets.volumetric import VolumeShape
 
 SIZES: Mapping[str, tuple[AutoencoderShape, VolumeShape]] = {
@@ -50,15 +51,13 @@ LATENT_LIMIT = 6.0  # of an estimate, in standard deviations: the first steps of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AcaDiff:
+class AcaDiff(ReadsChart):
     modalities: tuple[Modality, ...] = ("T1", "FDG", "AV45")
-    size: Literal["tiny", "small", "paper"] = "small"
     depth: int = 160  # slices of the volume that it sees; a subject of fewer is filled up with blank ones
     height: int = 180  # those of the run's grid
     width: int = 160
-    text: str = (
-        "builtin"  # who turns the chart into tokens: builtin | hf_dir | openai_compatible | label_embedding | none
-    )
+    # who turns the chart into tokens: builtin | hf_dir | openai_compatible | label_embedding | none
+    text: str = "builtin"
     text_width: int = WIDTH  # numbers in a provider's token
     text_fingerprint: str = ""  # of the encoder that all sites must have; the coordinator's says which
     fields: tuple[str, ...] = FIELDS  # of the chart that may be read
@@ -77,11 +76,10 @@ class AcaDiff:
     drop_chart: float = 0.1  # share of samples that hear no text at all
     drop_field: float = 0.1  # chance of each field of the chart, in the others
     checkpoint: bool = False  # less memory, a third more time
-    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
+        ReadsChart.__post_init__(self)
         require(len(self.modalities) >= 2, "modalities", self.modalities, "at least two")
-        require(len(set(self.modalities)) == len(self.modalities), "modalities", self.modalities, "named once each")
         require(self.depth >= 2, "depth", self.depth, "2 or more")
         for key in ("height", "width"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "1 or more")
@@ -94,17 +92,8 @@ class AcaDiff:
             require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
         for key in ("drop", "drop_chart", "drop_field"):
             require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
-        wanted = "eps with cons_weighting=paper"
-        require(
-            self.cons_weighting != "paper" or self.parameterisation == "eps",
-            "parameterisation",
-            self.parameterisation,
-            wanted,
-        )
-
-    @property
-    def targets(self) -> tuple[Modality, ...]:
-        return self.modalities
+        fits = self.cons_weighting != "paper" or self.parameterisation == "eps"
+        require(fits, "parameterisation", self.parameterisation, "eps with cons_weighting=paper")
 
     @property
     def slab(self) -> int:
@@ -113,7 +102,6 @@ class AcaDiff:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The fields of the chart that it hears, if they are known."""
         if self.text == "none":
             return ()
         return tuple(name for name in self.fields if self.use_diagnosis or name != "diagnosis")
@@ -132,29 +120,25 @@ class AcaDiff:
         return tuple(m for m in self.modalities if m != made)
 
     def lacks(self, held: Collection[Modality], phase: str) -> str | None:
-        if not held:
-            return "all of the method's modalities"
         made = _target_of(phase)
-        if made is None:
-            return None
+        if made is None or not held:
+            return ReadsChart.lacks(self, held, phase)
         if made not in held:
             return f"{made}, which is what is taught"
         return None if len(set(held) & set(self.modalities)) > 1 else f"a source beside {made}"
 
-    def build(self, seed: int) -> AcaNet:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            coder, unet = SIZES[self.size]
-            return AcaNet(
-                self.modalities,
-                (self.depth, self.height, self.width),
-                dataclasses.replace(coder, checkpoint=self.checkpoint),
-                dataclasses.replace(unet, checkpoint=self.checkpoint),
-                cube=self.cube,
-                fusion=self.fusion,
-                text=self.text,
-                text_width=self.text_width,
-            )
+    def network(self) -> AcaNet:
+        coder, unet = SIZES[self.size]
+        return AcaNet(
+            self.modalities,
+            (self.depth, self.height, self.width),
+            dataclasses.replace(coder, checkpoint=self.checkpoint),
+            dataclasses.replace(unet, checkpoint=self.checkpoint),
+            cube=self.cube,
+            fusion=self.fusion,
+            text=self.text,
+            text_width=self.text_width,
+        )
 
     def owners(self, net: nn.Module, phase: str) -> Owners:
         """An autoencoder is its modality's. Of a generator the paths are those of the sources that take them."""
@@ -196,21 +180,16 @@ class AcaDiff:
             mean, sd = mean.float(), sd.float()
             divergence = 0.5 * (mean**2 + sd**2 - 2 * sd.clamp(min=1e-8).log() - 1)
             total = (again.float() - x).abs().sum(dim=(1, 2, 3, 4)) + self.kl * divergence.sum(dim=(1, 2, 3, 4))
-            error = (
-                total / x[0].numel()
-            )  # both are sums: a mean error beside a summed divergence would be all divergence
-            loss_B = loss_B.index_add(0, rows, error)
-        return Losses(
-            loss_B=loss_B,
-            gave={source(m): batch.exists_BM[:, i] for i, m in enumerate(self.modalities)},
-        )
+            # both are sums: a mean error beside a summed divergence would be all divergence
+            loss_B = loss_B.index_add(0, rows, total / x[0].numel())
+        return Losses(loss_B=loss_B, gave={source(m): batch.exists_BM[:, i] for i, m in enumerate(self.modalities)})
 
     def _generate(self, net: AcaNet, batch: Batch, made: Modality, generator: torch.Generator) -> Losses:
         """Squared error of the noise, or of v, and of the estimate that it makes; per sample, over latent voxels."""
         sources, exists_BM, device = self.sources(made), batch.exists_BM, batch.images_BMHW.device
         can_B = exists_BM[:, self.modalities.index(made)]
         exists_BS = torch.stack([exists_BM[:, self.modalities.index(m)] for m in sources], dim=1)
-        shown_BS = self._some(exists_BS, generator) & can_B[:, None]
+        shown_BS = randomly_less(exists_BS, self.drop, generator) & can_B[:, None]
         given_B = shown_BS.any(1)
         t_B = torch.randint(self.times, (len(batch),), generator=generator, device=device)
 
@@ -249,17 +228,6 @@ class AcaDiff:
         if heard is not None:
             gave[CHART] = heard.held_BL.any(1) & given_B
         return Losses(loss_B=torch.where(given_B, per_sample_B, 0.0), gave=gave)
-
-    def _some(self, exists_BS: Tensor, generator: torch.Generator) -> Tensor:
-        """Choose what is shown: for `drop` of the samples a proper part of the sources, where there are several."""
-        device = exists_BS.device
-        some_B = torch.rand(len(exists_BS), generator=generator, device=device) < self.drop
-        part_BS = random_shown(exists_BS, generator)
-        one_BS = torch.rand(exists_BS.shape, generator=generator, device=device).masked_fill(~exists_BS, -1.0)
-        one_BS = exists_BS & (one_BS == one_BS.max(dim=1, keepdim=True).values)
-        whole_B = (part_BS == exists_BS).all(1)  # of k drawn evenly from 1..n, the n: one source instead
-        part_BS = torch.where(whole_B[:, None], one_BS, part_BS)
-        return torch.where(some_B[:, None], part_BS, exists_BS)
 
     def _heard(
         self,
@@ -400,10 +368,8 @@ class AcaDiff:
                 if guidance != 1 and heard is not None:
                     without = said(z_BCDHW.float(), t_B, deaf)
                     raw = without + guidance * (raw - without)
-            if self.parameterisation == "eps":
-                x0 = self._schedule.x0_from_eps(z_BCDHW, t_B, raw).clamp(-LATENT_LIMIT, LATENT_LIMIT)
-            else:
-                x0 = self._schedule.x0_from_v(z_BCDHW, t_B, raw).clamp(-LATENT_LIMIT, LATENT_LIMIT)
+            of = self._schedule.x0_from_eps if self.parameterisation == "eps" else self._schedule.x0_from_v
+            x0 = of(z_BCDHW, t_B, raw).clamp(-LATENT_LIMIT, LATENT_LIMIT)
             return Guess(x0, self._schedule.eps_from_x0(z_BCDHW, t_B, x0))
 
         return denoise

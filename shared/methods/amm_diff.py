@@ -7,7 +7,7 @@ sites pool exactly; the network then sees it and predicts around it.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,11 +19,13 @@ from shared.base.errors import ConfigError, DataError
 from shared.base.options import require
 from shared.base.randomness import Noise, normal
 from shared.base.records import Batch, Cut, Losses, Owners, Phase
-from shared.base.vocabulary import SHARED, Modality, Owner, source, target
+from shared.base.vocabulary import SHARED, Owner, source, target
+from shared.data.missing import random_shown
 from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.samplers import Guess, Sampler, draw
+from shared.methods.contract import Method, Network
 from shared.methods.nets.iffn import IFFN, IffnShape, PlainEncoder, Predictor
-from shared.methods.nets.precision import Precision, autocast
+from shared.methods.nets.precision import autocast
 from shared.methods.nets.ridge import PatchRidge
 from shared.methods.nets.spectral import brain, spectral
 from shared.methods.nets.unet import UNet, UNetShape
@@ -43,9 +45,7 @@ ENCODERS: Mapping[str, type[IFFN] | type[PlainEncoder]] = {"iffn": IFFN, "unet":
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AmmDiff:
-    modalities: tuple[Modality, ...]
-    size: Literal["tiny", "small", "paper"] = "small"
+class AmmDiff(Method):
     encoder: Literal["iffn", "unet"] = "iffn"
     pretext: bool = True
     anchor: Literal["none", "ridge"] = "none"
@@ -62,11 +62,10 @@ class AmmDiff:
     ridge_strength: float = 0.1
     ridge_error: float = 0.2  # the linear prediction's usual error, on the scale of [-1, 1]
     checkpoint: bool = False  # less memory, more time
-    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
+        Method.__post_init__(self)
         require(len(self.modalities) >= 2, "modalities", self.modalities, "at least two")
-        require(len(set(self.modalities)) == len(self.modalities), "modalities", self.modalities, "named once each")
         require(self.times >= 2, "times", self.times, "2 or more")
         for key in ("noisiest", "outside", "hide_target", "mask_ratio", "drop"):
             require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
@@ -76,26 +75,13 @@ class AmmDiff:
         require(self.ridge_error > 0, "ridge_error", self.ridge_error, "above 0")
 
     @property
-    def targets(self) -> tuple[Modality, ...]:
-        return self.modalities
-
-    @property
-    def slab(self) -> int:
-        return 1
-
-    @property
     def phases(self) -> tuple[Phase, ...]:
         anchor = [Phase(name="anchor", kind="sums")] if self.anchor == "ridge" else []
         pretext = [Phase(name="pretext", collapse=("feature_std", 0.1))] if self.pretext else []
         return (*anchor, *pretext, Phase(name="translate"))
 
-    def lacks(self, held: Collection[Modality], phase: str) -> str | None:
-        return None if held else "all of the method's modalities"
-
-    def build(self, seed: int) -> "AmmDiffNet":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return AmmDiffNet(self)
+    def network(self) -> "AmmDiffNet":
+        return AmmDiffNet(self)
 
     # --- who owns what -------------------------------------------------------------------------------------------
 
@@ -139,7 +125,7 @@ class AmmDiff:
         edges_BMHW = spectral(images_BMHW, complete_BM)  # masked below, not made anew: a patch's border is no edge
         kept_BM = torch.where(
             (_uniform((len(complete_BM), 1), complete_BM.device, generator) < self.drop),
-            random_subset(complete_BM, generator, proper=True),
+            random_shown(complete_BM, generator, proper=True),
             complete_BM,
         )
         open_BMHW = kept_BM[:, :, None, None] & self._open_patches(images_BMHW, generator)
@@ -170,7 +156,7 @@ class AmmDiff:
     def _translate(self, net: "AmmDiffNet", batch: Batch, generator: torch.Generator) -> Losses:
         """Mean over the existing modalities and pixels of the network's squared error, for every sample alone."""
         device = batch.images_BMHW.device
-        shown_BM = random_subset(batch.shown_BM, generator)
+        shown_BM = random_shown(batch.shown_BM, generator)
         spared = _uniform(batch.exists_BM.shape, device, generator) >= self.hide_target
         wanted_BM = batch.exists_BM & (spared | shown_BM)
         x0 = 2 * _shown(batch.images_BMHW, wanted_BM) - 1
@@ -282,7 +268,7 @@ class Condition:
         return None if self.linear is None else 2 * self.linear - 1
 
 
-class AmmDiffNet(nn.Module):
+class AmmDiffNet(Network):
     def __init__(self, options: AmmDiff) -> None:
         super().__init__()
         M = len(options.modalities)
@@ -326,16 +312,6 @@ class AmmDiffNet(nn.Module):
             torch.ones(batch, M, dtype=torch.bool),
         )
         return inputs if self.anchor is None else (*inputs, torch.zeros(batch, M, height, width))
-
-
-def random_subset(have_BM: Tensor, generator: torch.Generator, *, proper: bool = False) -> Tensor:
-    """Of what each sample has: k uniform in 1..n, then k at random. `proper` leaves at least one out, where n > 1."""
-    n_B = have_BM.sum(1)
-    most_B = (n_B - 1).clamp(min=1) if proper else n_B
-    k_B = 1 + (_uniform(n_B.shape, have_BM.device, generator) * most_B).floor()
-    noise_BM = torch.where(have_BM, _uniform(have_BM.shape, have_BM.device, generator), 2.0)
-    rank_BM = noise_BM.argsort(1).argsort(1)
-    return have_BM & (rank_BM < k_B[:, None])
 
 
 def _shown(images_BMHW: Tensor, shown_BM: Tensor) -> Tensor:

@@ -3,19 +3,19 @@
 They see slabs of adjacent slices. Sources and target are in [-1, 1] inside; a source that is not shown is 0 throughout.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import require
 from shared.base.records import Batch
 from shared.base.vocabulary import SHARED, Modality, Owner, source
 from shared.data.missing import random_shown
-from shared.methods.nets.precision import Precision
+from shared.methods.contract import Method
 
 
 class Lesson(NamedTuple):
@@ -27,15 +27,15 @@ class Lesson(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Angiography:
-    modalities: tuple[Modality, ...]  # the sources and the target
+class Angiography(Method):
+    """Its modalities are the sources and the target."""
+
     target: Modality = "TOF"
     slab: int = 5  # adjacent slices that the networks see, and make, at once
     drop: float = 0.5  # share of samples that are shown a random part of the sources
-    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        require(len(set(self.modalities)) == len(self.modalities), "modalities", self.modalities, "named once each")
+        Method.__post_init__(self)
         require(self.target in self.modalities, "target", self.target, f"one of {', '.join(self.modalities)}")
         require(len(self.modalities) >= 2, "modalities", self.modalities, "the target and one source at least")
         require(self.slab >= 1, "slab", self.slab, "1 or more")
@@ -53,12 +53,6 @@ class Angiography:
         if self.target not in held:
             return f"{self.target}, which is what is taught"
         return None if set(held) & set(self.sources) else f"a source: one of {', '.join(self.sources)}"
-
-    def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
-        raise AssertionError("there is no phase of sums")
-
-    def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
-        raise AssertionError("there is no phase of sums")
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
@@ -108,6 +102,26 @@ class Angiography:
         return made.reshape(images_BMHW.shape)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diffused(Angiography):
+    """A method that goes step by step from the sources, or from noise, to the target."""
+
+    times: int = 1000
+    noisiest: float = 0.5  # share of samples at the last time, where nothing of the target shows; the paper's: 0
+    checkpoint: bool = False  # less memory, a third more time
+
+    def __post_init__(self) -> None:
+        Angiography.__post_init__(self)
+        require(self.times >= 2, "times", self.times, "2 or more")
+        require(0 <= self.noisiest <= 1, "noisiest", self.noisiest, "in [0, 1]")
+
+    def random_times(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw times evenly, but for a share at the last time: there an image is made from its sources alone."""
+        t_B = torch.randint(self.times, (n,), generator=generator, device=generator.device)
+        last_B = torch.rand(n, generator=generator, device=generator.device) < self.noisiest
+        return torch.where(last_B, self.times - 1, t_B)
+
+
 def slabs(images_BMHW: Tensor) -> Tensor:
     """Give images the axis of a slab: BMHW is a slab of one slice."""
     return images_BMHW if images_BMHW.ndim == 5 else images_BMHW[:, :, None]
@@ -135,10 +149,3 @@ def seen_by(sources: Collection[Modality], slab: int, area: int = 1) -> list[Own
     """Owner of each channel of `seen`, `area` pixels to a channel."""
     images = [source(m) for m in sources for _ in range(slab * area)]
     return images + [source(m) for m in sources for _ in range(area)]
-
-
-def random_times(n: int, times: int, noisiest: float, generator: torch.Generator) -> Tensor:
-    """Draw times evenly, but a share at the last one: there an image is made from its sources alone."""
-    t_B = torch.randint(times, (n,), generator=generator, device=generator.device)
-    last_B = torch.rand(n, generator=generator, device=generator.device) < noisiest
-    return torch.where(last_B, times - 1, t_B)

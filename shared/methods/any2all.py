@@ -18,13 +18,14 @@ from shared.base.errors import ConfigError, DataError
 from shared.base.options import require
 from shared.base.randomness import Noise, normal
 from shared.base.records import Batch, Cut, Losses, Owners, Phase
-from shared.base.vocabulary import SHARED, Modality, Owner, source, target
+from shared.base.vocabulary import SHARED, Owner, source, target
 from shared.data.missing import random_shown
 from shared.diffusion import posterior
 from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.operators import Measured, clean, none
-from shared.diffusion.samplers import GUIDED, Denoiser, Guess, Sampler, draw
-from shared.methods.nets.precision import Precision, autocast
+from shared.diffusion.samplers import GUIDED, SAMPLERS, Denoiser, Guess, Kind, Sampler, draw
+from shared.methods.contract import Network, Restores
+from shared.methods.nets.precision import autocast
 from shared.methods.nets.unet import UNet, UNetShape
 
 SIZES: Mapping[str, UNetShape] = {
@@ -36,9 +37,7 @@ ABSENT = -1  # the time of a modality that is not there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Any2all:
-    modalities: tuple[Modality, ...]
-    size: Literal["tiny", "small", "paper"] = "small"
+class Any2all(Restores):
     parameterisation: Literal["eps", "v"] = "v"  # eps is the paper's
     schedule: Literal["linear", "cosine"] = "cosine"  # with `linear` an absent modality is not quite pure noise
     times: int = 1000
@@ -46,35 +45,25 @@ class Any2all:
     told: float = 0.4  # share of samples in which a random part of the modalities is clean; the paper's is 0
     outside: float = 1.0  # weight of pixels outside the brain
     checkpoint: bool = False  # less memory, more time
-    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
+        Restores.__post_init__(self)
         require(len(self.modalities) >= 1, "modalities", self.modalities, "at least one")
-        require(len(set(self.modalities)) == len(self.modalities), "modalities", self.modalities, "named once each")
         require(self.times >= 2, "times", self.times, "2 or more")
         for key in ("independent", "told", "outside"):
             require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
         require(self.independent + self.told <= 1, "told", self.told, "at most 1 - independent")
 
     @property
-    def targets(self) -> tuple[Modality, ...]:
-        return self.modalities
-
-    @property
-    def slab(self) -> int:
-        return 1
+    def samplers(self) -> tuple[Kind, ...]:
+        return (*SAMPLERS, *GUIDED)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(name="prior"),)
 
-    def lacks(self, held: Collection[Modality], phase: str) -> str | None:
-        return None if held else "all of the method's modalities"
-
-    def build(self, seed: int) -> "Prior":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return Prior(self)
+    def network(self) -> "Prior":
+        return Prior(self)
 
     def owners(self, net: nn.Module, phase: str) -> Owners:
         """A modality's input slices, its part of the time embedding and its output rows are its own."""
@@ -139,12 +128,6 @@ class Any2all:
         some_BM = some_BM & (some_BM != exists_BM).any(1)[:, None]  # one at least is left to make
         told_BM = some_BM & (kind_B >= 1 - self.told)[:, None]
         return torch.where(told_BM, 0, t_BM), told_BM
-
-    def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
-        raise AssertionError("any2all has no phase of sums")
-
-    def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
-        raise AssertionError("any2all has no phase of sums")
 
     # --- inference -----------------------------------------------------------------------------------------------
 
@@ -226,7 +209,7 @@ class Any2all:
         return SCHEDULES[self.schedule](self.times)
 
 
-class Prior(nn.Module):
+class Prior(Network):
     def __init__(self, options: Any2all) -> None:
         super().__init__()
         self.modalities = len(options.modalities)

@@ -9,7 +9,6 @@ maximum intensity projection; learned variances weigh the losses (NAWS).
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,9 @@ from shared.base.randomness import Noise
 from shared.base.records import Batch, Cut, Losses, Owners, Phase
 from shared.base.vocabulary import SHARED, Modality, Owner, beside, source
 from shared.diffusion.bridge import Bridge, bridge, cross
-from shared.diffusion.samplers import Sampler, bridge_steps
-from shared.methods.angiography import Angiography, choice, random_times
+from shared.diffusion.samplers import BRIDGES, Kind, Sampler, bridge_steps
+from shared.methods.angiography import Diffused, choice
+from shared.methods.contract import Network
 from shared.methods.nets.mip import Gumbel, mip_loss
 from shared.methods.nets.naws import Naws
 from shared.methods.nets.precision import autocast
@@ -44,32 +44,28 @@ FUSED = "fused"  # the name of the fused image's variance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mmdm(Angiography):
+class Mmdm(Diffused):
     """MMDM's options. The paper shows all sources to every sample: drop=0."""
 
-    size: Literal["tiny", "small", "paper"] = "small"
-    times: int = 1000
-    noisiest: float = 0.5  # share of samples at the last time, where nothing of the target shows; the paper's: 0
     mip: bool = True  # ablation: false leaves the projections out of the loss
     naws: bool = True  # ablation: false is the plain sum of the losses
     tau: float = 0.05  # of the soft maximum, for images in [0, 1]
     gumbel: Gumbel = "off"
-    checkpoint: bool = False  # less memory, a third more time
 
     def __post_init__(self) -> None:
-        Angiography.__post_init__(self)
-        require(self.times >= 2, "times", self.times, "2 or more")
-        require(0 <= self.noisiest <= 1, "noisiest", self.noisiest, "in [0, 1]")
+        Diffused.__post_init__(self)
         require(self.tau > 0, "tau", self.tau, "above 0")
+
+    @property
+    def samplers(self) -> tuple[Kind, ...]:
+        return BRIDGES
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(name="bridge"),)
 
-    def build(self, seed: int) -> "MmdmNet":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return MmdmNet(self)
+    def network(self) -> "MmdmNet":
+        return MmdmNet(self)
 
     def owners(self, net: nn.Module, phase: str) -> Owners:
         """An expert is its source's, as are the fusion's slices of it; gates need a second source to be trained."""
@@ -97,7 +93,7 @@ class Mmdm(Angiography):
         assert isinstance(net, MmdmNet)
         x_BSNHW, shown_BS, x0_BNHW = self.lesson(batch, net.multiple, generator)
         device = x_BSNHW.device
-        t_B = random_times(len(x_BSNHW), self.times, self.noisiest, generator)
+        t_B = self.random_times(len(x_BSNHW), generator)
         eps = torch.randn(x_BSNHW.shape, generator=generator, device=device)
         x_t = self._bridge.noised(x0_BNHW[:, None], x_BSNHW, t_B, eps)
         with autocast(device, self.precision):
@@ -156,7 +152,7 @@ class Mmdm(Angiography):
         return bridge(self.times)
 
 
-class MmdmNet(nn.Module):
+class MmdmNet(Network):
     def __init__(self, options: Mmdm) -> None:
         super().__init__()
         self.sources, self.slab = options.sources, options.slab

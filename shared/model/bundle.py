@@ -26,7 +26,7 @@ from safetensors.torch import save as dump_safetensors
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import canonical, hash_file, new_folder, sha256, write_bytes
 from shared.base.options import plain
-from shared.data.intensities import RULES, RULES_VERSION
+from shared.data.intensities import RULES, rules_version
 from shared.model.denoiser import export_denoiser
 from shared.model.model import Model, read_model, rebuild
 from shared.trust.audits import Summary
@@ -102,6 +102,7 @@ def _manifest(
     ranges: Mapping[str, Any] | None,
     audits: Sequence[Summary],
 ) -> dict[str, Any]:
+    rules = {modality: plain(RULES[modality]) for modality in model.modalities}
     return {
         "schema": SCHEMA,
         "lacuna": version("lacuna"),
@@ -111,7 +112,7 @@ def _manifest(
         "modalities": list(model.modalities),
         "grid": plain(model.grid),
         "sampler": plain(model.sampler),
-        "intensities": {"version": RULES_VERSION, "rules": {m: plain(RULES[m]) for m in model.modalities}},
+        "intensities": {"version": rules_version(model.modalities), "rules": rules},
         "provenance": model.record["provenance"],
         "privacy": privacy_of(model.record["provenance"]),
         "audits": [plain(audit) for audit in audits],
@@ -145,10 +146,11 @@ def load(folder: Path, *, trusted: Ed25519PublicKey | None) -> Bundle:
     for name, content in _FOLDER.read(folder, record["files"], where):
         if name == WEIGHTS:
             weights = content
-    if record["intensities"]["version"] != RULES_VERSION:
+    own = rules_version(record["modalities"])
+    if record["intensities"]["version"] != own:
         raise DataError(
-            f"{where}: made with other intensity rules ({record['intensities']['version']}, here "
-            f"{RULES_VERSION}); use the Lacuna version {record['lacuna']}"
+            f"{where}: made with other intensity rules ({record['intensities']['version']}, here {own}); "
+            f"use the Lacuna version {record['lacuna']}"
         )
     try:
         tensors = parse_safetensors(weights)
@@ -173,6 +175,7 @@ def _parse(manifest: bytes, where: str) -> dict[str, Any]:
         if not all(isinstance(file["sha256"], str) for file in record["files"].values()):
             raise TypeError
         record["intensities"]["version"]
+        rules_version(record["modalities"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{where}: {MANIFEST} is not what this version writes ({type(error).__name__})") from None
     return dict(record)

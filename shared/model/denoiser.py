@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,26 +17,19 @@ from torch import Tensor
 from shared.base.errors import RunFailed
 from shared.base.files import write_bytes
 from shared.base.randomness import generator
+from shared.methods import Network
 from shared.model.model import Model
 
 AGREES = {"denoiser.pt2": 1e-5, "denoiser.onnx": 1e-4}  # largest difference from eager, by the largest output
 CHECKED_WITH = (1, 3)  # slices; traced with 2
 
 
-@runtime_checkable
-class Exportable(Protocol):
-    """A network whose forward is the denoiser."""
-
-    def example(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
-        """Inputs of `forward`, batch first."""
-
-
 def export_denoiser(model: Model, folder: Path) -> dict[str, Any]:
     """Writes denoiser.pt2 and denoiser.onnx and says what they take; nothing for a network without a denoiser."""
     net = model.net.cpu()
-    if not isinstance(net, Exportable):
+    example = net.example(2, model.grid.height, model.grid.width) if isinstance(net, Network) else None
+    if example is None:
         return {}
-    example = net.example(2, model.grid.height, model.grid.width)
     batch = torch.export.Dim("batch", min=1, max=4096)
     with _quiet():
         program = torch.export.export(net, example, dynamic_shapes=tuple({0: batch} for _ in example))

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 from shared.base.vocabulary import Modality, SiteName
 from shared.data.bids import Clinical
@@ -153,7 +153,7 @@ def evaluate(
     scoring: Scoring | None = None,
     *,
     alone: Mapping[SiteName, Filler] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> Frame:
     """A row for each `Score`. `alone`: each site's own model, for its own subjects."""
     scoring, alone = scoring or Scoring(), alone or {}
@@ -168,8 +168,7 @@ def evaluate(
         compared = {**models, **({ALONE: alone[site]} if site in alone else {})}
         stack = slices[site].volume(number)
         scores += _subject(compared, (site, number), stack, chosen, list(modalities), scoring)
-        if progress is not None:
-            progress(done + 1, len(subjects))
+        progress(done + 1, len(subjects))
     return tidy(scores, Score._fields)
 
 

@@ -13,14 +13,15 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
 from shared.base.randomness import Noise, generator
 from shared.base.vocabulary import Modality
 from shared.data.bids import Clinical
 from shared.diffusion.operators import Measured, clean, none
 from shared.diffusion.samplers import Sampler
-from shared.model.model import Model, ReadsChart, Restores
+from shared.methods import TAKE_RAW, ReadsChart, Restores
+from shared.model.model import Model
 from shared.model.taught import passes
 from shared.model.windows import Blend, cut, lay
 
@@ -57,7 +58,7 @@ class Filling:
     wanted: Collection[Modality] | None = None  # ... and what to make; by default all
     at_once: int | None = None  # slices, or windows
     kept: Kept | None = None
-    progress: Progress | None = None
+    progress: Progress = unwatched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ def fill(model: Model, images_MDHW: Tensor, shown_M: Tensor, slices: Sequence[in
     """Monte-Carlo mean and spread of every modality, the shown ones too (raw reconstructions)."""
     if how.measured and not isinstance(model.method, Restores):
         raise DataError(
-            f"model {model.name}: works from images only; raw data of {', '.join(how.measured)} need any2all"
+            f"model {model.name}: works from images only; raw data of {', '.join(how.measured)} need {TAKE_RAW}"
         )
     shown_MDHW = torch.where(shown_M[:, None, None, None], images_MDHW, 0.0)
     samples = _Samples(model=model, net=model.net.to(how.device), shown_M=shown_M, how=how)
@@ -135,8 +136,7 @@ def _batches(
         if how.kept is not None:
             how.kept.write(chosen, mean, sd)
         done += len(chosen)
-        if how.progress is not None:
-            how.progress(total - len(todo) + done, total)
+        how.progress(total - len(todo) + done, total)
         yield from zip(chosen, mean, sd, strict=True)
 
 

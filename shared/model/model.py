@@ -1,66 +1,26 @@
 """A trained model: read from its folder, checked, and ready to fill subjects in (shared/model/fill.py)."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import build
-from shared.base.randomness import Noise
 from shared.base.vocabulary import Modality, Weights
 from shared.clinical.attach import attach_own
-from shared.data.bids import Clinical
 from shared.data.volumes import Grid
-from shared.diffusion.operators import Measured
 from shared.diffusion.samplers import Sampler
 from shared.methods import METHODS, Method
+from shared.methods import ReadsChart as ReadsChart
+from shared.methods import Restores as Restores
 
 KEYS = ("method", "options", "modalities", "grid", "sampler", "provenance")  # of model.json
-
-
-@runtime_checkable
-class Restores(Protocol):
-    """A method that takes raw measurements as well as images."""
-
-    def restore(
-        self,
-        net: nn.Module,
-        measured: Sequence[Measured],
-        sampler: Sampler,
-        generator: Noise,
-        *,
-        like_BMHW: Tensor,
-        silent: Collection[int] = (),
-    ) -> Tensor:
-        """All modalities in [0, 1], of the shape and on the device of `like_BMHW`; `silent` ones take no part."""
-
-
-@runtime_checkable
-class ReadsChart(Protocol):
-    """A method that hears what is known of a subject beside its images, and makes each modality by itself."""
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The fields of the chart that it hears, where they are known."""
-
-    def synthesize(
-        self,
-        net: nn.Module,
-        images_BMHW: Tensor,
-        shown_BM: Tensor,
-        sampler: Sampler,
-        generator: Noise,
-        *,
-        clinical: Sequence[Clinical] = (),
-        wanted: Collection[Modality] | None = None,
-    ) -> Tensor:
-        """`clinical`: one record for each sample, or none at all; `wanted`: what to make, by default all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,10 +129,23 @@ def mean(digits: int, times: float = 1) -> Callable[[Row], str]:
 
 def mean_with_reach(digits: int) -> Callable[[Row], str]:
     def words(row: Row) -> str:
-        reach = row.get("mean_high", math.nan) - row.get("mean", math.nan)
-        return mean(digits)(row) + (f" ± {reach:.{digits}f}" if math.isfinite(reach) else "")
+        return mean(digits)(row) + _reach(row.get("mean_high", math.nan) - row.get("mean", math.nan), digits)
 
     return words
+
+
+def lead_with_reach(digits: int) -> Callable[[Row], str]:
+    """Shorter than `lead`, for wide tables."""
+
+    def words(row: Row) -> str:
+        value = row.get("lead", math.nan)
+        return "" if math.isnan(value) else f"{value:+.{digits}f}" + _reach(row["high"] - value, digits)
+
+    return words
+
+
+def _reach(reach: float, digits: int) -> str:
+    return f" ± {reach:.{digits}f}" if math.isfinite(reach) else ""
 
 
 def lead(digits: int) -> Callable[[Row], str]:

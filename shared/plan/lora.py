@@ -59,11 +59,6 @@ def owners(net: nn.Module, every: Owners, whole: Owners) -> Owners:
     return found
 
 
-def is_addition(name: str) -> bool:
-    """Is this tensor the trained factor of one?"""
-    return name.endswith(_UP)
-
-
 def plain_name(name: str) -> str:
     """The name in a network without additions."""
     return name.replace(_ORIGINAL, ".weight")

@@ -16,7 +16,7 @@ from shared.base.errors import ConfigError
 from shared.base.options import build, plain, require
 from shared.base.owners import keep_local
 from shared.base.records import Owners, Phase
-from shared.data.intensities import RULES_VERSION
+from shared.data.intensities import rules_version
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
 from shared.methods import METHODS, Method
@@ -152,7 +152,7 @@ class RunSettings:
             "tuning": plain(self.tuning),
             "method": plain(self.method),
             "grid": plain(self.grid),
-            "intensities": RULES_VERSION,
+            "intensities": rules_version(self.build_method().modalities),
             "lacuna": version("lacuna"),
         }
         return hashlib.sha256(json.dumps(agreed, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,7 @@ Under torchrun every process draws its own part of each batch, and gradients and
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +20,7 @@ from shared.base.owners import named, take
 from shared.base.randomness import generator
 from shared.base.records import Batch, Owners
 from shared.base.vocabulary import LOCAL, Owner
+from shared.data.slices import prefetch
 from shared.methods import Method
 
 ALL_THREADS = torch.get_num_threads()
@@ -80,12 +81,10 @@ def train(
     owners: Owners,
     round: int,
     seed: tuple[str | int, ...],
-    device: torch.device,
-    deadline: float | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Trained:
     """Train `net` in place for one round, from the weights it has."""
-    started = time.monotonic()
+    started, device = time.monotonic(), device_of(net)
     if options.batch % processes():
         raise ConfigError(f"training.{phase}.batch={options.batch}: must be a multiple of the {processes()} processes")
     parameters = dict(net.named_parameters())
@@ -98,15 +97,14 @@ def train(
     counts: dict[Owner, int] = dict.fromkeys(sorted(named(owners)), 0)
     losses: list[float] = []
     watch: dict[str, float] = {}
+    # each step has its own streams, so nothing depends on how many draws an earlier step made, or when
+    rank = [dist.get_rank()] if dist.is_initialized() else []
+    keys = [(*seed, phase, round, step, *rank) for step in range(options.steps)]
+    drawn = (draw(options.batch // processes(), generator("cpu", *key, "draw")) for key in keys)
     net.train()
-    with threads(ALL_THREADS):
-        for step in range(options.steps):
-            if deadline is not None and time.time() > deadline:
-                break
-            # each step has its own streams, so nothing depends on how many draws an earlier step made
-            keys = (*seed, phase, round, step, *([dist.get_rank()] if dist.is_initialized() else []))
-            batch = draw(options.batch // processes(), generator("cpu", *keys, "draw")).to(device)
-            result = method.loss(net, batch, phase, generator(device, *keys, "noise"))
+    with threads(ALL_THREADS), closing(prefetch(drawn, device)) as batches:
+        for step, (key, batch) in enumerate(zip(keys, batches, strict=True)):
+            result = method.loss(net, batch, phase, generator(device, *key, "noise"))
             losses.append(_step(result.loss_B.mean(), trainable, anchor, optimizer, options, f"{phase} {round}.{step}"))
             for owner, gave_B in result.gave.items():
                 if owner in counts:
@@ -149,15 +147,19 @@ def _step(
     return loss.item()
 
 
-def pool(method: Method, net: nn.Module, batches: Iterable[Batch], phase: str) -> dict[str, Tensor]:
+def pool(method: Method, net: nn.Module, drawn: Iterable[Batch], phase: str) -> dict[str, Tensor]:
     """A phase of kind "sums": fp64 totals over all batches."""
     totals: dict[str, Tensor] = {}
     net.eval()
-    with torch.no_grad(), threads(ALL_THREADS):
+    with torch.no_grad(), threads(ALL_THREADS), closing(prefetch(drawn, device_of(net))) as batches:
         for batch in batches:
             for name, value in method.sums(net, batch, phase).items():
                 totals[name] = totals[name] + value if name in totals else value
-    return totals
+    return {name: value.cpu() for name, value in totals.items()}
+
+
+def device_of(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device
 
 
 @contextmanager

@@ -24,7 +24,7 @@ NOT_STATED = "not stated by this bundle"  # of an older version
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """What one private site's ledger said with its last update, and the mechanism that spent it in this run."""
+    """What one private site said of its budget with its last update, and the mechanism that spent it in this run."""
 
     site: SiteName
     epsilon: float  # over all that this cohort has ever been asked, in all runs

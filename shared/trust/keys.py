@@ -94,10 +94,6 @@ def new_site_key() -> bytes:
     )
 
 
-def read_site_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    return parse_site_key(read_secret(path, "site key"), f"site key {path}")
-
-
 def parse_site_key(content: bytes, where: str) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_ssh_private_key(content, password=None)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from containers.engine import ROOT, Engine
-from support.worlds import write_world
+from support.cohort.worlds import write_world
 
 PROJECT, PROXY, PORT = "lacuna-test", "proxy.test", 8443
 USER = "10001:10001"

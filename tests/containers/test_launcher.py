@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from containers.engine import Engine
-from support import superlinks
-from support.federations import NOW, enter, make
-from support.superlinks import answers, program, wait
+from support.flower import superlinks
+from support.flower.federations import NOW, enter, make
+from support.flower.superlinks import answers, program, wait
 
 from server.federation import provision
 from server.federation.federation import CA, SERVER, SERVER_KEY

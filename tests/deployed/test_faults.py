@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from support.deployed import SITES, Scene, meanwhile, staged
-from support.federation import weights_digest
+from support.flower.deployed import SITES, Scene, meanwhile, staged
+from support.rounds.federation import weights_digest
 
 from server.journal import facts
 from server.superlink import submission

@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from support.deployed import PLAN, Scene, meanwhile, staged
-from support.federation import weights_digest
+from support.flower.deployed import PLAN, Scene, meanwhile, staged
+from support.rounds.federation import weights_digest
 
 from server.journal import chronicle
 from server.journal.chronicle import Tail

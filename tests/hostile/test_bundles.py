@@ -20,7 +20,7 @@ from flwr.supernode import start_client_internal as flower
 from flwr.supernode.nodestate import NodeStateFactory
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.bundles import HOSTILE, bundle
+from support.model.bundles import HOSTILE, bundle
 
 from client.node import supernode
 from client.site import bundle_guard

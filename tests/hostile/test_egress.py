@@ -11,9 +11,9 @@ import pytest
 import torch
 from flwr.app import Message
 from flwr.common.serde import message_to_proto
-from support.embeddings import EmbeddingsServer
-from support.federation import config, write
-from support.worlds import SITES_MMSE, prepare_here, write_cohort
+from support.cohort.worlds import SITES_MMSE, prepare_here, write_cohort
+from support.model.embeddings import EmbeddingsServer
+from support.rounds.federation import config, write
 
 from client.site.ledger import Ledger
 from server.runs import simulation

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from support.federations import NOW, enter, make, signer, site, tree
+from support.flower.federations import NOW, enter, make, signer, site, tree
 
 from client.site import enrol
 from server.federation import provision, rotation

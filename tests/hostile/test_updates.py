@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Array, Message, RecordDict
-from support.federation import config, weights_digest
-from support.probe import Probe
-from support.spoilt import about, failed, start
+from support.rounds.federation import config, weights_digest
+from support.rounds.probe import Probe
+from support.rounds.spoilt import about, failed, start
 
-from server.journal import facts
-from server.journal.receipts import Receipts
+from server.journal import facts, receipts
 from shared import methods
 from shared.base.errors import RunFailed
 from shared.plan import wire
@@ -252,7 +251,7 @@ def test_each_attack_is_refused_in_one_clear_line(name: str, attacked: Path) -> 
     assert re.match(ATTACKS[name][1], one.sites["east"].reason), one.sites["east"].reason
     assert one.refusals == (one.sites["east"].reason,)
     assert one.sites["north"].status == one.sites["south"].status == "ok"
-    receipt = next(e for e in Receipts(attacked / "run").entries("east") if (e["phase"], e["round"]) == ("fit", number))
+    receipt = next(e for e in receipts.read(attacked / "run", "east") if (e["phase"], e["round"]) == ("fit", number))
     assert (receipt["verdict"], receipt["reason"]) == ("rejected", one.sites["east"].reason)
 
 

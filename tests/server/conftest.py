@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.federations import enter, make
+from support.flower.federations import enter, make
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ MARGIN = 2
 
 
 def burn(data_KRC: NDArray[np.uint16], text: str, *, value: int) -> NDArray[np.uint16]:
-    """The text in the upper left corner of each slice, in as many lines as its width needs."""
+    """Write the text into the upper left corner of each slice, in as many lines as its width needs."""
     _, rows, columns = data_KRC.shape
     mask_RC = _drawn(text, rows, columns)
     return np.where(mask_RC, np.uint16(value), data_KRC)

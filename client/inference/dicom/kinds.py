@@ -29,10 +29,6 @@ KINDS: Mapping[str, Kind] = {
     "ct": Kind(sop_class="1.2.840.10008.5.1.4.1.1.2", modality="CT", slope=0.1, intercept=-1024.0, outside=0),
     "pet": Kind(sop_class="1.2.840.10008.5.1.4.1.1.128", modality="PT", slope=0.001, intercept=0.0, outside=0),
 }
-TRACERS: Mapping[Modality, tuple[str, str, str]] = {  # codes of CID 4021
-    "FDG": ("35321007", "SCT", "Fluorodeoxyglucose F^18^"),
-    "AV45": ("456995000", "SCT", "Florbetapir F^18^"),
-}
 
 
 def kind_of(modality: Modality) -> Kind:
@@ -76,7 +72,9 @@ def _describe_pet(image: Dataset, modality: Modality, slices: int, k: int) -> No
     image.pop("PatientPosition", None)  # PET says it by codes, and has no more to say where the study had none
     image.PatientOrientationCodeSequence = []
     image.PatientGantryRelationshipCodeSequence = []
-    value, scheme, meaning = TRACERS[modality]
+    named = MODALITIES[modality].tracer
+    assert named is not None, "every PET of the table has one"
+    value, scheme, meaning = named
     tracer = Dataset()
     tracer.Radiopharmaceutical = meaning.replace("^", "")
     tracer.RadionuclideCodeSequence = [code("77004003", "SCT", "^18^Fluorine")]

@@ -69,6 +69,23 @@ class Series:
     files: tuple[Path, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a series that is to be written shows, of which study it will be part, and when."""
+
+    modality: Modality
+    uncertainty: bool
+    number: int
+    sidecar: Mapping[str, Any]
+    study: Sequence[SourceSeries]
+    now: datetime
+    burn_in: bool
+
+    @property
+    def what(self) -> str:
+        return f"{self.modality} uncertainty" if self.uncertainty else self.modality
+
+
 def write_series(
     volumes: Mapping[Modality, Path],
     study: Sequence[SourceSeries],
@@ -77,7 +94,7 @@ def write_series(
     now: datetime,
     burn_in: bool = False,
 ) -> tuple[Series, ...]:
-    """Each volume, and its spread where there is one, as a series below `out`; what is there and whole is kept.
+    """Write each volume, and its spread where there is one, as a series below `out`; what is there and whole is kept.
 
     `volumes` are the means as client/inference/outputs.py wrote them, each beside its sidecar.
     """
@@ -89,27 +106,21 @@ def write_series(
             if path.exists():
                 folder = out / (f"{modality}-uncertainty" if uncertainty else modality)
                 key = {"volume": hash_file(path), "study": study[0].header.StudyInstanceUID, "burn_in": burn_in}
-                found = _whole(folder, key, modality, uncertainty)
-                made.append(
-                    found
-                    or _write(
-                        path,
-                        folder,
-                        key,
-                        sidecar,
-                        study,
-                        modality,
-                        uncertainty,
-                        FIRST_NUMBER + 2 * number + uncertainty,
-                        now,
-                        burn_in,
-                    )
+                order = Order(
+                    modality=modality,
+                    uncertainty=uncertainty,
+                    number=FIRST_NUMBER + 2 * number + uncertainty,
+                    sidecar=sidecar,
+                    study=study,
+                    now=now,
+                    burn_in=burn_in,
                 )
+                made.append(_whole(folder, key, modality, uncertainty) or _write(path, folder, key, order))
     return tuple(made)
 
 
 def _whole(folder: Path, key: Mapping[str, Any], modality: Modality, uncertainty: bool) -> Series | None:
-    """Written before, from the same volume to the same study: it keeps its UIDs, and a PACS knows it again."""
+    """Find a series written before from the same volume to the same study: with its UIDs a PACS knows it again."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         files = {folder / name: digest for name, digest in record["files"].items()}
@@ -122,18 +133,8 @@ def _whole(folder: Path, key: Mapping[str, Any], modality: Modality, uncertainty
         return None
 
 
-def _write(
-    path: Path,
-    folder: Path,
-    key: Mapping[str, Any],
-    sidecar: Mapping[str, Any],
-    study: Sequence[SourceSeries],
-    modality: Modality,
-    uncertainty: bool,
-    number: int,
-    now: datetime,
-    burn_in: bool,
-) -> Series:
+def _write(path: Path, folder: Path, key: Mapping[str, Any], order: Order) -> Series:
+    study, modality, uncertainty = order.study, order.modality, order.uncertainty
     volume = read(path)
     data_XYZ = volume.data_DHW.transpose(2, 1, 0)
     like = best_series(study, data_XYZ.shape, volume.affine)
@@ -141,12 +142,12 @@ def _write(
     kind = kind_of(modality)
     numbers_KRC = stored(kind, slices.data_KRC, mean=not uncertainty)
     top = int(numbers_KRC.max())
-    if burn_in:
+    if order.burn_in:
         from client.inference.dicom.burn_in import burn
 
         numbers_KRC = burn(numbers_KRC, LABEL, value=max(top, 1))
     uid = generate_uid(prefix=None)
-    common = _common(sidecar, study, like, modality, uncertainty, number, uid, now)
+    common = _common(order, like, uid)
     private_folder(folder.parent)
     os.chmod(folder.parent, 0o700)
     with new_folder(folder, mode=0o700) as made:
@@ -171,17 +172,9 @@ def _write(
 # --- what all images of a series say ---------------------------------------------------------------------------------
 
 
-def _common(
-    sidecar: Mapping[str, Any],
-    study: Sequence[SourceSeries],
-    like: SourceSeries,
-    modality: Modality,
-    uncertainty: bool,
-    number: int,
-    uid: str,
-    now: datetime,
-) -> Dataset:
-    image, source, kind = Dataset(), like.header, kind_of(modality)
+def _common(order: Order, like: SourceSeries, uid: str) -> Dataset:
+    sidecar, what, now, uncertainty = order.sidecar, order.what, order.now, order.uncertainty
+    image, source, kind = Dataset(), like.header, kind_of(order.modality)
     image.SpecificCharacterSet = "ISO_IR 192"
     for keyword in COPIED:
         if keyword in source:
@@ -189,12 +182,11 @@ def _common(
     for keyword in NEEDED:
         if keyword not in image:
             setattr(image, keyword, "")
-    what = f"{modality} uncertainty" if uncertainty else modality
     image.SOPClassUID, image.Modality, image.SeriesInstanceUID = kind.sop_class, kind.modality, uid
     image.ImageType = ["DERIVED", "PRIMARY", "AXIAL" if kind.modality == "CT" else "OTHER", "SYNTHETIC"]
     if uncertainty:
         image.ImageType = [*image.ImageType, "STDDEV"]
-    image.SeriesNumber, image.SeriesDescription = number, f"{LABEL}: {what}"
+    image.SeriesNumber, image.SeriesDescription = order.number, f"{LABEL}: {what}"
     image.SyntheticData = "YES"
     image.ImageComments = f"{LABEL}. {sidecar['Description']}"
     image.FrameOfReferenceUID = like.frame_of_reference
@@ -210,7 +202,7 @@ def _common(
     image.Manufacturer, image.ManufacturerModelName = "Lacuna", f"lacuna {sidecar['Model']}"[:64]
     image.SoftwareVersions = str(sidecar["LacunaVersion"])[:64]
     _derivation(image, sidecar, what)
-    image.ContributingEquipmentSequence = [_model(sidecar, what, now), *_scanners(study)]
+    image.ContributingEquipmentSequence = [_model(sidecar, what, now), *_scanners(order.study)]
     return image
 
 
@@ -247,7 +239,7 @@ def _model(sidecar: Mapping[str, Any], what: str, now: datetime) -> Dataset:
 
 
 def _scanners(study: Sequence[SourceSeries]) -> list[Dataset]:
-    """What took the images that it was made from."""
+    """Name what took the images that it was made from."""
     items: dict[tuple[str, ...], Dataset] = {}
     for series in study:
         header, item = series.header, Dataset()
@@ -299,7 +291,7 @@ def _window(kind: Kind, top: int, *, mean: bool) -> tuple[float, float]:
 
 
 def _decimal(value: float) -> str:
-    """A number as a decimal string of at most 16 characters."""
+    """Write a number as a decimal string of at most 16 characters."""
     for digits in range(12, 3, -1):
         text = f"{float(value) + 0.0:.{digits}g}"
         if len(text) <= 16:
@@ -308,7 +300,7 @@ def _decimal(value: float) -> str:
 
 
 def _refer(image: Dataset, study: Sequence[SourceSeries], slices: Slices, k: int) -> None:
-    """The source slices at this place, and the series they are of."""
+    """Name the source slices at this place, and the series they are of."""
     reach = max(slices.slice_spacing / 2, 1e-3)
     found: list[tuple[SourceSeries, Frame]] = []
     for series in study:

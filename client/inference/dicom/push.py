@@ -20,7 +20,7 @@ from typing import Any
 
 from pydicom import Dataset, dcmread
 
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 
 OWN_AET = "LACUNA"
@@ -41,7 +41,7 @@ class Peer:
 
 
 def parse_target(text: str) -> str | Peer:
-    """A DICOMweb address or AET@host:port; ConfigError for anything else."""
+    """Read a DICOMweb address or AET@host:port; ConfigError for anything else."""
     if re.fullmatch(r"https?://[^\s/]+(/\S*)?", text):
         return text.rstrip("/")
     found = re.fullmatch(r"([\x21-\x5b\x5d-\x7e]{1,16})@([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})", text)
@@ -51,9 +51,9 @@ def parse_target(text: str) -> str | Peer:
 
 
 def push(
-    files: Sequence[Path], target: str | Peer, *, authorization: str | None = None, progress: Progress | None = None
+    files: Sequence[Path], target: str | Peer, *, authorization: str | None = None, progress: Progress = unwatched
 ) -> None:
-    """All files, each acknowledged; else a DataError with how many were, and why the next was not."""
+    """Send all files, each acknowledged; else a DataError with how many were, and why the next was not."""
     uids = {path: _uid(path) for path in files}
     if isinstance(target, Peer):
         stored, why = _store(files, uids, target, progress)
@@ -76,7 +76,7 @@ def _uid(path: Path) -> str:
 
 
 def _stow(
-    files: Sequence[Path], uids: dict[Path, str], url: str, authorization: str | None, progress: Progress | None
+    files: Sequence[Path], uids: dict[Path, str], url: str, authorization: str | None, progress: Progress
 ) -> tuple[set[str], str | None]:
     stored: set[str] = set()
     for start in range(0, len(files), AT_ONCE):
@@ -91,8 +91,7 @@ def _stow(
         if missing:
             reason = next(iter(refused.values()), None)
             return stored, None if reason is None else f"{missing[0].name} was refused, reason {reason}"
-        if progress is not None:
-            progress(len(stored), len(files))
+        progress(len(stored), len(files))
     return stored, None
 
 
@@ -136,7 +135,7 @@ def _post(url: str, batch: Iterable[Path], authorization: str | None) -> Any:
 
 
 def _read(answer: Any) -> tuple[set[str], dict[str, str]]:
-    """SOP instances that were stored, and those that were refused, with the reason."""
+    """Read which SOP instances were stored, and which were refused, with the reason."""
     found: dict[str, dict[str, str]] = {"stored": {}, "failed": {}}
     try:
         for tag, what in SEQUENCES.items():
@@ -152,9 +151,7 @@ def _read(answer: Any) -> tuple[set[str], dict[str, str]]:
 # --- C-STORE ---------------------------------------------------------------------------------------------------------
 
 
-def _store(
-    files: Sequence[Path], uids: dict[Path, str], peer: Peer, progress: Progress | None
-) -> tuple[set[str], str | None]:
+def _store(files: Sequence[Path], uids: dict[Path, str], peer: Peer, progress: Progress) -> tuple[set[str], str | None]:
     from pynetdicom import AE
 
     entity = AE(ae_title=OWN_AET)
@@ -180,8 +177,7 @@ def _store(
             if code != 0x0000 and code & 0xF000 != 0xB000:  # 0xBxxx: stored, with a warning
                 return stored, f"{path.name} was refused, status {code:#06x} {status.get('ErrorComment', '')}".rstrip()
             stored.add(uids[path])
-            if progress is not None:
-                progress(len(stored), len(files))
+            progress(len(stored), len(files))
     finally:
         if association.is_established:
             association.release()

@@ -11,7 +11,7 @@ from client.inference.dicom.push import Peer, parse_target, push
 from client.inference.dicom.source import SourceSeries, read_study
 from client.inference.sources import find
 from client.ingest.arrive.dicomweb import read_authorization
-from shared.base.display.progress import Progress
+from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 from shared.base.vocabulary import Modality
 from shared.data.modalities import entity
@@ -32,7 +32,7 @@ class Back:
     def asked(
         dicom: Path | None, subject: Path, *, burn_in: bool, push: str | None, auth_file: Path | None
     ) -> "Back | None":
-        """What the command line asks for; a wrong address or study fails here, before minutes of sampling."""
+        """Read what the command line asks for; a wrong address or study fails here, before minutes of sampling."""
         if dicom is None:
             for name, given in (("--push", push), ("--burn-in", burn_in), ("--auth-file", auth_file)):
                 if given:
@@ -50,8 +50,8 @@ class Back:
     def write(self, volumes: Mapping[Modality, Path], out: Path) -> tuple[Series, ...]:
         return write_series(volumes, self.study, out, now=datetime.now(), burn_in=self.burn_in)
 
-    def send(self, series: Sequence[Series], *, progress: Progress | None = None) -> str | None:
-        """Where all of it is now; None where nothing was to be sent."""
+    def send(self, series: Sequence[Series], *, progress: Progress = unwatched) -> str | None:
+        """Send the series, and say where all of it is now; None where nothing was to be sent."""
         if self.target is None:
             return None
         files = [path for one in series for path in one.files]
@@ -60,7 +60,7 @@ class Back:
 
 
 def source_files(state: Path, subject: Path) -> list[Path]:
-    """The DICOM files that an ingest made a subject of, at the visit that the model is shown."""
+    """Find the DICOM files that an ingest made a subject of, at the visit that the model is shown."""
     try:
         entries = json.loads((state / PROVENANCE).read_text(encoding="utf-8"))
         found = [entry for entry in entries if entry["subject"] == subject.name]

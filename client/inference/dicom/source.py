@@ -61,7 +61,7 @@ class SourceSeries:
 
 
 def read_study(source: Path, files: Sequence[Path] | None = None) -> tuple[SourceSeries, ...]:
-    """Every image series of the one study in a folder (or file, or among `files`), the largest first."""
+    """Read every image series of the one study in a folder (or file, or among `files`), the largest first."""
     files = _files(source) if files is None else files
     found: dict[str, list[Dataset]] = defaultdict(list)
     for path in files:
@@ -109,7 +109,7 @@ def _header(path: Path) -> Dataset | None:
 
 
 def _series(headers: Sequence[Dataset]) -> SourceSeries | None:
-    """None for a series without geometry, or whose slices are not parallel (a localiser): nothing can lie in it."""
+    """Make a series; None without geometry, or with slices that are not parallel (a localiser)."""
     try:
         placed = [place for header in headers for place in _places(header)]
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):

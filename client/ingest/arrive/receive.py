@@ -81,6 +81,8 @@ class Receiver:
 
 @dataclass(slots=True)
 class _State:
+    """What has come so far."""
+
     last: float | None
     count: int
 

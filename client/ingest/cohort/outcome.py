@@ -32,7 +32,7 @@ class Outcome:
 
 
 def outcomes(cohort: Path) -> list[Outcome]:
-    """Of the last preparation, as they are stored."""
+    """Every job's outcome, as the last preparation stored it."""
     found = []
     for path in sorted((cohort / QUALITY).glob("sub-*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):

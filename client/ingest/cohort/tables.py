@@ -53,7 +53,7 @@ def write_asides(folder: Path, source: str, asides: Sequence[Aside]) -> Path:
 
 
 def read_asides(folder: Path) -> list[Aside]:
-    """Of all sources."""
+    """What every ingest into this state left aside, source by source."""
     found = []
     for path in sorted((folder / ASIDES).glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:

@@ -16,6 +16,8 @@ NAME = "MNI152NLin2009aSym"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Atlas:
+    """The reference brain, its tissues and its regions, on one grid."""
+
     t1: Volume  # brain only
     brain_DHW: Mask
     near_DHW: Mask  # the brain and 10 mm around it

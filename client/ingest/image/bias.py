@@ -1,17 +1,14 @@
 """The slow shading of an MR image, taken out: N4 (Tustison, IEEE TMI 29:1310, 2010) on a shrunken copy."""
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import SimpleITK
 from numpy.typing import NDArray
 
-from client.ingest.image.resample import foreground, to_sitk
+from client.ingest.image.resample import foreground, sitk, to_sitk
 from shared.base.options import require
 from shared.data.volumes import Array, Volume
-
-sitk: Any = SimpleITK  # untyped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

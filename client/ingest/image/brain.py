@@ -68,6 +68,8 @@ class Strip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
+    """A brain, and by what rule it was found."""
+
     mask_DHW: Mask
     how: str
 
@@ -230,7 +232,7 @@ _jit_load: Any = torch.jit.load  # untyped
 
 
 def _network(path: Path, digest: str) -> Any:
-    """Once per process."""
+    """The network of a weight file, loaded once per process."""
     if digest not in _loaded:
         try:
             if path.suffix == ".pt2":

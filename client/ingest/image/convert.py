@@ -37,6 +37,8 @@ _NO_VOLUME = ("_ROI", "_ph", "_real", "_imaginary", "_fieldmaphz", "_MoCo")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
+    """A volume that dcm2niix made of a series, and what it says of it."""
+
     nifti: Path
     sidecar: Mapping[str, Any]
     why: str  # what was done with its values

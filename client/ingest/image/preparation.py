@@ -29,7 +29,6 @@ from shared.data.preparation import hash_json
 from shared.data.volumes import SPACING_LIMITS, Affine, Array, Volume, read
 
 VERSION = "2"  # raise it when the same options would give other images
-UNSHADED = ("TOF",)  # N4 would take inflow for shading
 MOST_CUT = 0.02  # of the brain's surface on the edge of the field, before a person is told
 CONVINCING = 0.4  # share of a found brain that tissues explain; below it the brain is looked for again
 LEAST = 1e-3  # of the brain's usual value: the background alone is 0 (shared/data/intensities.py)
@@ -39,7 +38,7 @@ LEAST = 1e-3  # of the brain's usual value: the background alone is 0 (shared/da
 class Preparation:
     """Everything that decides what the images become. Equal digests: images that may be trained on together."""
 
-    order: tuple[Modality, ...] = ("T1", "T1CE", "T2", "FLAIR", "T2S", "TOF", "CT", "AV45", "FDG")
+    order: tuple[Modality, ...] | None = None  # in which they are tried as reference; None: as MODALITIES has it
     spacing_mm: float | None = None  # None: the reference's own
     to_template: bool = False  # affine, to MNI152
     n4: N4 | None = field(default_factory=N4)
@@ -48,14 +47,19 @@ class Preparation:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        everything = in_order(self.order) == tuple(MODALITIES) and len(self.order) == len(MODALITIES)
+        everything = self.order is None or sorted(self.order) == sorted(MODALITIES)
         require(everything, "order", self.order, f"each of {', '.join(MODALITIES)} once")
         if self.spacing_mm is not None:
             low, high = SPACING_LIMITS
             require(low <= self.spacing_mm <= high, "spacing_mm", self.spacing_mm, f"{low} to {high} mm, or nothing")
 
+    def rank(self, modality: Modality) -> int:
+        """The lowest that a subject has is tried first."""
+        return MODALITIES[modality].reference if self.order is None else self.order.index(modality)
+
     @property
     def digest(self) -> str:
+        """Equal at sites with other modalities: the usual order is the table's, and VERSION says when that changed."""
         return hash_json({"version": VERSION, "template": atlas.NAME, **plain(self)})
 
 
@@ -176,14 +180,14 @@ def _read_all(
 ) -> dict[Modality, Volume]:
     """RAS and without shading, in the order of reference."""
     volumes: dict[Modality, Volume] = {}
-    for modality in sorted(inputs, key=options.order.index):
+    for modality in sorted(inputs, key=options.rank):
         try:
             volume = read(inputs[modality])
             if min(volume.data_DHW.shape) < 4:
                 raise DataError(f"shape {volume.data_DHW.shape}: a volume needs 4 slices or more")
             if not volume.data_DHW.max() > volume.data_DHW.min():
                 raise DataError("blank: all its voxels are alike")
-            if options.n4 is not None and _kind(modality) == "mr" and modality not in UNSHADED:
+            if options.n4 is not None and _kind(modality) == "mr" and MODALITIES[modality].shading:
                 volume = bias.correct(volume, options.n4)
             volumes[modality] = volume
         except (DataError, MemoryError, RuntimeError) as error:  # RuntimeError: SimpleITK's own

@@ -44,7 +44,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrainFigures:
-    """Of the reference volume's brain."""
+    """Figures of the brain that was found in the reference volume."""
 
     ml: float
     length_mm: float
@@ -57,7 +57,7 @@ class BrainFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFigures:
-    """Of one modality."""
+    """Figures of one modality's volume."""
 
     voxel_mm: tuple[float, float, float]  # as acquired
     snr: float

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import SimpleITK
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -37,7 +36,6 @@ from client.ingest.image.resample import (
 from shared.base.options import require
 from shared.data.volumes import Volume
 
-sitk: Any = SimpleITK  # untyped
 SEED = 20260721  # of the metric's sample points: equal images give equal poses
 BINS = 32
 COARSE_MM, MIDDLE_MM, SCORE_MM = 6.0, 3.0, 2.0
@@ -96,7 +94,7 @@ class Anchor:
         self.levels: dict[float, Image] = {}
 
     def level(self, spacing_mm: float) -> Image:
-        """Cut to where one looks."""
+        """The reference at this resolution, cut to the brain and what is near it."""
         if spacing_mm not in self.levels:
             image = self.images.at(spacing_mm)
             reached = (np.linalg.inv(image.affine) @ self.corners)[2::-1]
@@ -150,7 +148,7 @@ def why_not(found: Registration, options: Rigid) -> str | None:
 
 
 class _Task:
-    """One pair at its resolutions."""
+    """One moving volume to lay on one anchor, with what is made of it at each resolution."""
 
     def __init__(self, anchor: Anchor, moving: Volume) -> None:
         self.anchor, self.middle = anchor, anchor.middle

@@ -142,7 +142,7 @@ def resample_mask(mask_DHW: Mask, of: Affine, shape_DHW: tuple[int, int, int], a
 
 
 def covered(volume: Volume, shape_DHW: tuple[int, int, int], affine: Affine, pose: Pose) -> Mask:
-    """Where the volume has voxels at all."""
+    """Which voxels of the asked grid lie within the volume's field."""
     z, y, x = (np.arange(n, dtype=float) for n in shape_DHW)
     at = _voxels(volume, affine, pose, z[:, None, None], y[:, None], x)
     seen = np.ones(shape_DHW, np.bool_)
@@ -196,7 +196,7 @@ def foreground(data: Array, share: float = 0.2) -> Mask:
 
 
 def centre_of(mask_DHW: Mask, affine: Affine) -> NDArray[np.float64]:
-    """In mm."""
+    """The mask's centre of mass, as a point in mm."""
     middle = np.array(ndimage.center_of_mass(mask_DHW))[::-1]
     return cast(NDArray[np.float64], affine[:3, :3] @ middle + affine[:3, 3])
 

@@ -57,6 +57,8 @@ class Listed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alias:
+    """A site's own name: what a series description looks like, and its modality; None for not to be used."""
+
     pattern: str
     modality: Modality | None
 

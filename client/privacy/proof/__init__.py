@@ -1,1 +1,1 @@
-"""Tests of the one real engine: invariants, canaries, and how often they are wrong."""
+"""The audit of the private engine, a test of code and not of data: invariants, canaries, how often they are wrong."""

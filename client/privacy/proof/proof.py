@@ -20,9 +20,20 @@ import torch
 from numpy.typing import NDArray
 
 from client.privacy.private import Secret
-from client.privacy.proof.odds import binomial, dispersion, likeness, normal_shape, normal_size, sigmas
+from client.privacy.proof.made_up_site import (
+    DELTA,
+    MadeUpSite,
+    Make,
+    Replay,
+    Unit,
+    engine_of,
+    plan_of,
+    random_unit,
+    spike,
+    tails,
+)
 from client.privacy.proof.one_run import proved
-from client.privacy.proof.scene import DELTA, Make, Replay, Scene, Unit, engine_of, plan_of, random_unit, spike, tails
+from client.privacy.proof.sigmas import binomial, dispersion, likeness, normal_shape, normal_size, sigmas
 from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import BudgetSpent
 from shared.trust.privacy import Query, epsilon
@@ -127,17 +138,17 @@ def newcomers() -> dict[str, Unit]:
 def _moved(make: Make, crowd: Sequence[Unit], newcomer: Unit, place: int, rate: float) -> tuple[float, float]:
     """In a step that draws the newcomer, and in the next one, which does not (unless all are drawn)."""
     heads = np.random.default_rng(place).random(len(crowd)) < rate
-    scenes = [
-        Scene(make=make, plan=plan_of(noise=1.0, rate=rate, size=8), shapes=LAYERS, source=Replay(place))
+    both_sites = [
+        MadeUpSite(make=make, plan=plan_of(noise=1.0, rate=rate, size=8), shapes=LAYERS, source=Replay(place))
         for _ in range(2)
     ]
     units = [list(crowd), [*crowd[:place], newcomer, *crowd[place:]]]
 
     def distance(coins: NDArray[np.bool_], its: bool) -> float:
         both = (coins, np.insert(coins, place, its))
-        for scene, own in zip(scenes, both, strict=True):
-            scene.coins = lambda n, own=own: own  # type: ignore[misc]
-        without, with_it = (scene.step(them) for scene, them in zip(scenes, units, strict=True))
+        for site, own in zip(both_sites, both, strict=True):
+            site.coins = lambda n, own=own: own  # type: ignore[misc]
+        without, with_it = (site.step(them) for site, them in zip(both_sites, units, strict=True))
         return float(np.linalg.norm(with_it - without))
 
     return distance(heads, True), distance(~heads, False) if rate < 1 else 0.0
@@ -154,9 +165,9 @@ CANVAS = ((72, 64), (72, 64), (501,), (3,), ())
 
 def noise(make: Make) -> list[Finding]:
     """Steps in which nobody is drawn release noise and nothing else: its size, its shape, and that it never repeats."""
-    scene = Scene(make=make, plan=plan_of(noise=1.3, rate=0.3, size=20), shapes=CANVAS, coins=tails)
+    site = MadeUpSite(make=make, plan=plan_of(noise=1.3, rate=0.3, size=20), shapes=CANVAS, coins=tails)
     units = [random_unit(CANVAS, 0, 1e6, 1)] * 5
-    steps = np.stack([scene.step(units) for _ in range(12)]) / scene.plan.noise
+    steps = np.stack([site.step(units) for _ in range(12)]) / site.plan.noise
     ends = np.cumsum([math.prod(shape) for shape in CANVAS])
     layers = np.split(steps, ends[:-1], axis=1)
     halves = [(part[:, : part.shape[1] // 2], part[:, -(part.shape[1] // 2) :]) for part in (steps, layers[0])]
@@ -186,9 +197,9 @@ def sites(make: Make) -> list[Finding]:
     plan = plan_of(noise=1.0, rate=0.5, size=32)
     runs, drawn = [], []
     for _ in range(3):
-        scene = Scene(make=make, plan=plan, shapes=((100, 100),), coins=tails)
-        runs.append([scene.step([()]) for _ in range(3)])
-        drawn.append(_draws(Scene(make=make, plan=plan, shapes=((2,),)), units=64, steps=8)[0])
+        site = MadeUpSite(make=make, plan=plan, shapes=((100, 100),), coins=tails)
+        runs.append([site.step([()]) for _ in range(3)])
+        drawn.append(_draws(MadeUpSite(make=make, plan=plan, shapes=((2,),)), units=64, steps=8)[0])
     pairs = ((0, 1), (0, 2), (1, 2))
     agree = [int((drawn[i] == drawn[j]).sum()) for i, j in pairs]
     return [
@@ -213,19 +224,19 @@ def ledger(make: Make) -> list[Finding]:
     units = [random_unit(((4,),), seed, 1.0, 2) for seed in range(8)]
     steps = uncharged = early = wrong = 0
     for coins in (tails, lambda n: ~np.zeros(n, dtype=np.bool_), lambda n: None):
-        scene = Scene(make=make, plan=plan, shapes=((4,),), coins=coins)
+        site = MadeUpSite(make=make, plan=plan, shapes=((4,),), coins=coins)
         for _ in range(8):
-            scene.step(units)
+            site.step(units)
             steps += 1
-            uncharged += len(scene.charges) != 1
-            early += [event for event, _ in scene.events][:1] != ["charge"]
-            wrong += any(query != plan.step for query in scene.charges)
-    scene = Scene(make=make, plan=plan, shapes=((4,),), broke=True)
+            uncharged += len(site.charges) != 1
+            early += [event for event, _ in site.events][:1] != ["charge"]
+            wrong += any(query != plan.step for query in site.charges)
+    site = MadeUpSite(make=make, plan=plan, shapes=((4,),), broke=True)
     went_on = 0
     with suppress(BudgetSpent):
-        scene.step(units)
+        site.step(units)
         went_on += 1
-    went_on += sum(event != "charge" for event, _ in scene.events) + any(p.grad is not None for p in scene.parameters)
+    went_on += sum(event != "charge" for event, _ in site.events) + any(p.grad is not None for p in site.parameters)
     return [
         _count("ledger", "once", uncharged, f"of {steps} steps, empty draws among them, those not charged just once"),
         _count("ledger", "first", early, f"of {steps} steps, those that began with something else than the charge"),
@@ -240,8 +251,8 @@ def ledger(make: Make) -> list[Finding]:
 def sampling(make: Make) -> list[Finding]:
     """Every subject has its own coin in every step: numbers drawn are binomial, each way one looks at them."""
     steps, units, rate = 512, 64, 0.25
-    scene = Scene(make=make, plan=plan_of(noise=1.0, rate=rate, size=units), shapes=((2,),))
-    drawn, twice = _draws(scene, units=units, steps=steps)
+    site = MadeUpSite(make=make, plan=plan_of(noise=1.0, rate=rate, size=units), shapes=((2,),))
+    drawn, twice = _draws(site, units=units, steps=steps)
     together = [int((drawn[::2] & drawn[1::2]).sum()), int((drawn[:, ::2] & drawn[:, 1::2]).sum())]
     return [
         _chance("sampling", "rate", sigmas(binomial(int(drawn.sum()), drawn.size, rate)), "how many are drawn in all"),
@@ -267,15 +278,15 @@ def sampling(make: Make) -> list[Finding]:
     ]
 
 
-def _draws(scene: Scene, *, units: int, steps: int) -> tuple[NDArray[np.bool_], int]:
+def _draws(site: MadeUpSite, *, units: int, steps: int) -> tuple[NDArray[np.bool_], int]:
     """Who was looked at in each step, and how many looks were second ones."""
     everyone: list[Unit] = [({},) for _ in range(units)]  # with no gradient: they only tell that they were looked at
     numbers = {id(unit): i for i, unit in enumerate(everyone)}
     drawn = np.zeros((steps, units), dtype=np.bool_)
     looks = 0
     for step in range(steps):
-        scene.step(everyone)
-        seen = [numbers[what] for what in scene.looks if isinstance(what, int)]
+        site.step(everyone)
+        seen = [numbers[what] for what in site.looks if isinstance(what, int)]
         looks += len(seen)
         drawn[step, seen] = True
     return drawn, looks - int(drawn.sum())
@@ -294,7 +305,7 @@ def one_run(make: Make) -> list[Finding]:
         canaries.append(({layer: spike(shapes[layer], at, 1e3)},) * 3)
     blanks: list[Unit] = [()] * len(canaries)  # at the other site; as many, for equal keys would then give equal noise
     plan = plan_of(noise=4.0, rate=0.5, size=CANARIES // 2)
-    own, other = (Scene(make=make, plan=plan, shapes=shapes) for _ in range(2))
+    own, other = (MadeUpSite(make=make, plan=plan, shapes=shapes) for _ in range(2))
     spending: Counter[Query] = Counter()
     released, elsewhere = [], []
     for _ in range(RUNS):

@@ -9,18 +9,17 @@ sees x_t beside y and predicts m_t (y - x_0) + sqrt(delta_t) eps, which is x_t -
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from shared.base.options import require
 from shared.base.randomness import Noise
 from shared.base.records import Batch, Cut, Losses, Owners, Phase
 from shared.base.vocabulary import SHARED, beside
 from shared.diffusion.bridge import Bridge, bridge, cross
-from shared.diffusion.samplers import Sampler, bridge_steps
-from shared.methods.angiography import Angiography, choice, only, random_times
+from shared.diffusion.samplers import BRIDGES, Kind, Sampler, bridge_steps
+from shared.methods.angiography import Diffused, choice, only
+from shared.methods.contract import Network
 from shared.methods.nets.precision import autocast
 from shared.methods.nets.unet import UNet, UNetShape, zeroed
 
@@ -32,25 +31,17 @@ SIZES: Mapping[str, UNetShape] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bbdm(Angiography):
-    size: Literal["tiny", "small", "paper"] = "small"
-    times: int = 1000
-    noisiest: float = 0.5  # share of samples at the last time, where nothing of the target shows; the paper's: 0
-    checkpoint: bool = False  # less memory, a third more time
-
-    def __post_init__(self) -> None:
-        Angiography.__post_init__(self)
-        require(self.times >= 2, "times", self.times, "2 or more")
-        require(0 <= self.noisiest <= 1, "noisiest", self.noisiest, "in [0, 1]")
+class Bbdm(Diffused):
+    @property
+    def samplers(self) -> tuple[Kind, ...]:
+        return BRIDGES
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(name="bridge"),)
 
-    def build(self, seed: int) -> "BbdmNet":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return BbdmNet(self)
+    def network(self) -> "BbdmNet":
+        return BbdmNet(self)
 
     def owners(self, net: nn.Module, phase: str) -> Owners:
         """The bridge is everybody's; a source's gate is trained where another is shown beside it."""
@@ -63,7 +54,7 @@ class Bbdm(Angiography):
         assert isinstance(net, BbdmNet)
         x_BSNHW, shown_BS, x0_BNHW = self.lesson(batch, net.unet.shape.multiple, generator)
         device = x_BSNHW.device
-        t_B = random_times(len(x_BSNHW), self.times, self.noisiest, generator)
+        t_B = self.random_times(len(x_BSNHW), generator)
         eps = torch.randn(x0_BNHW.shape, generator=generator, device=device)
         with autocast(device, self.precision):
             y_BNHW = net.start(x_BSNHW, shown_BS)
@@ -104,7 +95,7 @@ class Bbdm(Angiography):
         return bridge(self.times)
 
 
-class BbdmNet(nn.Module):
+class BbdmNet(Network):
     def __init__(self, options: Bbdm) -> None:
         super().__init__()
         self.sources, self.slab = len(options.sources), options.slab

@@ -12,13 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from shared.base.options import require
 from shared.base.randomness import Noise, normal
 from shared.base.records import Batch, Cut, Losses, Owners, Phase
 from shared.base.vocabulary import SHARED, Owner
 from shared.diffusion.gaussian import Schedule, linear
 from shared.diffusion.samplers import Guess, Sampler, draw
-from shared.methods.angiography import Angiography, random_times, seen, seen_by
+from shared.methods.angiography import Diffused, seen, seen_by
+from shared.methods.contract import Network
 from shared.methods.nets.precision import autocast
 from shared.methods.nets.unet import UNet, UNetShape
 
@@ -30,26 +30,15 @@ SIZES: Mapping[str, UNetShape] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ddpm(Angiography):
-    size: Literal["tiny", "small", "paper"] = "small"
+class Ddpm(Diffused):
     parameterisation: Literal["eps", "v"] = "v"
-    times: int = 1000
-    noisiest: float = 0.5  # share of samples at the last time, where nothing of the target shows; the paper's: 0
-    checkpoint: bool = False  # less memory, a third more time
-
-    def __post_init__(self) -> None:
-        Angiography.__post_init__(self)
-        require(self.times >= 2, "times", self.times, "2 or more")
-        require(0 <= self.noisiest <= 1, "noisiest", self.noisiest, "in [0, 1]")
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(name="diffusion"),)
 
-    def build(self, seed: int) -> "DdpmNet":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return DdpmNet(self)
+    def network(self) -> "DdpmNet":
+        return DdpmNet(self)
 
     def owners(self, net: nn.Module, phase: str) -> Owners:
         """A source's input slices are its own."""
@@ -65,7 +54,7 @@ class Ddpm(Angiography):
         assert isinstance(net, DdpmNet)
         x_BSNHW, shown_BS, x0_BNHW = self.lesson(batch, net.unet.shape.multiple, generator)
         device = x_BSNHW.device
-        t_B = random_times(len(x_BSNHW), self.times, self.noisiest, generator)
+        t_B = self.random_times(len(x_BSNHW), generator)
         eps = torch.randn(x0_BNHW.shape, generator=generator, device=device)
         x_t = self._schedule.noised(x0_BNHW, t_B, eps)
         with autocast(device, self.precision):
@@ -98,7 +87,7 @@ class Ddpm(Angiography):
         return linear(self.times)
 
 
-class DdpmNet(nn.Module):
+class DdpmNet(Network):
     def __init__(self, options: Ddpm) -> None:
         super().__init__()
         self.sources, self.slab = len(options.sources), options.slab

@@ -9,7 +9,6 @@ original's (0.5, 0.999). No clipping by norm, which would tie the two together.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,9 @@ from shared.base.options import require
 from shared.base.randomness import Noise
 from shared.base.records import Batch, Cut, Losses, Owners, Phase
 from shared.base.vocabulary import SHARED, Owner
-from shared.diffusion.samplers import Sampler
+from shared.diffusion.samplers import Kind, Sampler
 from shared.methods.angiography import Angiography, seen, seen_by
+from shared.methods.contract import Network
 from shared.methods.nets.precision import autocast
 
 
@@ -43,7 +43,6 @@ WIDEST = 8  # in units of base
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pix2pix(Angiography):
-    size: Literal["tiny", "small", "paper"] = "small"
     l1: float = 100.0  # weight of the absolute error against the critic's opinion
     dropout: float = 0.5  # in training alone
 
@@ -53,13 +52,15 @@ class Pix2pix(Angiography):
         require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
     @property
+    def samplers(self) -> tuple[Kind, ...]:
+        return ("mean",)
+
+    @property
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(name="adversarial"),)
 
-    def build(self, seed: int) -> "Pix2pixNet":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return Pix2pixNet(self)
+    def network(self) -> "Pix2pixNet":
+        return Pix2pixNet(self)
 
     def owners(self, net: nn.Module, phase: str) -> Owners:
         """A source's input slices are its own, the generator's and the critic's."""
@@ -114,7 +115,7 @@ class Pix2pix(Angiography):
         return self.assembled(images_BMHW, shown_BM, made_BNHW)
 
 
-class Pix2pixNet(nn.Module):
+class Pix2pixNet(Network):
     def __init__(self, options: Pix2pix) -> None:
         super().__init__()
         self.sources, self.slab = len(options.sources), options.slab

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from shared.base.vocabulary import Modality
-from shared.clinical import OWN, Encoder, Unset, make_encoder
+from shared.clinical import OWN, Encoder, Hearing, Unset, make_encoder
+from shared.methods.contract import Network, Precision
 from shared.methods.nets.anchor import Anchor
 from shared.methods.nets.autoencoder import Autoencoder, AutoencoderShape
 from shared.methods.nets.generator import Fused, Generator, Heard
-from shared.methods.nets.precision import Precision, autocast_volumes
+from shared.methods.nets.precision import autocast_volumes
 from shared.methods.nets.volumetric import VolumeShape
 
 
-class AcaNet(nn.Module):
+class AcaNet(Network, Hearing):
     mean_MC: Tensor
     spread_MC: Tensor
 

@@ -39,13 +39,8 @@ def mip_loss(
     return total
 
 
-def soft_mip(x_BDHW: Tensor, *, tau: float) -> Tensor:
-    """Every prefix's soft maximum along the slices; towards tau = 0 it is `cummax`."""
-    return soft_maximum(x_BDHW, x_BDHW / tau)
-
-
 def soft_maximum(x_BDHW: Tensor, logits_BDHW: Tensor) -> Tensor:
-    """sum_{j <= i} softmax_{j <= i}(logits)_j x_j along axis 1, in O(D) time and memory."""
+    """sum_{j <= i} softmax_{j <= i}(logits)_j x_j along axis 1, in O(D) time and memory; `cummax` as tau goes to 0."""
     out: Tensor = _Scan.apply(x_BDHW, logits_BDHW)  # type: ignore[no-untyped-call]
     return out
 

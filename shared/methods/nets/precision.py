@@ -1,11 +1,10 @@
 """Where networks may multiply in bf16."""
 
 import contextlib
-from typing import Literal, TypeAlias
 
 import torch
 
-Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
+from shared.methods.contract import Precision
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[None]:

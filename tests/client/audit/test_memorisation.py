@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.models import AMM_TINY, ANY_TINY, release, signed
-from support.probe import Probe
-from support.worlds import prepare_here, write_cohort
+from support.cohort.worlds import prepare_here, write_cohort
+from support.model.models import AMM_TINY, ANY_TINY, release, signed
+from support.rounds.probe import Probe
 from torch import Tensor, nn
 from typer.testing import CliRunner
 

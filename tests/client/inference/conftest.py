@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.models import ANY_TINY, release
+from support.model.models import ANY_TINY, release
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from support.models import release
-from support.worlds import subject_volumes
+from support.cohort.worlds import subject_volumes
+from support.model.models import release
 
 from client.inference.job import Asked
 from client.inference.synthesize import synthesize

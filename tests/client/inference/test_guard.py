@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.models import AMM_TINY, release
-from support.worlds import subject_volumes
+from support.cohort.worlds import subject_volumes
+from support.model.models import AMM_TINY, release
 
 from client.inference.guard import guard
 from client.inference.job import Asked

@@ -6,8 +6,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from support.measurements import AFFINE, SHAPE, content, raw_file, sidecar, subject, volumes
-from support.raw import acquisition, header, transform, write_ismrmrd
+from support.cohort.measurements import AFFINE, SHAPE, content, raw_file, sidecar, subject, volumes
+from support.cohort.raw import acquisition, header, transform, write_ismrmrd
 
 from client.inference.cases import Raw
 from client.inference.job import Asked

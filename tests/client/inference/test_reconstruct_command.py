@@ -7,9 +7,9 @@ from pathlib import Path
 import ismrmrd
 import numpy as np
 import pytest
-from support.measurements import content, kspace_of, maps_of, raw_file, sidecar, subject, volumes
-from support.models import AMM_TINY, release, signed
-from support.raw import acquisition, header, write_fastmri, write_ismrmrd
+from support.cohort.measurements import content, kspace_of, maps_of, raw_file, sidecar, subject, volumes
+from support.cohort.raw import acquisition, header, write_fastmri, write_ismrmrd
+from support.model.models import AMM_TINY, release, signed
 
 from client.cli import cli
 from client.inference.cases import Raw

@@ -10,8 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from support.models import AMM_TINY, release
-from support.worlds import subject_volumes
+from support.cohort.worlds import subject_volumes
+from support.model.models import AMM_TINY, release
 
 from client.inference.job import Asked
 from client.inference.outputs import WARNING

@@ -9,8 +9,8 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from support.models import AMM_TINY, release, signed
-from support.worlds import subject_volumes
+from support.cohort.worlds import subject_volumes
+from support.model.models import AMM_TINY, release, signed
 from typer.testing import CliRunner
 
 from client.cli.cli import app

@@ -13,8 +13,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ImplicitVRLittleEndian
-from support.bad_input import CASES, spoiled, void
-from support.dicoms import write_series
+from support.dicom.bad_input import CASES, spoiled, void
+from support.dicom.dicoms import write_series
 
 from shared.base.errors import DataError
 

@@ -1,7 +1,7 @@
 """A short run of what `benchmarks/ingest.py --fuzz 600` does for ten minutes."""
 
 from hypothesis import HealthCheck, given, settings
-from support.mutations import Mutation, check, mutations
+from support.dicom.mutations import Mutation, check, mutations
 
 
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)

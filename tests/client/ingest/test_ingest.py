@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
-from support.dicoms import write_series, write_study
+from support.dicom.dicoms import write_series, write_study
 
 from client.ingest.arrive.source import Folder
 from client.ingest.cohort.pipeline import ingest
@@ -219,7 +219,7 @@ def test_clinical_columns_come_from_the_sites_table(site: Any) -> None:
 
 
 def test_a_bids_folder_goes_straight_to_preparation(site: Any) -> None:
-    from support.cohorts import cohort_of
+    from support.cohort.cohorts import cohort_of
 
     cohort_of(site.source, [["T1", "CT"], ["T1"]])
     (site.source / "participants.tsv").write_text("participant_id\tage\nsub-01\t70\n")
@@ -234,7 +234,7 @@ def test_a_bids_folder_goes_straight_to_preparation(site: Any) -> None:
 
 def test_dates_of_a_bids_folder_stay_out_of_the_cohort(site: Any) -> None:
     """A session's label may be one, and what somebody typed for an age."""
-    from support.cohorts import add_subject
+    from support.cohort.cohorts import add_subject
 
     for session, modalities in (("20240102", ["T1", "T2"]), ("20250304", ["T1"])):
         add_subject(site.source / "made", "sub-01", modalities)
@@ -255,7 +255,7 @@ def test_dates_of_a_bids_folder_stay_out_of_the_cohort(site: Any) -> None:
 
 def test_subjects_of_two_bids_folders_are_never_mixed(site: Any) -> None:
     """Each folder begins at sub-01, and its name may be `bids` too: nobody knows whether that is one person."""
-    from support.cohorts import add_subject, cohort_of
+    from support.cohort.cohorts import add_subject, cohort_of
 
     one, two = site.root / "north" / "bids", site.root / "south" / "bids"
     cohort_of(one, [["T1"]])

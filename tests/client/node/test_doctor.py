@@ -13,8 +13,8 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-from support.federations import NOW, enter, make, tls_server
-from support.worlds import prepare_here, write_cohort
+from support.cohort.worlds import prepare_here, write_cohort
+from support.flower.federations import NOW, enter, make, tls_server
 from typer.testing import CliRunner
 
 from client.cli.cli import app

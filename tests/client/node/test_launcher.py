@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from docker.errors import APIError, ImageNotFound
-from support.federations import enter, make
+from support.flower.federations import enter, make
 from typer.testing import CliRunner
 
 from client.cli.cli import app

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import superlinks
-from support.bundles import bundle
-from support.federations import enter, make
-from support.superlinks import answers, program, wait
-from support.warm import Warm
+from support.flower import superlinks
+from support.flower.federations import enter, make
+from support.flower.superlinks import answers, program, wait
+from support.flower.warm import Warm
+from support.model.bundles import bundle
 
 from client.node import family
 from client.node.status import CONTACT, HEALTH, read_record, status

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.federations import enter, make
-from support.superlinks import free_port
+from support.flower.federations import enter, make
+from support.flower.superlinks import free_port
 from typer.testing import CliRunner
 
 from client.cli.cli import app

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.chargers import (
+from support.privacy.chargers import (
     CHEAP,
     STEP,
     TERMS,

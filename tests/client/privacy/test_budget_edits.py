@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.chargers import STEP, TERMS, six_charges
+from support.privacy.chargers import STEP, TERMS, six_charges
 
 from client.privacy.budget import Budget
 from client.privacy.budget_files import INSERT, mark_file, refuse_network

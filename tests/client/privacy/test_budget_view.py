@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.chargers import TERMS
+from support.privacy.chargers import TERMS
 from typer.testing import CliRunner
 
 from client.cli.cli import app

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.privately import LR, Script, Spoilt, a_round, cohort_at, noised_sum, plan_of, pool_of
-from support.probe import Net, Probe
-from support.worlds import write_cohort
+from support.cohort.worlds import write_cohort
+from support.privacy.privately import LR, Script, Spoilt, a_round, cohort_at, engine_of, noised_sum, plan_of, pool_of
+from support.rounds.probe import Net, Probe
 from torch import Tensor, nn
 
 from client.privacy import private
-from client.privacy.private import shares_of, sum_private
+from client.privacy.private import Engine, shares_of, sum_private
 from client.privacy.proof.proof import caught, run_audit
 from shared.base.errors import BudgetSpent, PlanRefused, RunFailed
 from shared.base.records import Batch
@@ -311,7 +311,12 @@ def test_a_solid_network_never_sees_one_row_on_a_cpu(
 def sums(cohort: Cohort, net: nn.Module, script: Script, subjects: int | None = None, **changes: Any) -> Tensor:
     plan = plan_of(**changes)
     found = sum_private(
-        PROBE, net, pool_of(PROBE, cohort, subjects), "level", plan=plan, charge=script.charge, rows=3, entropy=script
+        PROBE,
+        net,
+        pool_of(PROBE, cohort, subjects),
+        "level",
+        engine=engine_of(plan, script),
+        rows=3,
     )
     assert sorted(found) == ["pixels_M", "total_M"]
     return torch.cat([found[name] for name in sorted(found)])
@@ -359,10 +364,8 @@ def test_sums_are_charged_first_and_once_with_everyone_in(cohort: Cohort, net: n
 
 def test_the_noise_of_sums_has_its_size(cohort: Cohort, net: nn.Module) -> None:
     few = pool_of(PROBE, cohort, 1)
-    found = [
-        torch.cat(list(sum_private(PROBE, net, few, "level", plan=plan_of(), charge=lambda _: None, rows=9).values()))
-        for _ in range(60)
-    ]
+    engine = Engine(plan=plan_of(), charge=lambda _: None)
+    found = [torch.cat(list(sum_private(PROBE, net, few, "level", engine=engine, rows=9).values())) for _ in range(60)]
     spread = torch.stack(found).std(dim=0).mean()
     assert float(spread) == pytest.approx(2.0 * 3.0, rel=0.15)
 
@@ -376,7 +379,7 @@ def test_a_subject_whose_sums_are_not_finite_adds_nothing(cohort: Cohort, net: n
     def of(method: Probe, subjects: Callable[[Cohort], Cohort]) -> dict[str, Tensor]:
         pool = pool_of(PROBE, subjects(cohort))
         script = unasked()
-        return sum_private(method, net, pool, "level", plan=plan_of(), charge=script.charge, rows=3, entropy=script)
+        return sum_private(method, net, pool, "level", engine=engine_of(plan_of(), script), rows=3)
 
     sick = of(Sick(), lambda c: c)
     without = of(PROBE, lambda c: dataclasses.replace(c, subjects=c.subjects[1:]))

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from support.methods import awake
-from support.privately import Script, a_round, cohort_at, noised_sum, plan_of, pool_of
-from support.worlds import write_cohort
+from support.cohort.worlds import write_cohort
+from support.model.methods import awake
+from support.privacy.privately import Script, a_round, cohort_at, engine_of, noised_sum, plan_of, pool_of
 from torch import Tensor, nn
 
 from client.privacy.private import sum_private
@@ -128,6 +128,6 @@ def test_sums_of_every_method_move_by_at_most_their_clip(name: str, phase: str, 
         script = Script()
         script.asked.append(0)
         pool = pool_of(method, cohort, subjects)
-        found.append(sum_private(method, net, pool, phase, plan=plan, charge=script.charge, rows=5, entropy=script))
+        found.append(sum_private(method, net, pool, phase, engine=engine_of(plan, script), rows=5))
     moved = math.sqrt(sum(float((found[1][key] - found[0][key]).square().sum()) for key in found[0]))
     assert moved == pytest.approx(0.5, rel=2e-3)

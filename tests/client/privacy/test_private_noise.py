@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from client.privacy.private import Secret, draw, normal
-from client.privacy.proof.odds import binomial, dispersion, likeness, normal_shape, normal_size, sigmas
+from client.privacy.proof.sigmas import binomial, dispersion, likeness, normal_shape, normal_size, sigmas
 
 
 class Fixed:

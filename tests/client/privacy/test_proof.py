@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import optimize, stats
-from support.planted import CAUGHT_BY, MORE_CAUGHT_BY, NoNoise, Pieces
+from support.privacy.planted import CAUGHT_BY, MORE_CAUGHT_BY, NoNoise, Pieces
 from typer.testing import CliRunner
 
 import client.cli.cli
 import server.cli.cli
 from client.privacy.proof import proof as audit
-from client.privacy.proof.odds import binomial, dispersion, sigmas
+from client.privacy.proof.audit import audit_privacy, most
+from client.privacy.proof.made_up_site import MadeUpSite, Make, engine_of, plan_of, random_unit
 from client.privacy.proof.one_run import guessed, least_epsilon, proved
 from client.privacy.proof.proof import Finding, caught, run_audit
-from client.privacy.proof.scene import Make, Scene, engine_of, plan_of, random_unit
-from client.privacy.proof.verdicts import audit_privacy, most
+from client.privacy.proof.sigmas import binomial, dispersion, sigmas
 from shared.base.errors import RunFailed
 
 ALL_PLANTED = {**CAUGHT_BY, **MORE_CAUGHT_BY}
@@ -69,10 +69,10 @@ def test_the_planted_engines_are_the_real_one_but_for_one_piece() -> None:
     units = [random_unit(shapes, seed, 0.1 * 4**seed, 1 + seed % 2) for seed in range(6)]
     released = []
     for make in (engine_of, maker(Pieces)):
-        scene = Scene(make=make, plan=plan_of(noise=0.5, rate=0.6, size=7), shapes=shapes, source=Silence())
-        scene.coins = lambda n: np.arange(n) % 3 > 0
-        released.append(scene.step(units))
-        assert len(scene.charges) == 1
+        site = MadeUpSite(make=make, plan=plan_of(noise=0.5, rate=0.6, size=7), shapes=shapes, source=Silence())
+        site.coins = lambda n: np.arange(n) % 3 > 0
+        released.append(site.step(units))
+        assert len(site.charges) == 1
     assert np.linalg.norm(released[0]) > 1
     np.testing.assert_allclose(released[0], released[1], rtol=1e-6, atol=1e-6)
     assert caught(run_audit(maker(Pieces), tests=["noise", "sites", "ledger", "sampling"])) == set()
@@ -153,7 +153,7 @@ def test_guesses_are_the_outermost_scores() -> None:
     assert guessed(scores, inside, shares=(1.0, 0.5, 0.25)) == [(6, 8), (4, 4), (2, 2)]
 
 
-# --- odds -----------------------------------------------------------------------------------------------------------
+# --- sigmas ---------------------------------------------------------------------------------------------------------
 
 
 def test_dispersion_is_exact() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.disks import Killed, failing
-from support.federations import NOW, enter, make, signer, site, tree
+from support.disk.faults import Killed, failing
+from support.flower.federations import NOW, enter, make, signer, site, tree
 
 from client.site import enrol
 from server.federation import federation as disk
@@ -22,7 +22,7 @@ from shared.base.files import locked
 from shared.base.names import Address
 from shared.base.options import plain
 from shared.trust import kit
-from shared.trust.keys import fingerprint, parse_site_line, read_site_key, site_line
+from shared.trust.keys import fingerprint, parse_site_key, parse_site_line, site_line
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_site_makes_its_own_key_in_the_form_that_flower_takes(tmp_path: Path) 
     assert stat.S_IMODE(key.parent.stat().st_mode) == 0o700
     assert key.read_bytes().startswith(b"-----BEGIN OPENSSH PRIVATE KEY-----")
     public = (key.parent / "site.pub").read_text()
-    assert public == site_line(read_site_key(key).public_key()) + "\n"
+    assert public == site_line(parse_site_key(key.read_bytes(), "key").public_key()) + "\n"
     assert public.startswith("ecdsa-sha2-nistp384 ")
     assert done.fingerprint == fingerprint(parse_site_line(public.strip(), "here"))
 
@@ -104,11 +104,11 @@ def test_the_first_kit_needs_the_fingerprint_from_the_coordinators_mouth(federat
     before = tree(state)
     for told, says in ((None, "by telephone"), ("0" * 32, "not the one|is not, and"), ("12 34", "32 hex digits")):
         with pytest.raises((ConfigError, DataError), match=says):
-            enrol.join(state, path, told=told, now=NOW)
+            enrol.join(state, path, signer=told, now=NOW)
     assert tree(state) == before
     with pytest.raises(ConfigError, match="lacuna-site init"):
-        enrol.join(tmp_path / "nobody", path, told=signer(federation), now=NOW)
-    assert enrol.join(state, path, told=signer(federation).upper(), now=NOW).notes == ()
+        enrol.join(tmp_path / "nobody", path, signer=signer(federation), now=NOW)
+    assert enrol.join(state, path, signer=signer(federation).upper(), now=NOW).notes == ()
 
 
 def test_a_kit_fits_one_site_and_one_key(federation: Path, north: Path, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_kit_fits_one_site_and_one_key(federation: Path, north: Path, tmp_path
     other = make(tmp_path / "other")  # a namesake with a key of its own, in a federation of the same name
     namesake = provision.admit(other, site(tmp_path / "namesake", "north"), now=NOW).kit
     with pytest.raises(DataError, match="is for another key"):
-        enrol.join(north, namesake, told=signer(other), now=NOW)
+        enrol.join(north, namesake, signer=signer(other), now=NOW)
     with pytest.raises(DataError, match="is not, and does not follow, the one that you trust"):
         enrol.join(north, namesake, now=NOW)
     assert tree(north) == before
@@ -129,7 +129,7 @@ def test_a_state_belongs_to_one_federation(north: Path, tmp_path: Path) -> None:
     other = make(tmp_path / "other", name="tumours")
     path = provision.admit(other, north / "enrolment" / "north.request.json", now=NOW).kit
     with pytest.raises(DataError, match="is of federation 'tumours'; this state is in 'strokes'"):
-        enrol.join(north, path, told=signer(other), now=NOW)
+        enrol.join(north, path, signer=signer(other), now=NOW)
 
 
 def test_an_older_kit_is_not_taken_back(federation: Path, north: Path, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_site_changes_its_key_without_a_gap(federation: Path, north: Path, tmp
     assert done.notes == ("the site's new key is in use from its next start",)
     assert key.read_bytes() != old
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    assert site_line(read_site_key(key).public_key()) == load(federation).sites["north"].public_key
+    assert site_line(parse_site_key(key.read_bytes(), "key").public_key()) == load(federation).sites["north"].public_key
     assert {p.name for p in key.parent.iterdir()} == {"site.json", "site.key", "site.pub", "north.request.json"}
     again = enrol.init_site(north, "north", again=True).request
     provision.rotate_site(federation, "north", again, now=NOW)
@@ -187,8 +187,8 @@ def test_a_wrong_clock_and_an_old_ca_are_told_apart_from_forgery(federation: Pat
     path = provision.admit(federation, site(state, "north"), now=NOW).kit
     for now in (NOW - timedelta(days=2), NOW + timedelta(days=3650)):
         with pytest.raises(DataError, match=r"ca\.crt holds until .* and the clock here says"):
-            enrol.join(state, path, told=signer(federation), now=now)
-    enrol.join(state, path, told=signer(federation), now=NOW)
+            enrol.join(state, path, signer=signer(federation), now=now)
+    enrol.join(state, path, signer=signer(federation), now=NOW)
     assert enrol.expiry_warnings(state, NOW) == []
     (said,) = enrol.expiry_warnings(state, NOW + timedelta(days=3640))
     assert "expires in 10 days" in said

@@ -14,15 +14,14 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message
-from support.federation import config
-from support.probe import Probe
-from support.spoilt import about, start
+from support.rounds.federation import config
+from support.rounds.probe import Probe
+from support.rounds.spoilt import about, start
 from typer.testing import CliRunner
 
 from client.cli.cli import app
 from client.site import ledger as egress
-from client.site.ledger import Ledger, compare, read_receipts
-from client.site.site import LEDGER
+from client.site.ledger import LEDGER, Ledger, compare, read_receipts
 from server.journal import receipts
 from shared import methods
 from shared.base import chain

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from flwr.app import Message
-from support.federation import config
-from support.spoilt import about, start
+from support.rounds.federation import config
+from support.rounds.spoilt import about, start
 from typer.testing import CliRunner
 
 from client.cli.cli import app

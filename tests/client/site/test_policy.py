@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.federation import config
+from support.rounds.federation import config
 from typer.testing import CliRunner
 
 from client.cli.cli import app
@@ -130,7 +130,7 @@ def site(tmp_path: Path, **rules: Any) -> Site:
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "method": ({"methods": ("amm_diff",)}, {}, "plan.method=probe: this site's policy allows only methods: amm_diff"),
-    "size": ({"sizes": ("tiny",)}, {}, "plan.size=none: this site's policy allows only sizes: tiny"),
+    "size": ({"sizes": ("tiny",)}, {}, "plan.size=small: this site's policy allows only sizes: tiny"),
     "holders": ({"min_holders": 3}, {}, "plan.min_holders=2: this site's policy allows only min_holders: at least 3"),
     "no manifest": ({"manifest": "installed"}, {}, f"plan.manifest=None: .* manifest: {KIT}"),
     "another manifest": ({}, {"manifest": "b" * 64}, f"plan.manifest=b{{64}}: .* manifest: {KIT}"),

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import dcmread
-from support.dicoms import uid, write_series
-from support.heads import head, moved, random_pose
-from support.models import AMM_TINY, release, signed
-from support.orthanc import Pacs
-from support.validators import errors_of
+from support.cohort.heads import head, moved, random_pose
+from support.dicom.dicoms import uid, write_series
+from support.dicom.orthanc import Pacs
+from support.dicom.validators import errors_of
+from support.model.models import AMM_TINY, release, signed
 from typer.testing import CliRunner
 
 from client.cli.cli import app

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.federation import config, write
-from support.models import release
+from support.model.models import release
+from support.rounds.federation import config, write
 from typer.testing import CliRunner
 
 from server.cli.cli import app

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import federation
-from support.models import release
-from support.worlds import prepare_here, write_cohort
+from support.cohort.worlds import prepare_here, write_cohort
+from support.model.models import release
+from support.rounds import federation
 from torch import Tensor
 from typer.testing import CliRunner
 

@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from support import federation
-from support.models import release
-from support.worlds import prepare_here, write_cohort
+from support.cohort.worlds import prepare_here, write_cohort
+from support.model.models import release
+from support.rounds import federation
 
 from server.evaluation import vessels
 from server.evaluation.vessel_tables import printable, read_scores
-from server.evaluation.vessels import TAKES, compare_vessels
+from server.evaluation.vessels import compare_vessels
 from server.evaluation.ways import Asked
 from shared.base.errors import ConfigError, DataError
 from shared.data.volumes import Grid, read, write
 from shared.diffusion.samplers import Sampler
-from shared.methods import METHODS
 from shared.model.angiograms import Threshold
 from shared.model.model import read_model
 from shared.plan.config import Choice
@@ -185,7 +184,6 @@ def test_a_run_keeps_its_sampler_where_it_does_not_take_the_one_of_all(folder: P
     assert vessels._samplers(["ddim"], models) == {"both": own, "again": own}
     told = vessels._samplers(["bridge_fast", "again=mean"], models)
     assert (told["both"].kind, told["both"].steps, told["again"]) == ("bridge", 5, Sampler(kind="mean"))
-    assert set(METHODS) - {"probe"} <= set(TAKES)
     for wrong, why in ((["none=mean"], "not among"), (["mean", "bridge"], "given already")):
         with pytest.raises(ConfigError, match=why):
             vessels._samplers(wrong, models)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from support.federations import NOW, enter, handshake, make, site, tls_server
+from support.flower.federations import NOW, enter, handshake, make, site, tls_server
 
 from client.site import enrol
 from server.federation import provision, rotation

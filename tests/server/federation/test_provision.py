@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from support.federations import NOW, enter, make, signer, site, tree
+from support.flower.federations import NOW, enter, make, signer, site, tree
 
 from client.site import enrol
 from server.cli import cli
@@ -23,7 +23,7 @@ from server.federation.federation import load
 from shared.base import files
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import plain
-from shared.data.intensities import RULES, RULES_VERSION
+from shared.data.intensities import RULES, rules_version
 from shared.trust import manifest
 from shared.trust.certificates import utc
 from shared.trust.manifest import Plane
@@ -47,7 +47,7 @@ def test_the_manifest_says_what_was_agreed_and_is_signed(federation: Path) -> No
     loaded = load(federation)
     agreed = loaded.manifest
     assert (agreed.version, agreed.before, agreed.modalities, agreed.methods) == (1, "", ("T1", "FLAIR"), ("amm_diff",))
-    assert agreed.intensities.version == RULES_VERSION
+    assert agreed.intensities.version == rules_version(("T1", "FLAIR"))
     assert agreed.intensities.rules == {"T1": plain(RULES["T1"]), "FLAIR": plain(RULES["FLAIR"])}
     assert agreed.digest == files.sha256((federation / "federation.json").read_bytes())
     text = (federation / "federation.json").read_text()
@@ -178,10 +178,10 @@ def test_a_site_revoked_and_taken_back_with_another_key_keeps_both_on_record(thr
 def test_names_and_keys_belong_to_one_site_each(three: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is a site 'north'; names differ in more than case"):
         provision.admit(three, site(tmp_path / "other", "NORTH"), now=NOW)
-    from shared.trust.keys import read_site_key
+    from shared.trust.keys import parse_site_key
     from shared.trust.kit import Versions, write_request
 
-    key = read_site_key(tmp_path / "north" / "enrolment" / "site.key")
+    key = parse_site_key((tmp_path / "north" / "enrolment" / "site.key").read_bytes(), "north")
     (tmp_path / "copy.json").write_bytes(write_request("west", key, Versions(lacuna="0.1.0", flwr="1.41.0")))
     with pytest.raises(ConfigError, match="its key is that of site 'north'"):
         provision.admit(three, tmp_path / "copy.json", now=NOW)

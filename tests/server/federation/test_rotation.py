@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from support.disks import Killed, failing
-from support.federations import NOW, signer, site, tree
+from support.disk.faults import Killed, failing
+from support.flower.federations import NOW, signer, site, tree
 
 from client.site import enrol
 from server.federation import provision, rotation

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.superlinks import superlink
+from support.flower.superlinks import superlink
 from typer.testing import CliRunner
 
 from client.cli.cli import app as lacuna_site

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.disks import full
+from support.disk.disks import full
 
 from server.journal import chronicle, facts
 from server.journal.chronicle import Outcome, Tail

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from flwr.app import Message
-from support.federation import config
-from support.probe import Probe
-from support.spoilt import about, failed, start
+from support.rounds.federation import config
+from support.rounds.probe import Probe
+from support.rounds.spoilt import about, failed, start
 from typer.testing import CliRunner
 
 from server.cli.cli import app

@@ -88,4 +88,4 @@ def test_a_hostile_update_is_rejected_by_name(name: str) -> None:
 )
 def test_hostile_sums_are_rejected(value: torch.Tensor, says: str) -> None:
     with pytest.raises(UpdateRejected, match=says):
-        admit_sums(dataclasses.replace(HONEST, delta={"gram": value}), PLAN, frozen="f" * 64, form={"gram": (1,)})
+        admit_sums(dataclasses.replace(HONEST, delta={"gram": value}), PLAN, frozen="f" * 64, shapes={"gram": (1,)})

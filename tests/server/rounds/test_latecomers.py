@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from flwr.app import Message
-from support.federation import config
-from support.spoilt import SpoiltGrid, about, start
+from support.rounds.federation import config
+from support.rounds.spoilt import SpoiltGrid, about, start
 
 from server.journal import facts
 

@@ -5,8 +5,8 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from support.federations import NOW, enter, make, site
-from support.superlinks import superlink, supernode, wait
+from support.flower.federations import NOW, enter, make, site
+from support.flower.superlinks import superlink, supernode, wait
 
 from client.site import enrol
 from server.federation import provision

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support.disks import full
-from support.federation import config
+from support.disk.disks import full
+from support.rounds.federation import config
 
 from server.flower import FlowerRun, Unreachable
 from server.journal import chronicle, facts

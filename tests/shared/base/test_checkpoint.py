@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.disks import full
+from support.disk.disks import full
 
 from shared.base import checkpoint
 from shared.base.errors import DataError

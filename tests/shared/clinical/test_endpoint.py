@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.embeddings import WIDTH, EmbeddingsServer, vector_of
+from support.model.embeddings import WIDTH, EmbeddingsServer, vector_of
 
 from shared.base.errors import ConfigError, DataError, LacunaError
 from shared.clinical import Chart, Encoder, TextSettings, make_encoder

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.embeddings import WIDTH
+from support.model.embeddings import WIDTH
 
 from shared.base.errors import ConfigError
 from shared.clinical import Chart, Encoder, TextSettings, make_encoder

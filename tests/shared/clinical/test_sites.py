@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.embeddings import WIDTH, EmbeddingsServer
+from support.model.embeddings import WIDTH, EmbeddingsServer
 
 from client.round import text
 from client.round.text import check_text

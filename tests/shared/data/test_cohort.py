@@ -11,7 +11,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from support.cohorts import AFFINE, GRID, SHAPE, add_subject, brain_mask, cohort_of, lines, prepare, volume
+from support.cohort.cohorts import AFFINE, GRID, SHAPE, add_subject, brain_mask, cohort_of, lines, prepare, volume
 
 from shared.base.errors import ConfigError, DataError
 from shared.data.bids import find_files, read_participants

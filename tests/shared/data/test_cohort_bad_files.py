@@ -10,7 +10,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from support.cohorts import AFFINE, GRID, brain_mask, cohort_of, lines, prepare, volume
+from support.cohort.cohorts import AFFINE, GRID, brain_mask, cohort_of, lines, prepare, volume
 
 from shared.base.errors import DataError
 from shared.data.cohort import cache_folder

@@ -9,7 +9,17 @@ import ismrmrd
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.raw import SQUARE, acquisition, back, header, images, plain_scan, transform, write_fastmri, write_ismrmrd
+from support.cohort.raw import (
+    SQUARE,
+    acquisition,
+    back,
+    header,
+    images,
+    plain_scan,
+    transform,
+    write_fastmri,
+    write_ismrmrd,
+)
 
 from shared.data import kspace as door
 from shared.data.encoding import calibration_width, centred, parse_header, reduction_of

@@ -8,7 +8,7 @@ import h5py
 import ismrmrd
 import numpy as np
 import pytest
-from support.raw import SQUARE, acquisition, header, images, plain_scan, write_fastmri, write_ismrmrd
+from support.cohort.raw import SQUARE, acquisition, header, images, plain_scan, write_fastmri, write_ismrmrd
 
 from shared.base.errors import DataError
 from shared.data.kspace import read

@@ -1,9 +1,29 @@
 """One table of names: every usual spelling is known, and what is not a modality is not taken for one."""
 
+from pathlib import Path
+from typing import cast
+
 import pytest
 
-from shared.base.errors import ConfigError
-from shared.data.modalities import MODALITIES, bids_path, entity, in_order, is_lesion, lesion_path, modality_of, parse
+from client.ingest.image.preparation import Preparation
+from server.federation.provision import intensities
+from shared.base.errors import ConfigError, DataError
+from shared.data.cohort import Cohort, cache_folder, prepare
+from shared.data.intensities import RULES, rules_version
+from shared.data.modalities import (
+    MODALITIES,
+    Form,
+    Percentiles,
+    bids_path,
+    entity,
+    in_order,
+    is_lesion,
+    lesion_path,
+    modality_of,
+    parse,
+)
+from shared.data.volumes import Grid
+from shared.plan.settings import Choice, RunSettings
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -12,6 +32,62 @@ def test_each_modality_knows_itself_its_aliases_and_its_own_path(modality: str) 
     assert all(parse(alias) == modality for alias in MODALITIES[modality].aliases)
     assert modality_of(bids_path("sub-01", modality)) == modality
     assert bids_path("01", modality) == bids_path("sub-01", modality)
+
+
+def test_a_row_says_all_that_a_modality_needs() -> None:
+    ranks = [form.reference for form in MODALITIES.values()]
+    assert len(set(ranks)) == len(ranks), "no two of a subject's are the reference"
+    for form in MODALITIES.values():
+        assert (form.tracer is not None) == (form.kind == "pet")
+        assert isinstance(form.values, Percentiles) == (form.kind == "mr")
+
+
+# --- a tenth row ----------------------------------------------------------------------------------------------------
+
+PD = Form(kind="mr", folder="anat", ending="PDw", aliases=("pd",), values=Percentiles(low=1, high=99), reference=10)
+
+
+def agreed(folder: Path) -> dict[str, object]:
+    """Everything that must be equal before numbers or images are put together."""
+    plan = RunSettings(
+        method=Choice(name="amm_diff", options={"modalities": ["T1", "T2"], "size": "tiny"}),
+        training={},
+        grid=Grid(height=16, width=16),
+        seed=0,
+        keep_local=(),
+        min_cell=5,
+        min_holders=2,
+    )
+    cohort = folder / "sites" / "north"
+    return {
+        "plan": plan.schema,
+        "kit": intensities(["T1", "T2"]),
+        "bundle": rules_version(["T1", "T2"]),
+        "cohort": Cohort.open(cache_folder(cohort, plan.grid)).digest,
+        "cache": prepare(cohort, plan.grid, workers=0).renewed,
+        "images": Preparation().digest,
+    }
+
+
+def test_a_modality_more_changes_no_digest_of_what_does_not_use_it(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = agreed(world)
+    assert before["cache"] == 0
+    monkeypatch.setitem(cast(dict[str, Form], MODALITIES), "PD", PD)
+    monkeypatch.setitem(cast(dict[str, Percentiles], RULES), "PD", PD.values)
+    assert agreed(world) == before
+    assert rules_version(["T1", "PD"]) != rules_version(["T1"])
+
+
+def test_another_rule_of_one_that_is_used_changes_them(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = rules_version(["T1", "T2"]), rules_version(["T2", "FLAIR"]), intensities(["T1", "T2"])
+    monkeypatch.setitem(cast(dict[str, Percentiles], RULES), "T1", Percentiles(low=1, high=99))
+    assert rules_version(["T1", "T2"]) != before[0]
+    assert rules_version(["T2", "FLAIR"]) == before[1]
+    assert intensities(["T1", "T2"]) != before[2]
+    with pytest.raises(DataError, match="prepared by another version"):
+        Cohort.open(cache_folder(world / "sites" / "north", Grid(height=16, width=16)))
 
 
 def test_no_spelling_means_two_modalities() -> None:

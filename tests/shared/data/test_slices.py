@@ -1,14 +1,21 @@
 """Batches out of a prepared cohort."""
 
+from collections.abc import Iterator
+from contextlib import closing
+from threading import enumerate as enumerate_threads
+from threading import get_ident
+from time import sleep
+
 import numpy as np
 import pytest
 import torch
-from support.cohorts import cohort_of
+from support.cohort.cohorts import cohort_of
 
 from shared.base.errors import DataError
+from shared.base.records import Batch
 from shared.data import slices as slices_module
 from shared.data.cohort import Cohort, prepare
-from shared.data.slices import Slices, prefetch
+from shared.data.slices import Slices, prefetch, read_ahead
 from shared.data.volumes import Grid
 
 PATTERNS = [("T1", "T2"), ("T2",), ("T1", "FLAIR", "CT"), ("CT",)]
@@ -121,6 +128,55 @@ def test_prefetch_keeps_the_batches_and_their_order(slices: Slices, device: str)
         assert other.images_BMHW.device.type == device
         assert torch.equal(one.images_BMHW, other.images_BMHW.cpu())
         assert torch.equal(one.subject_B, other.subject_B.cpu())
+
+
+def counted(n: int, made: list[int], fail: int | None = None) -> Iterator[Batch]:
+    for i in range(n):
+        if i == fail:
+            raise DataError(f"batch {i} can't be read")
+        made.append(i)
+        yield Batch(
+            images_BMHW=torch.full((1, 1, 1, 1), float(i)),
+            exists_BM=torch.ones(1, 1, dtype=torch.bool),
+            shown_BM=torch.ones(1, 1, dtype=torch.bool),
+            subject_B=torch.tensor([i]),
+        )
+
+
+def test_what_is_read_ahead_comes_in_order_from_one_thread_before_it_is_asked_for() -> None:
+    made: list[int] = []
+    threads: set[int] = set()
+
+    def watched() -> Iterator[Batch]:
+        for batch in counted(6, made):
+            threads.add(get_ident())
+            yield batch
+
+    ahead = read_ahead(watched(), 2)
+    seen = [int(next(ahead).subject_B)]
+    while len(made) < 3:  # the one that was given, and two more; it would hang if they were not made meanwhile
+        sleep(0.001)
+    sleep(0.02)
+    assert made == [0, 1, 2], "and no more than that"
+    seen += [int(batch.subject_B) for batch in ahead]
+    assert seen == made == list(range(6))
+    assert threads.isdisjoint({get_ident()})
+    assert len(threads) == 1
+
+
+def test_an_error_of_the_reader_comes_in_its_turn() -> None:
+    ahead = read_ahead(counted(6, [], fail=3), 2)
+    assert [int(next(ahead).subject_B) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(DataError, match="batch 3 can't be read"):
+        next(ahead)
+
+
+def test_work_that_ends_early_leaves_no_reader_behind() -> None:
+    made: list[int] = []
+    with closing(read_ahead(counted(99, made), 2)) as ahead:
+        next(ahead)
+    assert len(made) <= 4
+    assert not [thread for thread in enumerate_threads() if thread.name.startswith("read-ahead")]
 
 
 def test_a_slab_is_a_slice_with_its_neighbours_moved_inside_at_the_ends(cohort: Cohort) -> None:

@@ -1,7 +1,7 @@
 """What several tests of operators begin with."""
 
 import pytest
-from support.draws import Draw
+from support.model.draws import Draw
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared.base.errors import ConfigError, DataError
-from shared.diffusion.acquisition import SUPPORT, birdcage, equispaced, holds_centre, random_lines, unit_maps
+from shared.diffusion.acquisition import SUPPORT, birdcage, equispaced, random_lines, unit_maps
 
 
 @pytest.fixture
@@ -59,6 +59,10 @@ def test_maps_that_say_nothing_are_refused() -> None:
     ):
         with pytest.raises(DataError, match=f"coil maps: .*{says}"):
             unit_maps(wrong)
+
+
+def holds_centre(mask_W: torch.Tensor) -> bool:
+    return bool(mask_W[len(mask_W) // 2])
 
 
 def test_an_equispaced_mask_keeps_every_rth_line_and_the_middle(pick: random.Random) -> None:

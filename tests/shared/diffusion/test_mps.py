@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from support.gaussians import (
+from support.model.gaussians import (
     Seen,
     Stack,
     ancestral,

@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from support.draws import C128, F64, B, Draw, mri_lines, mri_placed_each, mri_points_each
+from support.model.draws import C128, F64, B, Draw, mri_lines, mri_placed_each, mri_points_each
+from support.model.operators import GaussianBlur, SuperResolution
 from torch import Tensor
 
 from shared.base.errors import ConfigError, DataError
 from shared.diffusion.operators import (
     CartesianMRI,
-    GaussianBlur,
     Measured,
     Operator,
     Place,
-    SuperResolution,
     clean,
     measured,
     simulate,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from support.draws import F64, B, Draw, mri_lines, mri_points_each
+from support.model.draws import F64, B, Draw, mri_lines, mri_points_each
 from torch import Tensor
 
 from shared.data.volumes import Placement

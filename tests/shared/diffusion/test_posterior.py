@@ -1,7 +1,7 @@
 """MDS and mds_fast against a Gaussian stack whose score is known (docs/methods/any2all.md, "MDS").
 
-tests/support/gaussians.py derives every step anew, as an affine map; here the samplers are held against those maps on
-the same noise, and 10 000 chains against the propagated mean and covariance. MPS is in test_mps.py.
+tests/support/model/gaussians.py derives every step anew, as an affine map; here samplers are held against those maps
+on the same noise, and 10 000 chains against the propagated mean and covariance. MPS is in test_mps.py.
 """
 
 import random
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.gaussians import (
+from support.model.gaussians import (
     Affine,
     Dense,
     Seen,
@@ -22,11 +22,12 @@ from support.gaussians import (
     second_order,
     standard_errors,
 )
+from support.model.operators import SuperResolution
 from torch import Tensor
 
 from shared.base.errors import ConfigError
 from shared.diffusion.gaussian import SPACINGS, Grid, Schedule, cosine, evenly, linear
-from shared.diffusion.operators import Measured, SuperResolution
+from shared.diffusion.operators import Measured
 from shared.diffusion.posterior import POSTERIORS, mds, mds_fast, restore
 from shared.diffusion.samplers import GUIDED, Guess, Sampler, ddim
 

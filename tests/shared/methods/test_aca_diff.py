@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from support.aca import CHARTS, MODALITIES, SIDE, batch, method, net_of
-from support.methods import awake
+from support.model.aca import CHARTS, MODALITIES, SIDE, batch, method, net_of
+from support.model.methods import awake
 from torch import Tensor, nn
 
 from server.rounds.aggregation import Fold, scale_bits
@@ -261,7 +261,6 @@ def test_a_poisoned_path_that_is_not_a_sites_own_changes_nothing() -> None:
             owners=owners,
             round=0,
             seed=(0, "a"),
-            device=torch.device("cpu"),
         )
         assert "from:AV45" not in [o for o, n in trained.counts.items() if n]
         folded = Fold(owners, weights, bits=scale_bits(max_abs=64.0, max_count=8), estimator="masked")

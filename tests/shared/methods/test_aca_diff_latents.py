@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.aca import batch, method, net_of
-from support.methods import awake
+from support.model.aca import batch, method, net_of
+from support.model.methods import awake
 from torch import Tensor, nn
 
 from shared.diffusion.gaussian import SCHEDULES

@@ -10,7 +10,7 @@ from shared.base.errors import ConfigError
 from shared.base.records import Batch, Cut
 from shared.base.vocabulary import SHARED, source, target
 from shared.diffusion.samplers import SAMPLERS, Sampler
-from shared.methods.amm_diff import AmmDiff, AmmDiffNet, random_subset
+from shared.methods.amm_diff import AmmDiff, AmmDiffNet
 from shared.methods.nets.iffn import IFFN
 
 MODALITIES = ("T1", "T1CE", "T2", "FLAIR")
@@ -201,18 +201,6 @@ def test_a_perfect_network_is_without_loss_and_gives_the_truth_back() -> None:
             guess = method._guess(x_t, t_B, method._wanted(x_t, t_B, x0, eps, b), b)
             torch.testing.assert_close(guess.x0, x0, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(guess.eps, eps, rtol=1e-4, atol=1e-4)
-
-
-def test_random_subsets_are_even_over_sizes() -> None:
-    have = torch.tensor([[True, True, False, True]]).expand(6000, -1)
-    drawn = random_subset(have, torch.Generator().manual_seed(0))
-    assert not drawn[:, 2].any()
-    sizes = drawn.sum(1).bincount(minlength=5) / len(drawn)
-    torch.testing.assert_close(sizes, torch.tensor([0, 1 / 3, 1 / 3, 1 / 3, 0]), rtol=0, atol=0.03)
-    proper = random_subset(have, torch.Generator().manual_seed(1), proper=True)
-    assert set(proper.sum(1).tolist()) == {1, 2}
-    alone = torch.tensor([[False, True, False, False]])
-    assert torch.equal(random_subset(alone, torch.Generator().manual_seed(1), proper=True), alone)
 
 
 def test_a_site_that_shows_less_is_obeyed() -> None:

@@ -2,18 +2,21 @@
 
 import itertools
 import math
+import re
+from typing import get_args
 
 import pytest
 import torch
-from support.methods import MODALITIES, SIDE, M, batch_of, depth, gradients, make, prepared, sampler_of, trained
+from support.model.methods import MODALITIES, SIDE, M, batch_of, depth, gradients, make, prepared, sampler_of, trained
 from torch import Tensor
 
-from shared.base.errors import DataError
+from shared.base.errors import ConfigError, DataError
 from shared.base.options import build, plain
 from shared.base.owners import named, parts
 from shared.base.records import Batch
-from shared.diffusion.samplers import Sampler
-from shared.methods import METHODS, Method
+from shared.clinical import ENCODERS, FIELDS, Hearing
+from shared.diffusion.samplers import Kind, Sampler
+from shared.methods import METHODS, Method, Network, ReadsChart
 from shared.plan import config
 
 
@@ -52,6 +55,56 @@ def test_every_phase_names_its_trainable_tensors_with_a_fitting_owner(method: Me
 def test_every_method_has_configs_that_build_it(name: str) -> None:
     for size in ("tiny", "small", "paper"):
         assert type(config.load([f"method={name}", f"size={size}"]).build_method()) is METHODS[name]
+
+
+def test_every_row_keeps_the_contract(method: Method) -> None:
+    """What other rooms read of a method is on the contract's page, and is what it says."""
+    assert isinstance(method, Method)
+    assert method.size == "tiny"
+    assert set(method.targets) <= set(method.modalities)
+    assert method.slab >= 1
+    assert set(method.reads) <= set(FIELDS)
+    assert method.text in ENCODERS
+    assert not method.reads or isinstance(method, ReadsChart)
+    net = method.build(0)
+    assert isinstance(net, Network)
+    assert isinstance(net, Hearing) or method.text == "none"
+    for phase in method.phases:
+        assert method.lacks(MODALITIES, phase.name) is None
+        assert method.lacks((), phase.name)
+
+
+def test_nobody_asks_a_method_or_its_network_for_what_no_contract_names() -> None:
+    """mypy knows every name that is asked for; these two ways would go past it."""
+    root = config.CONFIGS.parent
+    files = [file for part in ("client", "server", "shared") for file in (root / part).rglob("*.py")]
+    asks = re.compile(r"(hasattr|getattr)\((\w+\.)*_?(method|net)\b")
+    assert not [str(file) for file in files if asks.search(file.read_text(encoding="utf-8"))]
+
+
+def test_it_takes_the_samplers_that_it_says_and_no_others(method: Method) -> None:
+    net, images = prepared(method).eval(), batch_of(method, [[1] * M]).images_BMHW
+    shown = torch.tensor([[True, True, False, False]])
+    for kind in get_args(Kind):
+        sampler = Sampler(kind=kind, steps=1 if kind == "mean" else 2)
+
+        def made(sampler: Sampler = sampler) -> Tensor:
+            return method.synthesize(net, images, shown, sampler, torch.Generator().manual_seed(1))
+
+        if kind in method.samplers:
+            assert bool(made().isfinite().all())
+        else:
+            with pytest.raises(ConfigError, match=f"sampler={kind}: "):
+                made()
+
+
+def test_the_networks_example_is_what_its_forward_takes(method: Method) -> None:
+    net = method.build(0).eval()
+    example = net.example(2, SIDE, SIDE)
+    assert example is not None, "a method whose network is no denoiser says so here"
+    assert all(len(value) == 2 for value in example)
+    with torch.no_grad():
+        assert len(net(*example)) == 2
 
 
 def test_the_table_and_the_configs_have_the_same_stems() -> None:

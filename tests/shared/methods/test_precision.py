@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import pytest
 import torch
-from support.methods import batch_of, gradients, make, prepared, trained
+from support.model.methods import batch_of, gradients, make, prepared, trained
 from torch import Tensor, nn
 
 from shared.base.records import Batch

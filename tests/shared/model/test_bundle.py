@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import AMM_TINY, release
+from support.model.models import AMM_TINY, release
 
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import build, plain

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.models import AMM_TINY, release
-from support.worlds import write_cohort
+from support.cohort.worlds import write_cohort
+from support.model.models import AMM_TINY, release
 from torch import Tensor
 
 from client.inference.evaluate import evaluate_here

@@ -62,16 +62,17 @@ def test_words_say_a_title_once_and_nothing_where_nothing_was_measured() -> None
         Column("reach", "psnr", tables.mean_with_reach(1)),
         Column("SSIM", "ssim", tables.mean(1)),
         Column("first - this", "psnr", tables.lead(1)),
+        Column("short", "psnr", tables.lead_with_reach(1)),
     )
     assert screen(records(table), ("task", "model"), "metric", cells) == (
-        ("task", "model", "PSNR", "reach", "SSIM", "first - this"),
+        ("task", "model", "PSNR", "reach", "SSIM", "first - this", "short"),
         [
-            ("easy", "one", "1.5", "1.5 ± 6.4", "–", ""),
-            ("", "two", "0.2", "0.2 ± 3.2", "–", "+1.2 [-1.9, +4.4]"),
+            ("easy", "one", "1.5", "1.5 ± 6.4", "–", "", ""),
+            ("", "two", "0.2", "0.2 ± 3.2", "–", "+1.2 [-1.9, +4.4]", "+1.2 ± 3.2"),
         ],
     )
     alone = compare(scores({"one": [1.0], "two": [0.0]}), ["task", "metric"], "model", ["subject"], "one")
-    assert screen(records(alone), ("task", "model"), "metric", cells[3:])[1][1] == ("", "two", "+1.0")
+    assert screen(records(alone), ("task", "model"), "metric", cells[3:])[1][1] == ("", "two", "+1.0", "+1.0")
 
 
 def test_a_file_has_seven_digits_or_all(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.models import release
+from support.model.models import release
 from torch import Tensor
 
 from client.inference.slices import SliceStore

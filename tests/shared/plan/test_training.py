@@ -2,15 +2,17 @@
 
 import pytest
 import torch
-from support.probe import Probe
+from support.rounds.probe import Probe
 from torch import nn
 
 from server.rounds.aggregation import Fold
-from shared.base.errors import ConfigError, RunFailed
+from shared.base.errors import ConfigError, DataError, RunFailed
 from shared.base.owners import keep_local
 from shared.base.records import Batch, Update
 from shared.base.vocabulary import LOCAL, SHARED, target
-from shared.plan.training import PhaseTraining, Trained, train
+from shared.data.slices import read_ahead
+from shared.plan import training
+from shared.plan.training import Draw, PhaseTraining, Trained, train
 
 METHOD = Probe()
 STEP = PhaseTraining(rounds=1, steps=1, batch=4, lr=0.1, optimizer="sgd", clip=0.0, ema=0.0)
@@ -31,7 +33,6 @@ def run(net: nn.Module, batch: Batch, options: PhaseTraining = STEP, **changes: 
         "owners": owners,
         "round": 0,
         "seed": (0, "a"),
-        "device": torch.device("cpu"),
         **changes,
     }
     return train(METHOD, net, lambda size, generator: batch, **arguments)  # type: ignore[arg-type]
@@ -140,3 +141,37 @@ def test_cosine_decay_ends_at_a_twentieth() -> None:
     assert rates[0] == 1.0
     assert rates[-1] == pytest.approx(0.05)
     assert rates == sorted(rates, reverse=True)
+
+
+# --- reading ahead, as on CUDA --------------------------------------------------------------------------------------
+
+
+def drawn(size: int, generator: torch.Generator) -> Batch:
+    return batch_of((1, 1, 0), size, int(torch.randint(1000, (), generator=generator)))
+
+
+def trained(draw: Draw = drawn) -> Trained:
+    net = METHOD.build(0)
+    options = PhaseTraining(rounds=1, steps=5, batch=4, lr=0.1)
+    return train(METHOD, net, draw, phase="fit", options=options, owners=METHOD.owners(net, "fit"), round=0, seed=(0,))
+
+
+def test_batches_that_are_read_ahead_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trained()
+    monkeypatch.setattr(training, "prefetch", lambda batches, device: read_ahead(batches, 2))
+    other = trained()
+    assert one.loss == other.loss
+    assert all(torch.equal(one.delta[name], other.delta[name]) for name in one.delta)
+
+
+def test_what_the_reader_can_not_read_ends_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "prefetch", lambda batches, device: read_ahead(batches, 2))
+    draws = iter(range(99))
+
+    def third_fails(size: int, generator: torch.Generator) -> Batch:
+        if next(draws) == 2:
+            raise DataError("a slice can't be read")
+        return drawn(size, generator)
+
+    with pytest.raises(DataError, match="a slice can't be read"):
+        trained(third_fails)

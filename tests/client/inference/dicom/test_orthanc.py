@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
-from support.orthanc import Pacs, running
-from support.shared_data import unpacked
-from support.studies import NOW, turned, volumes, write_study
+from support.cohort.shared_data import unpacked
+from support.dicom.orthanc import Pacs, running
+from support.dicom.studies import NOW, turned, volumes, write_study
 
 from client.inference.dicom import push as dicom_push
 from client.inference.dicom.out import LABEL, Series, write_series

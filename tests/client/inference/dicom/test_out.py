@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import dcmread
-from support.studies import NOW, SHAPE, turned, volumes, world_of, write_study
-from support.validators import errors_of
+from support.dicom.studies import NOW, SHAPE, turned, volumes, world_of, write_study
+from support.dicom.validators import errors_of
 
 from client.inference.dicom.out import LABEL, Series, write_series
 from client.inference.dicom.source import read_study

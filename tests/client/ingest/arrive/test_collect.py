@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.dicoms import write_series
+from support.dicom.dicoms import write_series
 
 from client.ingest.arrive.collect import collect, find_files, is_bids
 from client.ingest.arrive.headers import read

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.dicoms import write_series, write_study
-from support.orthanc import Pacs, running
-from support.shared_data import unpacked
+from support.cohort.shared_data import unpacked
+from support.dicom.dicoms import write_series, write_study
+from support.dicom.orthanc import Pacs, running
 
 from client.ingest.arrive import dicomweb
 from client.ingest.arrive.dicomweb import Web, check_url, read_authorization

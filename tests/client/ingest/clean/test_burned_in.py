@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian
-from support.shared_data import unpacked
+from support.cohort.shared_data import unpacked
 
 from client.ingest.clean.burned_in import lines_of_letters, suspect_text
 

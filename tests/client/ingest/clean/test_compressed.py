@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
-from support.dicoms import write_series
+from support.dicom.dicoms import write_series
 
 from client.ingest.arrive.collect import collect
 from client.ingest.image.convert import convert

@@ -14,8 +14,8 @@ from pydicom.dataelem import DataElement
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element
 from pydicom.sequence import Sequence
-from support.dicoms import write_series
-from support.heads import head
+from support.cohort.heads import head
+from support.dicom.dicoms import write_series
 
 from client.ingest.arrive.headers import SEEN
 from client.ingest.arrive.source import Folder

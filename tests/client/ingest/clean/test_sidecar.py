@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.shared_data import unpacked
+from support.cohort.shared_data import unpacked
 
 from client.ingest.arrive.collect import collect
 from client.ingest.clean.identity import Identity

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.heads import fruit, head, put
+from support.cohort.heads import fruit, head, put
 from typer.testing import CliRunner
 
 from client.cli.cli import app

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.heads import bare_mask, head
+from support.cohort.heads import bare_mask, head
 
 from client.ingest.image import atlas, bet, bias, brain
 from client.ingest.image.brain import Strip

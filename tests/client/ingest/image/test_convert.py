@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
-from support.dicoms import volume, write_series
-from support.shared_data import unpacked
+from support.cohort.shared_data import unpacked
+from support.dicom.dicoms import volume, write_series
 
 from client.ingest.arrive.collect import collect
 from client.ingest.image.convert import convert

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.heads import fruit, head, moved, put, random_pose
+from support.cohort.heads import fruit, head, moved, put, random_pose
 
 from client.ingest.image import atlas
 from client.ingest.image.preparation import Preparation, prepare

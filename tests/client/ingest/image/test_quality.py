@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.heads import fruit, grid_phantom, head
-from support.shared_data import shared, unpacked
+from support.cohort.heads import fruit, grid_phantom, head
+from support.cohort.shared_data import shared, unpacked
 
 from client.ingest.arrive.collect import collect
 from client.ingest.image import atlas, brain, quality, template

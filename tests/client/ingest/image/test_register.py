@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
-from support.heads import fruit, grid_phantom, head, moved, random_pose, target_error
+from support.cohort.heads import fruit, grid_phantom, head, moved, random_pose, target_error
 
 from client.ingest.image import atlas, bias, register
 from client.ingest.image.register import Rigid

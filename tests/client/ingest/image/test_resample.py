@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from scipy import ndimage
-from support.heads import head, moved, random_pose
+from support.cohort.heads import head, moved, random_pose
 
 from client.ingest.image.resample import (
     binned,

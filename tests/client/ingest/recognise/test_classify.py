@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
-from support.dicoms import MADE, write_series
+from support.dicom.dicoms import MADE, write_series
 
 from client.ingest.arrive.collect import collect
 from client.ingest.recognise.classify import classify, described

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from pydicom.dataset import Dataset
-from support.dicoms import write_series, write_study
+from support.dicom.dicoms import write_series, write_study
 
 from client.ingest.arrive.collect import collect
 from client.ingest.recognise.series import Series, group

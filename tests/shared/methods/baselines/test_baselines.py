@@ -20,7 +20,7 @@ from shared.methods.baselines.ddpm import Ddpm, DdpmNet
 from shared.methods.baselines.pix2pix import SIZES, Generator, Pix2pix, Pix2pixNet
 from shared.model.denoiser import export_denoiser
 from shared.model.model import read_model
-from tests.support.models import release
+from tests.support.model.models import release
 
 MODALITIES = ("T1", "T2", "FLAIR", "TOF")
 S, N, SIDE = 3, 3, 16

@@ -8,12 +8,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy import optimize
+from support.model.operators import GaussianBlur, SuperResolution
 from torch import Tensor
 from torch.nn import functional as F
 
 from shared.base.errors import ConfigError, DataError
 from shared.diffusion.acquisition import birdcage, equispaced, unit_maps
-from shared.diffusion.operators import CartesianMRI, GaussianBlur, Operator, Place, SuperResolution, simulate
+from shared.diffusion.operators import CartesianMRI, Operator, Place, simulate
 from shared.methods.baselines.reconstruction import (
     cg_sense,
     gradient,

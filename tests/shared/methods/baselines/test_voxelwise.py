@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.worlds import write_world
+from support.cohort.worlds import write_world
 from torch import Tensor
 
 from shared.base.errors import DataError

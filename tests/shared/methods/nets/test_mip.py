@@ -8,7 +8,7 @@ import torch
 from scipy.special import lambertw
 from torch import Tensor
 
-from shared.methods.nets.mip import Gumbel, mip_loss, soft_maximum, soft_mip
+from shared.methods.nets.mip import Gumbel, mip_loss, soft_maximum
 
 TAUS = [1e-3, 1e-2, 0.05, 0.5]
 LADDER = [0.0, 0.2, 0.4, 1.0]  # the case of docs/methods/mmdm.md: softmax gives the highest .4227
@@ -23,6 +23,10 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 def apart(depth: int, *more: int) -> Tensor:
     """Slices 1 / depth apart in every pixel, in an order of its own."""
     return drawn(1, depth, *more).argsort(1).double() / depth
+
+
+def soft_mip(x_BDHW: Tensor, *, tau: float) -> Tensor:
+    return soft_maximum(x_BDHW, x_BDHW / tau)
 
 
 def naive(x_BDHW: Tensor, logits_BDHW: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from support.probe import Probe
+from support.rounds.probe import Probe
 from torch import Tensor, nn
 
-from client.privacy.private import train_private
+from client.privacy.private import Engine, train_private
 from shared.base.owners import named
 from shared.data.cohort import Cohort, prepare
 from shared.data.slices import Pool, Slices
@@ -69,6 +69,11 @@ def pool_of(method: Any, cohort: Cohort, subjects: int | None = None) -> Pool:
     return Pool((Slices(few, method.modalities, split=None, slab=method.slab),))
 
 
+def engine_of(plan: PrivacyPlan, script: Any) -> Engine:
+    """With the script's coins and noise, charged to its list."""
+    return Engine(plan=plan, charge=script.charge, entropy=script)
+
+
 def a_round(
     method: Any,
     net: nn.Module,
@@ -92,12 +97,9 @@ def a_round(
             phase=phase,
             owners=owners,
             round=0,
-            plan=plan,
-            charge=script.charge,
+            engine=Engine(plan=plan, charge=script.charge) if fresh else engine_of(plan, script),
             options=PhaseTraining(**{**TRAINING, **training}),
             shares=dict.fromkeys(named(owners), 1.0) if shares is None else shares,
-            device=torch.device("cpu"),
-            entropy=None if fresh else script,
         )
     finally:
         net.load_state_dict(before)

@@ -1,4 +1,4 @@
-"""A site made of nothing but gradients: an engine between a ledger, coins and subjects that write down who asked when.
+"""A site made of nothing but gradients: an engine between a budget, coins and subjects that write down who asked when.
 
 A subject is a tuple of slices, a slice the gradients that it gives to some of the parameters.
 """
@@ -26,7 +26,7 @@ Heads: TypeAlias = NDArray[np.bool_]
 
 
 def engine_of(plan: PrivacyPlan, charge: Charge, entropy: Entropy) -> Engine:
-    """The one real engine."""
+    """Make the one real engine."""
     return Engine(plan=plan, charge=charge, entropy=entropy)
 
 
@@ -47,7 +47,7 @@ def plan_of(*, noise: float, rate: float, size: int) -> PrivacyPlan:
 
 
 class Replay:
-    """The same bits again: what differs then between two runs is not the noise."""
+    """Give the same bits again: what differs then between two runs is not the noise."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
@@ -65,13 +65,13 @@ def tails(n: int) -> Heads | None:
 
 
 @dataclass(kw_only=True)
-class Scene:
+class MadeUpSite:
     make: Make
     plan: PrivacyPlan
     shapes: Shapes
     source: Entropy = field(default_factory=Secret)
     coins: Callable[[int], Heads | None] = as_they_fall  # of the n subjects of a step
-    broke: bool = False  # the ledger refuses
+    broke: bool = False  # the budget refuses
     events: list[tuple[str, object]] = field(default_factory=list)  # since the last step began
     due: bool = True  # the next bits are coins
 

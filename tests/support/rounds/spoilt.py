@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from flwr.app import Error, Message, RecordDict
-from support.federation import write
+from support.rounds.federation import write
 
 from server.runs import simulation
 from server.runs.local_grid import LocalGrid

@@ -1,4 +1,4 @@
-"""The audit of the private engine for a person, and how often it is wrong about a right one."""
+"""`lacuna-site audit privacy` and `lacuna audit privacy`: the six tests run and shown, and how often they are wrong."""
 
 import json
 import time
@@ -9,15 +9,15 @@ from rich.text import Text
 from scipy import stats
 
 from client.privacy.proof import proof as audit
+from client.privacy.proof.made_up_site import Make, engine_of
 from client.privacy.proof.proof import Finding, run_audit
-from client.privacy.proof.scene import Make, engine_of
 from shared.base.display import terminal
 from shared.base.display.progress import Bar, Progress
 from shared.base.errors import RunFailed
 
 
 def audit_privacy(*, repeat: int, as_json: bool, bar: Bar, make: Make = engine_of) -> None:
-    """Prints what was found; RunFailed where anything failed."""
+    """Run the audit and print what it found; RunFailed where anything failed."""
     started = time.process_time()
     audits: list[list[Finding]] = []
     with bar("auditing") as advance:

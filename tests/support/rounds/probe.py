@@ -1,6 +1,6 @@
 """A method small enough for laws: a linear autoencoder with owned slices, no randomness, one phase of each kind."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from shared.base.records import Batch, Cut, Losses, Owners, Phase
 from shared.base.vocabulary import SHARED, Modality, source, target
 from shared.diffusion.samplers import Sampler
+from shared.methods import Method, Network
 
 
-class Net(nn.Module):
+class Net(Network):
     def __init__(self, m: int) -> None:
         super().__init__()
         self.stem = nn.Linear(m, 6)
@@ -32,29 +33,16 @@ class Level(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
+class Probe(Method):
     modalities: tuple[Modality, ...] = ("T1", "T2", "FLAIR")
     width: float = 1.0
-
-    @property
-    def targets(self) -> tuple[Modality, ...]:
-        return self.modalities
-
-    @property
-    def slab(self) -> int:
-        return 1
-
-    def lacks(self, held: Collection[Modality], phase: str) -> str | None:
-        return None if held else "all of the method's modalities"
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(name="level", kind="sums"), Phase(name="fit", collapse=("feature_std", 1e-6)))
 
-    def build(self, seed: int) -> nn.Module:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return Net(len(self.modalities))
+    def network(self) -> Network:
+        return Net(len(self.modalities))
 
     def owners(self, net: nn.Module, phase: str) -> Owners:
         stem = Cut(dim=1, owners=tuple(source(m) for m in self.modalities))

@@ -1,6 +1,6 @@
 """Flower's own programs, without the seconds that each takes to import torch: forked from a process that has it.
 
-`Warm` is the test's side. `python -m support.warm` reads a line of JSON for each program to start, and answers with its
+`Warm` is the test's side. `python -m support.flower.warm` reads a line of JSON for each program to start, and gives its
 process id. What is started is Flower's console script as it is, with two differences: an executor (flower-superexec)
 forks flwr-serverapp and flwr-clientapp instead of starting them, and a SuperNode looks for messages every 0.3 s, not 3.
 The apps are processes of their own all the same, and can be killed.
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[2]
 SCRIPTS = {
     "flower-superlink": "server.superlink.process:main",  # as deployed: patient with its database
     "flower-supernode": "flwr.supernode.cli:flower_supernode",
@@ -41,7 +41,7 @@ class Warm:
     def __init__(self, folder: Path | None = None) -> None:
         """`folder`: where packages are looked for before ours."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "support.warm"],
+            [sys.executable, "-m", "support.flower.warm"],
             env=os.environ | QUIET | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])},
             cwd=folder,
             stdin=subprocess.PIPE,

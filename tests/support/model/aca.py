@@ -1,7 +1,7 @@
 """ACADiff at its smallest: the method, a network that is awake, batches of noise."""
 
 import torch
-from support.methods import awake
+from support.model.methods import awake
 
 from shared.base.options import build
 from shared.base.records import Batch

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from support.raw import transform, write_fastmri
+from support.cohort.raw import transform, write_fastmri
 
 from shared.data.modalities import bids_path
 from shared.data.volumes import write

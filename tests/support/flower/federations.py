@@ -33,7 +33,7 @@ def site(state: Path, name: str) -> Path:
 def enter(folder: Path, state: Path, name: str, *, now: datetime = NOW) -> Path:
     """A site made, admitted and joined; gives its kit."""
     kit = provision.admit(folder, site(state, name), now=now).kit
-    enrol.join(state, kit, told=signer(folder), now=now)
+    enrol.join(state, kit, signer=signer(folder), now=now)
     return kit
 
 

@@ -29,8 +29,8 @@ class Draw:
         pick = random.Random(self.seed)
         self.g = torch.Generator().manual_seed(self.seed)
         self.H, self.W = (2 * pick.randint(3, 6) + odd for odd in self.parity)
-        self.coils, self.factor, self.sd = pick.randint(1, 4), pick.randint(1, 3), pick.uniform(0.3, 3)
-        print(f"seed {self.seed}: {self.H} x {self.W}, {self.coils} coils, factor {self.factor}, blur {self.sd:.3g}")
+        self.coils = pick.randint(1, 4)
+        print(f"seed {self.seed}: {self.H} x {self.W}, {self.coils} coils")
 
     def normal(self, *shape: int, dtype: torch.dtype = F64) -> Tensor:
         return torch.randn(shape, generator=self.g, dtype=dtype)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(os.environ.get("LACUNA_SHARED_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+ROOT = Path(os.environ.get("LACUNA_SHARED_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data")
 
 
 def shared(name: str) -> Path:

@@ -1,6 +1,6 @@
 """Kill -9 a private federation again and again, and look at its ledgers each time: run as a program.
 
-    python tests/support/private_kills.py FOLDER KILLS SEED
+    python tests/support/privacy/private_kills.py FOLDER KILLS SEED
 
 Everything is imported once; each attempt is a fork that is killed at a random moment, some rows of its ledgers later,
 and goes on in the next. Prints one JSON line of what was seen.
@@ -73,9 +73,9 @@ def written(root: Path, kills: int) -> tuple[Any, Path]:
     from dataclasses import replace
 
     import torch
-    from support.federation import config, write
-    from support.probe import Probe
-    from support.worlds import write_world
+    from support.cohort.worlds import write_world
+    from support.rounds.federation import config, write
+    from support.rounds.probe import Probe
 
     from shared.methods import METHODS
     from shared.plan.training import PhaseTraining
@@ -140,6 +140,6 @@ def look(folder: Path, nodes: Mapping[str, Mapping[str, str]], of: Mapping[objec
 
 
 if __name__ == "__main__":
-    here = Path(__file__).resolve().parents[1]
+    here = Path(__file__).resolve().parents[2]
     sys.path[:0] = [str(here), str(here.parent)]
     main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

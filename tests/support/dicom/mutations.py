@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from hypothesis import strategies
-from support.dicoms import volume, write_series
+from support.dicom.dicoms import volume, write_series
 
 from client.ingest.arrive.collect import collect
 from client.ingest.arrive.records import Aside

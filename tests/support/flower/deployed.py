@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from support.federation import weights_digest
-from support.federations import enter
-from support.superlinks import answers, free_port, wait
-from support.warm import Warm
-from support.worlds import write_world
+from support.cohort.worlds import write_world
+from support.flower.federations import enter
+from support.flower.superlinks import answers, free_port, wait
+from support.flower.warm import Warm
+from support.rounds.federation import weights_digest
 
 from server.cli import cli
 from server.federation import provision

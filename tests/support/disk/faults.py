@@ -1,13 +1,12 @@
-"""A disk that is full; one that fails where a test says, so that any call that changes it can be the last, or find it
-broken; and a model of the power cut, after which of all that was not synced any part may be there, or none.
+"""A disk that fails where a test says, so that any call that changes it can be the last, or find it full or broken; and
+a model of the power cut, after which of all that was not synced any part may be there, or none.
 
-The last two stand between shared/base/disk and the system, and act in a real folder. Nothing is really synced there.
+It stands between shared/base/disk and the system, and acts in a real folder. Nothing is really synced here.
 """
 
 import errno
 import io
 import os
-import resource
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,20 +19,6 @@ from shared.base.disk import system
 CODES = {"full": errno.ENOSPC, "broken": errno.EIO}
 Names: TypeAlias = dict[str, int]  # inode of each name in a folder
 Choose: TypeAlias = Callable[[Sequence[Any]], Any]
-
-
-@contextmanager
-def full(room: int = 1000) -> Iterator[None]:
-    """No file grows beyond `room` bytes until the block ends."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-# --- calls that fail ------------------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):

@@ -12,29 +12,23 @@ from shared.methods import METHODS, Method
 
 MODALITIES = ("T1", "T1CE", "T2", "FLAIR")
 M, SIDE = len(MODALITIES), 16
-OPTIONS: Mapping[str, Mapping[str, object]] = {  # beside modalities and size; slabs of several slices and of one
-    "aca_diff": {"depth": 6, "height": 16, "width": 16},
-    "ldm": {"depth": 6, "height": 16, "width": 16},
-    "mmdm": {"target": "FLAIR", "slab": 3},
-    "bbdm": {"target": "FLAIR", "slab": 1},
-    "ddpm": {"target": "FLAIR", "slab": 3},
-    "pix2pix": {"target": "FLAIR", "slab": 1},
-}
-BRIDGE = Sampler(kind="bridge", steps=3, eta=1.0)
-SAMPLERS: Mapping[str, Sampler] = {"mmdm": BRIDGE, "bbdm": BRIDGE, "pix2pix": Sampler(kind="mean")}
+# those that a method has, beside modalities and size
+OPTIONS: Mapping[str, object] = {"depth": 6, "height": SIDE, "width": SIDE, "target": "FLAIR", "slab": 3}
+ONE_SLICE = ("bbdm", "pix2pix")  # slabs of several slices and of one
+STEPS: Mapping[str, Mapping[str, object]] = {"ddim": {"steps": 2}, "bridge": {"steps": 3, "eta": 1.0}}
 
 
 def make(name: str, **options: object) -> Method:
-    values = {"modalities": list(MODALITIES), "size": "tiny", **OPTIONS.get(name, {}), **options}
-    return build(METHODS[name], values, "method")
-
-
-def name_of(method: Method) -> str:
-    return next(name for name, cls in METHODS.items() if cls is type(method))
+    """Any row of the table, small, with one target or all of them as its target."""
+    own = {key: value for key, value in OPTIONS.items() if key in METHODS[name].__dataclass_fields__}
+    one = {"slab": 1} if name in ONE_SLICE else {}
+    return build(METHODS[name], {"modalities": list(MODALITIES), "size": "tiny", **own, **one, **options}, "method")
 
 
 def sampler_of(method: Method) -> Sampler:
-    return SAMPLERS.get(name_of(method), Sampler(kind="ddim", steps=2))
+    """The first of these that it takes, which is not deterministic if it can be helped."""
+    kind = next((kind for kind in STEPS if kind in method.samplers), method.samplers[0])
+    return Sampler(kind=kind, **STEPS.get(kind, {}))
 
 
 def awake(net: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ Tails = tuple[float, float]  # chances of so little or less, and of so much or m
 
 
 def sigmas(tails: Tails) -> float:
-    """Two-sided."""
+    """Turn tails into standard deviations of a normal, two-sided."""
     chance = 2 * min(tails)
     if not chance > 0:
         return MOST
@@ -20,7 +20,7 @@ def sigmas(tails: Tails) -> float:
 
 
 def normal_size(values: NDArray[np.float64]) -> Tails:
-    """Of standard normal values: the sum of their squares."""
+    """Tails of the sum of squares of values that should be standard normal."""
     total = float(np.square(values).sum())
     return float(stats.chi2.cdf(total, values.size)), float(stats.chi2.sf(total, values.size))
 

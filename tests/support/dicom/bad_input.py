@@ -14,7 +14,7 @@ import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
-from support.dicoms import save, volume, write_series
+from support.dicom.dicoms import save, volume, write_series
 
 from client.ingest.arrive.headers import MAX_HEADER
 
