@@ -1,12 +1,7 @@
 """What the product asks of a disk, one call of the system at a time; shared/base/files.py makes whole files of them.
 
-<<<<<<< HEAD:shared/base/disk.py
-Here alone are the calls that change a disk, so that a test can let each of them fail (tests/support/disk/disks.py),
+Here alone are the calls that change a disk, so that a test can let each of them fail (tests/support/disk/faults.py),
 and here alone is said what a half-made thing is called:
-=======
-Here alone are the calls that change a disk, so that a test can let each of them fail (tests/support/disk/disks.py), and
-here alone is said what a half-made thing is called:
->>>>>>> h-files:shared/base/disk/system.py
 
     .NAME.partial, .NAME.2.partial ...   NAME being made. Its maker holds a lock on it, so one that nobody holds was
                                          left by a kill: the next maker of NAME takes it away, and so does `sweep`

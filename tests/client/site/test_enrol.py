@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.disk.disks import Killed, failing
+from support.disk.faults import Killed, failing
 from support.flower.federations import NOW, enter, make, signer, site, tree
 
 from client.site import enrol

@@ -17,7 +17,7 @@ from unittest import mock
 
 import pytest
 import torch
-from support.disk.disks import Choose, Killed, failing
+from support.disk.faults import Choose, Killed, failing
 
 from shared.base import checkpoint, files
 from shared.base.chain import Chain
