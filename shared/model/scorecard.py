@@ -54,10 +54,10 @@ def by_site(scores: Frame) -> Frame:
     volumes = scores.assign(per="volume", value=scores["volume"], n=1)
     slices = scores.assign(per="slice", value=scores["slice"], n=scores["slices"])
     both = stacked([volumes, slices]).iloc[np.arange(2 * len(scores)).reshape(2, -1).T.ravel()]  # one beside the other
-    both = both[np.isfinite(both["value"]) & (both["n"] > 0)]
-    both = both.assign(value=both["value"] * both["n"])
+    finite = np.isfinite(both["value"])
+    both = both.assign(value=(both["value"] * both["n"]).where(finite, 0.0), n=both["n"].where(finite, 0))
     sums = both.groupby(cell, sort=False)[["value", "n"]].sum().reset_index()
-    return sums.assign(value=sums["value"] / sums["n"])
+    return sums.assign(value=sums["value"] / sums["n"])[sums["n"] > 0]
 
 
 def one_hidden(scores: Frame, modalities: Sequence[Modality]) -> Frame:
