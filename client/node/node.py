@@ -31,7 +31,7 @@ from client.node.child import LOGGER, Child
 from client.node.status import CONTACT, FOLDER, HEALTH, SILENT, read_record
 from client.site import enrol
 from client.site.settings import Settings
-from shared.base import locks
+from shared.base.disk import locks
 from shared.base.errors import ConfigError, RunFailed
 from shared.base.files import (
     canonical,

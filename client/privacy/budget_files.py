@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.privacy.budget_rows import COLUMNS, Identity, Row, link, sign, values
-from shared.base import chain, disk, locks
+from shared.base import chain
+from shared.base.disk import locks, system
 from shared.base.errors import DataError
 from shared.base.files import move, write_once, write_text
 
@@ -84,7 +85,7 @@ def enrol(folder: Path, *, epsilon: float, delta: float, size: int) -> None:
     file.execute(INSERT, (*values(first), link(identity.head(key), first, key)))
     file.close()
     move(new, folder / "ledger.db")
-    disk.sync(folder.parent)
+    system.sync(folder.parent)
 
 
 def connect(path: Path) -> sqlite3.Connection:

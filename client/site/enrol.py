@@ -15,9 +15,8 @@ from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 
-from shared.base.change import Change, locked
 from shared.base.errors import ConfigError, DataError
-from shared.base.files import canonical, parse_canonical, private_folder, read_bounded, read_secret
+from shared.base.files import Change, canonical, locked, parse_canonical, private_folder, read_bounded, read_secret
 from shared.base.names import check_name
 from shared.base.options import build, plain
 from shared.trust import kit, manifest

@@ -1,13 +1,12 @@
 """What `lacuna evaluate RUN... task=diagnosis` writes, draws, prints, and says in plain sentences."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from server.evaluation.diagnosis import DROP, ORACLE, Cell, Findings, Leak
-from shared.base.files import write_text
+from shared.base.files import write_json
 from shared.model import tables
 from shared.model.scorecard import blank_figure, save_figure
 from shared.model.tables import Frame, Printable
@@ -45,7 +44,7 @@ def write(findings: Findings, out: Path, how: Mapping[str, Any]) -> Frame:
         numbers = {metric: _three(of[metric]) for metric in METRICS}
         means.append({"rate": _rate(rate), "way": way, "trained": round(of["trained"]["mean"], 1), **numbers})
     summary = {"means": means, "notes": notes(findings), "how": dict(how)}
-    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_json(out / "summary.json", summary)
     _draw(table, findings, out / "accuracy.png")
     return table
 

@@ -10,7 +10,6 @@ All are given whole volumes and scored on the brain's slices of the same held-ou
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from server.evaluation.ways import (
 from server.runs import runs
 from shared.base import pictures
 from shared.base.errors import ConfigError
-from shared.base.files import write_text
+from shared.base.files import write_json
 from shared.base.options import plain
 from shared.base.vocabulary import Modality
 from shared.data.cohort import Cohort
@@ -101,7 +100,7 @@ def compare_images(asked: Asked, *, sampler: Sampler | None = None, subjects: in
         "device": str(on),
     }
     summary = {"means": {model: row.dropna().to_dict() for model, row in whole.iterrows()}, "how": how}
-    write_text(into / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_json(into / "summary.json", summary)
     site, cohort = next(iter(heldout.items()))
     for person in complete({site: cohort}, modalities)[:1]:
         _draw(person, modalities, fillers, others, into / "images.png")

@@ -5,7 +5,6 @@ OUT/sets.npy            count x M x H x W, in [0, 1]
     generation.json     by which model, sampler and seed
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from server.evaluation.ways import finished
 from shared.base import pictures
 from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
-from shared.base.files import write_text, writing
+from shared.base.files import write_json, writing
 from shared.base.options import plain
 from shared.base.randomness import generator
 from shared.diffusion.operators import none
@@ -59,5 +58,5 @@ def generate(
         "count": count,
         "description": WARNING,
     }
-    write_text(out / "generation.json", json.dumps(how, indent=1) + "\n")
+    write_json(out / "generation.json", how)
     return out

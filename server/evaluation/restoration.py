@@ -8,7 +8,6 @@ runs/RUN/restoration/scores.csv      task, way, metric, slice, value
 
 import dataclasses
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from server.evaluation.tasks import (
 from server.evaluation.ways import Asked, find_world, finished
 from shared.base import pictures
 from shared.base.errors import ConfigError
-from shared.base.files import write_text
+from shared.base.files import write_json
 from shared.base.options import plain
 from shared.diffusion.samplers import Sampler
 from shared.model import tables
@@ -108,7 +107,7 @@ def write(folder: Path, outcomes: Sequence[Outcome], held: Held, model: Model, h
         }
         for o in outcomes
     ]
-    write_text(folder / "summary.json", json.dumps({"means": means, "how": dict(how)}, indent=1) + "\n")
+    write_json(folder / "summary.json", {"means": means, "how": dict(how)})
     for group in dict.fromkeys(o.task.group for o in outcomes):
         _draw(folder, group, [o for o in outcomes if o.task.group == group], held, model)
 

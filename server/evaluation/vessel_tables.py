@@ -1,6 +1,5 @@
 """What `lacuna vessels` writes and prints: scores, their means and paired differences, and the projections."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from shared.base import pictures
 from shared.base.errors import DataError
-from shared.base.files import write_text, writing
+from shared.base.files import write_json, writing
 from shared.model import tables
 from shared.model.angiograms import VIEWS
 from shared.model.tables import Column, Frame, Printable
@@ -91,7 +90,7 @@ def write(out: Path, lines: Frame, how: Mapping[str, Any]) -> None:
     means: dict[str, dict[str, dict[str, float]]] = {}
     for row in tables.records(lines):
         means.setdefault(row["run"], {}).setdefault(row["shown"], {})[row["metric"]] = round(row["mean"], 6)
-    write_text(out / "summary.json", json.dumps({"means": means, "how": dict(how)}, indent=1) + "\n")
+    write_json(out / "summary.json", {"means": means, "how": dict(how)})
 
 
 def printable(lines: Frame) -> Printable:

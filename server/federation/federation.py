@@ -24,9 +24,8 @@ from typing import Literal
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shared.base.change import Change, locked
 from shared.base.errors import ConfigError, DataError
-from shared.base.files import canonical, parse_canonical, read_bounded
+from shared.base.files import Change, canonical, locked, parse_canonical, read_bounded
 from shared.base.names import Address, check_host
 from shared.base.options import build, plain, require
 from shared.trust import kit, manifest

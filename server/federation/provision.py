@@ -13,9 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from server.federation import federation as disk
 from server.federation.authority import make_authority, make_server
 from server.federation.federation import Federation, Retired, SiteEntry, State, opened
-from shared.base.change import Change
 from shared.base.errors import ConfigError
-from shared.base.files import canonical, new_folder, private_folder, read_bounded
+from shared.base.files import Change, canonical, new_folder, private_folder, read_bounded
 from shared.base.names import check_name
 from shared.base.options import plain
 from shared.trust import certificates

@@ -21,9 +21,8 @@ from server.federation import federation as disk
 from server.federation.authority import make_authority, make_server
 from server.federation.federation import Federation, opened
 from server.federation.provision import intensities, known_methods
-from shared.base.change import Change
 from shared.base.errors import ConfigError
-from shared.base.files import canonical, read_bounded, read_secret
+from shared.base.files import Change, canonical, read_bounded, read_secret
 from shared.base.options import plain
 from shared.trust import certificates
 from shared.trust.keys import private_pem, public_pem

@@ -20,7 +20,8 @@ from typing import IO, Literal
 
 from server.journal import events, facts
 from server.journal.events import Began, Event, Note, RoundFinished, SiteFinished, SiteStarted, View
-from shared.base import locks, options
+from shared.base import options
+from shared.base.disk import locks
 from shared.base.errors import ConfigError, DataError, LacunaError, RunFailed
 from shared.base.files import make_folder, write_json
 from shared.base.vocabulary import SiteName

@@ -21,7 +21,7 @@ from server.journal.events import View
 from server.runs import runs
 from server.superlink import submission
 from server.superlink.submission import Submission
-from shared.base import locks
+from shared.base.disk import locks
 from shared.base.errors import LacunaError, RunFailed
 
 MOST = 4  # submissions without a round finished between them

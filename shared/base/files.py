@@ -3,8 +3,8 @@
 It is made beside its place, brought onto the disk, renamed, and the folder is brought onto the disk too: only then is
 it reported as written, and no kill or power cut takes it back. `durable=False` leaves out what guards against the power
 cut, for what can be made again (a cache, thousands of files of a copy): such a file may then be gone, cut short or
-empty, so its reader must notice that. What a half-made file is called: shared/base/disk.py. Files that change together:
-shared/base/change.py. One process at a time: shared/base/locks.py.
+empty, so its reader must notice that. What a half-made file is called: shared/base/disk/system.py. One process at a
+time: shared/base/disk/locks.py.
 """
 
 import hashlib
@@ -16,12 +16,13 @@ from os import SEEK_END, fspath
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shared.base import disk
-from shared.base.disk import make_folder as make_folder
-from shared.base.disk import remove as remove
-from shared.base.disk import sweep as sweep
+from shared.base.disk import locks, system
+from shared.base.disk.system import make_folder as make_folder
+from shared.base.disk.system import remove as remove
+from shared.base.disk.system import sweep as sweep
 from shared.base.errors import ConfigError, DataError
 
+_STAGE, _PLAN, _LOCK = ".change", "plan.json", ".lock"
 MOST = 2**20  # bytes of a small file: read before anything is known of it
 
 
@@ -91,7 +92,7 @@ def writing(path: Path, *, mode: int | None = None, durable: bool = True) -> Ite
 
     `mode` is just that, whatever the umask; None: as the umask has it.
     """
-    with _new(path, mode=mode, durable=durable) as (handle, _), disk.stream(handle) as file:
+    with _new(path, mode=mode, durable=durable) as (handle, _), system.stream(handle) as file:
         yield file
 
 
@@ -119,12 +120,13 @@ def write_json(path: Path, content: Any, *, durable: bool = True, **how: Any) ->
 
 def write_once(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """A file that is never overwritten: FileExistsError where one is, also one that another process made just now."""
-    with disk.beside(path, mode=mode) as (handle, name):
-        with disk.stream(handle) as file:
+    make_folder(path.parent)
+    with system.beside(path, mode=mode) as (handle, name):
+        with system.stream(handle) as file:
             file.write(content)
-            disk.push(file)
-        disk.link(name, path)
-        disk.sync(path.parent)
+            system.push(file)
+        system.link(name, path)
+        system.sync(path.parent)
 
 
 def copy(source: Path, target: Path, *, linked: bool = False, durable: bool = True) -> None:
@@ -132,40 +134,40 @@ def copy(source: Path, target: Path, *, linked: bool = False, durable: bool = Tr
     with writing_at(target, durable=durable) as name:
         if linked:
             with suppress(OSError):
-                disk.relink(source.resolve(), name)
+                system.relink(source.resolve(), name)
                 return
         shutil.copyfile(source, name)
 
 
 def move(source: Path, target: Path) -> None:
     """A file that is finished goes to its place."""
-    disk.sync(source)
-    disk.rename(source, target)
-    disk.sync(target.parent)
+    system.sync(source)
+    system.rename(source, target)
+    system.sync(target.parent)
 
 
 @contextmanager
 def adding(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
     """A file to read and to add to, nobody else's meanwhile; what was added is on the disk when the block has ended."""
     make_folder(path.parent)
-    with disk.open_to_add(path, mode) as file:
-        disk.lock(file.fileno(), wait=True)
+    with system.open_to_add(path, mode) as file:
+        system.lock(file.fileno(), wait=True)
         if not file.seek(0, SEEK_END):
-            disk.sync(path.parent)  # before there is anything in it that could be missed
+            system.sync(path.parent)  # before there is anything in it that could be missed
         yield file
-        disk.push(file)
+        system.push(file)
 
 
 @contextmanager
 def _new(path: Path, *, mode: int | None, durable: bool) -> Iterator[tuple[int, Path]]:
     make_folder(path.parent, durable=durable)
-    with disk.beside(path, mode=mode) as (handle, name):
+    with system.beside(path, mode=mode) as (handle, name):
         yield handle, name
         if durable:
-            disk.sync(name)
-        disk.rename(name, path)
+            system.sync(name)
+        system.rename(name, path)
         if durable:
-            disk.sync(path.parent)
+            system.sync(path.parent)
 
 
 # --- writing a folder
@@ -184,17 +186,89 @@ def new_folder(folder: Path, *, mode: int | None = None, durable: bool = True) -
     leaves the old one as `.NAME.old`, and whoever writes or sweeps there next puts it back.
     """
     make_folder(folder.parent, durable=durable)
-    disk.settle(folder)
-    with disk.beside(folder, mode=mode, folder=True) as (_, name):
+    system.settle(folder)
+    with system.beside(folder, mode=mode, folder=True) as (_, name):
         yield name
         if durable:
-            disk.sync_tree(name)
+            system.sync_tree(name)
         if not folder.exists():
-            disk.rename(name, folder)
-        elif not disk.swap(name, folder):
-            disk.rename(folder, disk.old(folder))
-            disk.rename(name, folder)
+            system.rename(name, folder)
+        elif not system.swap(name, folder):
+            system.rename(folder, system.old(folder))
+            system.rename(name, folder)
         if durable:
-            disk.sync(folder.parent)
-    disk.clear(name)
-    disk.settle(folder)
+            system.sync(folder.parent)
+    system.clear(name)
+    system.settle(folder)
+
+
+# --- files that change together
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time; what a killed one left half done is finished or forgotten first."""
+    with locks.held(folder / _LOCK, wait=None):
+        finish(folder)
+        yield
+
+
+class Change:
+    """Files of one folder that change together or not at all, whenever the power fails. Needs `locked`.
+
+    What is to be is written into FOLDER/.change first, and decided by one file there, plan.json. Whoever comes next to
+    the folder finishes what was decided, and forgets what was not.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writes: dict[str, tuple[bytes, int]] = {}
+        self._removes: set[str] = set()
+
+    def write(self, name: str, content: bytes, *, mode: int = 0o644) -> None:
+        self._removes.discard(name)
+        self._writes[name] = (content, mode)
+
+    def remove(self, name: str) -> None:
+        self._writes.pop(name, None)
+        self._removes.add(name)
+
+    def commit(self) -> None:
+        """Files that have their content already are left alone. Once plan.json is there, `finish` does the rest."""
+        stage = self._folder / _STAGE
+        system.remove(stage)
+        make_folder(stage, mode=0o700)
+        moves: dict[str, str] = {}
+        for name, (content, mode) in sorted(self._writes.items()):
+            if not _is(self._folder / name, content, mode):
+                moves[name] = str(len(moves))
+                write_bytes(stage / moves[name], content, mode=mode, durable=False)
+        system.sync_tree(stage)
+        write_bytes(stage / _PLAN, canonical({"move": moves, "remove": sorted(self._removes)}), mode=0o600)
+        finish(self._folder)
+
+
+def finish(folder: Path) -> None:
+    """A change that was decided is carried out; one that was not is forgotten."""
+    stage = folder / _STAGE
+    if not stage.exists():
+        return
+    if (stage / _PLAN).exists():
+        plan = json.loads((stage / _PLAN).read_bytes())
+        for name, number in plan["move"].items():
+            staged = stage / number  # it stays until all is in its place
+            private_folder((folder / name).parent)
+            write_bytes(folder / name, staged.read_bytes(), mode=staged.stat().st_mode & 0o777)
+        for name in plan["remove"]:
+            system.remove(folder / name)
+        for parent in {(folder / name).parent for name in plan["remove"]}:
+            if parent.exists():
+                system.sync(parent)
+        system.remove(stage / _PLAN)
+        system.sync(stage)
+    system.remove(stage)
+    system.sync(folder)
+
+
+def _is(path: Path, content: bytes, mode: int) -> bool:
+    return path.is_file() and path.stat().st_mode & 0o777 == mode and path.read_bytes() == content

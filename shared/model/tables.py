@@ -81,7 +81,6 @@ def write_csv(table: Frame, path: Path, columns: Sequence[str], *, exact: bool =
     """Seven digits, or `exact`: read again they are the same numbers. `blank`: what stands where there is no number."""
     digits = None if exact else "%.7g"
     text = table[list(columns)].to_csv(index=False, lineterminator="\n", float_format=digits, na_rep=blank)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
 
 

@@ -39,7 +39,7 @@ from client.ingest.recognise import bids, listing
 from client.ingest.recognise.listing import Listed
 from client.ingest.recognise.series import group
 from client.ingest.recognise.visits import Record
-from shared.base import locks
+from shared.base.disk import locks
 from shared.base.display.progress import Bar, Progress, unwatched
 from shared.base.errors import ConfigError
 from shared.base.files import make_folder, private_folder, write_json, write_text

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.disk.faults import Killed, failing
+from support.disk.disks import Killed, failing
 from support.flower.federations import NOW, enter, make, signer, site, tree
 
 from client.site import enrol
@@ -17,8 +17,8 @@ from server.federation import federation as disk
 from server.federation import provision, rotation
 from server.federation.federation import load
 from server.federation.rotation import Amendment
-from shared.base.change import locked
 from shared.base.errors import ConfigError, DataError
+from shared.base.files import locked
 from shared.base.names import Address
 from shared.base.options import plain
 from shared.trust import kit

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from support.disk.faults import Killed, failing
+from support.disk.disks import Killed, failing
 from support.flower.federations import NOW, signer, site, tree
 
 from client.site import enrol

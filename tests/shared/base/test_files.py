@@ -1,8 +1,12 @@
 """Whatever ends a write, and wherever: the reader finds the old whole, or the new; and what was reported is there."""
 
+import errno
+import fcntl
 import os
 import random
+import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,11 +17,12 @@ from unittest import mock
 
 import pytest
 import torch
-from support.disk.faults import Choose, Killed, failing
+from support.disk.disks import Choose, Killed, failing
 
-from shared.base import checkpoint, disk, files
+from shared.base import checkpoint, files
 from shared.base.chain import Chain
-from shared.base.change import Change, locked
+from shared.base.disk import locks, system
+from shared.base.files import Change, locked
 
 OLD, NEW = "old " * 3000, "the new one " * 2000  # over the buffer's size: more than one call writes it
 
@@ -101,6 +106,9 @@ WRITES = {
     "a file in new folders": Write(
         _nothing, lambda f: files.write_json(f / "x" / "y" / "f", NEW), lambda f: _text(f / "x" / "y" / "f")
     ),
+    "a file that is written once": Write(
+        _nothing, lambda f: files.write_once(f / "in" / "key", NEW.encode()), lambda f: _text(f / "in" / "key")
+    ),
     "a finished file": Write(lambda f: (f / "f").write_text(OLD), _moved, lambda f: _text(f / "f")),
     "a new folder": Write(_nothing, lambda f: _fill(f / "d", NEW), lambda f: _tree(f / "d")),
     "a folder": Write(lambda f: _fill(f / "d", OLD), lambda f: _fill(f / "d", NEW), lambda f: _tree(f / "d")),
@@ -129,7 +137,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=list(WRITES))
 def write(request: pytest.FixtureRequest) -> Iterator[Write]:
     found = WRITES[request.param]
-    with mock.patch.object(disk, "swap", disk.swap if found.swaps else lambda one, other: False):
+    with mock.patch.object(system, "swap", system.swap if found.swaps else lambda one, other: False):
         yield found
 
 
@@ -188,7 +196,7 @@ def _outcomes() -> Iterator[Choose]:
             yield lambda states, n=name, c=content: states[
                 min(c, len(states) - 1) if isinstance(states[0], bytes) else n
             ]
-    for seed in range(12):
+    for seed in range(6):
         yield random.Random(seed).choice
 
 
@@ -204,7 +212,7 @@ def test_a_power_cut_at_any_call_leaves_the_old_or_the_new_whole(write: Write, t
 
 def test_the_model_of_a_power_cut_loses_what_is_not_synced(tmp_path: Path) -> None:
     """That is: without each of the two syncs of a file the test above would have failed."""
-    synced = disk.sync
+    synced = system.sync
     for left_out in ("file", "folder"):
         place = tmp_path / left_out
         place.mkdir()
@@ -214,7 +222,7 @@ def test_the_model_of_a_power_cut_loses_what_is_not_synced(tmp_path: Path) -> No
             if path.is_dir() != (left_out == "folder"):
                 synced(path)
 
-        with failing(place, cuts=True) as faults, mock.patch.object(disk, "sync", sync):
+        with failing(place, cuts=True) as faults, mock.patch.object(system, "sync", sync):
             files.write_text(place / "f", NEW)
         found = set()
         for choose in _outcomes():
@@ -296,11 +304,11 @@ def test_a_secret_is_its_owner_s_alone_from_its_first_byte(tmp_path: Path) -> No
 
 
 def test_what_is_written_once_is_never_overwritten(tmp_path: Path) -> None:
-    files.write_once(tmp_path / "key", b"one")
+    files.write_once(tmp_path / "in" / "key", b"one")
     with pytest.raises(FileExistsError):
-        files.write_once(tmp_path / "key", b"two")
-    assert (tmp_path / "key").read_bytes() == b"one"
-    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+        files.write_once(tmp_path / "in" / "key", b"two")
+    assert (tmp_path / "in" / "key").read_bytes() == b"one"
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["key"]
 
 
 @pytest.mark.parametrize("linked", [True, False])
@@ -309,3 +317,52 @@ def test_a_copy_has_the_bytes_and_a_link_shares_them(tmp_path: Path, linked: boo
     files.copy(tmp_path / "f", tmp_path / "in" / "g", linked=linked)
     assert _text(tmp_path / "in" / "g") == NEW
     assert os.path.samefile(tmp_path / "f", tmp_path / "in" / "g") == linked
+
+
+# --- disks that can't do all of this
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM])
+def test_a_disk_without_links_locks_and_syncs_of_folders_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def cannot(*arguments: object, **named: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    def sync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            cannot()
+
+    (tmp_path / "f").write_text(OLD)
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "link", cannot)
+    monkeypatch.setattr(fcntl, "flock", cannot)
+    monkeypatch.setattr(system, "swap", lambda one, other: False)
+    files.copy(tmp_path / "f", tmp_path / "g", linked=True)
+    files.write_text(tmp_path / "f", NEW)
+    files.write_once(tmp_path / "key", b"one")
+    with pytest.raises(FileExistsError):
+        files.write_once(tmp_path / "key", b"two")
+    _fill(tmp_path / "d", OLD)
+    _fill(tmp_path / "d", NEW)
+    assert (_text(tmp_path / "f"), _text(tmp_path / "g"), _text(tmp_path / "key")) == (NEW, OLD, "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "f", "g", "key"]
+    with pytest.raises(OSError, match=re.escape(os.strerror(code))):  # a lock that excludes nobody is none
+        locks.take(tmp_path / "lock")
+
+
+def test_a_lock_is_one_process_s_and_freed_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not locks.is_held(path)
+    with locks.held(path):
+        assert locks.is_held(path)
+        assert locks.take(path, wait=0.05) is None
+        with pytest.raises(ValueError, match="busy"), locks.held(path, busy=ValueError("busy")):
+            pass
+    assert not locks.is_held(path)
+    handle = locks.take(path)
+    assert handle is not None
+    path.unlink()
+    with locks.held(path):  # whoever held the one that was removed has nothing
+        os.close(handle)
+        assert locks.is_held(path)

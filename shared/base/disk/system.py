@@ -1,7 +1,12 @@
 """What the product asks of a disk, one call of the system at a time; shared/base/files.py makes whole files of them.
 
-Here alone are the calls that change a disk, so that a test can let each of them fail (tests/support/disk/faults.py),
+<<<<<<< HEAD:shared/base/disk.py
+Here alone are the calls that change a disk, so that a test can let each of them fail (tests/support/disk/disks.py),
 and here alone is said what a half-made thing is called:
+=======
+Here alone are the calls that change a disk, so that a test can let each of them fail (tests/support/disk/disks.py), and
+here alone is said what a half-made thing is called:
+>>>>>>> h-files:shared/base/disk/system.py
 
     .NAME.partial, .NAME.2.partial ...   NAME being made. Its maker holds a lock on it, so one that nobody holds was
                                          left by a kill: the next maker of NAME takes it away, and so does `sweep`
@@ -19,6 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of renameat2(2)
+_CANNOT = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)  # a disk's word for what it can't do at all
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
 
@@ -30,6 +36,9 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT or not path.is_dir():  # some network disks know no sync of a folder
+            raise
     finally:
         os.close(handle)
 
@@ -49,8 +58,15 @@ def rename(source: Path, target: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """A second name; FileExistsError where the name is taken."""
-    os.link(source, target)
+    """A second name, or where the disk has none, another; FileExistsError where it is taken."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        os.replace(source, target)
 
 
 def relink(source: Path, name: Path) -> None:
@@ -71,10 +87,10 @@ def remove(path: Path) -> None:
 def make_folder(folder: Path, *, mode: int = 0o777, durable: bool = True) -> None:
     """It and what is missing above it; one that is there keeps its mode."""
     for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
-        with suppress(FileExistsError):
+        with suppress(FileExistsError):  # another was first
             os.mkdir(missing, mode)
-            if durable:
-                sync(missing.parent)
+        if durable:
+            sync(missing.parent)
 
 
 def swap(one: Path, other: Path) -> bool:
@@ -86,7 +102,7 @@ def swap(one: Path, other: Path) -> bool:
     if renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
         return True
     code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+    if code in _CANNOT:
         return False
     raise OSError(code, os.strerror(code), str(one), None, str(other))
 
@@ -116,14 +132,11 @@ def push(file: BinaryIO) -> None:
 
 
 def lock(handle: int, *, shared: bool = False, wait: bool = False) -> bool:
-    """False: another handle has it. A disk without locks (some network disks) gives each one to everybody."""
+    """False: another handle has it."""
     try:
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF):
-            raise
     return True
 
 
@@ -183,7 +196,7 @@ def _claim(name: Path, mode: int | None, *, folder: bool) -> int | None:
         handle = os.open(name, os.O_RDONLY) if folder else open_new(name, mode)
     except FileExistsError:
         return None
-    if lock(handle) and is_named(handle, name):
+    if _hold(handle) and is_named(handle, name):
         return handle
     os.close(handle)  # a sweep came in between
     return None
@@ -199,12 +212,22 @@ def clear(name: Path) -> bool:
         remove(name)
         return True
     try:
-        if not lock(handle) or not is_named(handle, name):
+        if not _hold(handle) or not is_named(handle, name):
             return False
         remove(name)
         return True
     finally:
         os.close(handle)
+
+
+def _hold(handle: int) -> bool:
+    """On a disk without locks, or without those of folders, what is half made is anybody's: the last writer has it."""
+    try:
+        return lock(handle)
+    except OSError as error:
+        if error.errno not in (*_CANNOT, errno.ENOLCK, errno.EBADF):
+            raise
+        return True
 
 
 def is_named(handle: int, name: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shared.base import disk
+from shared.base.disk import system
 
 LOOK = 0.02  # seconds between two tries
 
@@ -17,7 +17,9 @@ def take(path: Path, *, wait: float | None = 0.0, mode: int = 0o600) -> int | No
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, mode)
         try:
-            if disk.lock(handle, wait=wait is None) and disk.is_named(handle, path):  # and was not removed meanwhile
+            if system.lock(handle, wait=wait is None) and system.is_named(
+                handle, path
+            ):  # and was not removed meanwhile
                 return handle
         except BaseException:
             os.close(handle)
@@ -47,6 +49,6 @@ def is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not disk.lock(handle, shared=True)
+        return not system.lock(handle, shared=True)
     finally:
         os.close(handle)
