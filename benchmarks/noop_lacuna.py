@@ -23,7 +23,8 @@ from shared.data.modalities import bids_path
 from shared.data.volumes import Grid, write
 from shared.diffusion.samplers import Sampler
 from shared.methods import Method, Network
-from shared.plan.config import Choice, Config, Federation, Tracking, Validation
+from shared.plan.config import Config, Federation, Tracking, Validation
+from shared.plan.settings import Choice
 from shared.plan.training import PhaseTraining
 
 GRID = Grid(height=8, width=8)

@@ -24,7 +24,8 @@ from shared.diffusion.samplers import Sampler
 from shared.model.evaluation import RIDGE
 from shared.model.evaluation import floors as pooled_floors
 from shared.model.model import Model, read_model
-from shared.plan.config import load, load_sampler
+from shared.plan.config import load
+from shared.plan.settings import load_sampler
 from shared.plan.training import find_device
 
 YARDSTICK = "mds_paper"

@@ -16,7 +16,8 @@ from server.runs.serve import serve as carry_out
 from shared.base.errors import PlanRefused, RunFailed
 from shared.diffusion.samplers import Sampler
 from shared.model.model import read_model
-from shared.plan.config import Choice, Config, build_method
+from shared.plan.config import Config, build_method
+from shared.plan.settings import Choice
 from shared.plan.training import PhaseTraining
 
 WHOLE = ("T1", "T2", "FLAIR", "TOF")

@@ -26,7 +26,8 @@ from shared.base.errors import ConfigError, DataError, RunFailed, UpdateRejected
 from shared.base.options import plain
 from shared.base.records import Spent
 from shared.plan import wire
-from shared.plan.config import Config, Tuning
+from shared.plan.config import Config
+from shared.plan.settings import Tuning
 from shared.trust import claims
 from shared.trust.privacy import Privacy, Query, bound, epsilon
 

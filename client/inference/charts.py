@@ -19,7 +19,8 @@ from shared.base.files import private_folder, read_secret, write_once
 from shared.clinical import FIELDS, Chart
 from shared.clinical.chart import unfit
 from shared.data.bids import Clinical, Participant, read_participants
-from shared.model.model import Model, ReadsChart
+from shared.methods import ReadsChart
+from shared.model.model import Model
 
 LEAK = (
     "The diagnosis was part of the prompt, so it is in this image: whatever is trained or tested on it to tell "

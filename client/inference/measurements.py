@@ -20,8 +20,9 @@ from shared.base.errors import DataError
 from shared.base.options import plain, require
 from shared.base.randomness import generator
 from shared.base.vocabulary import Modality
-from shared.data.intensities import RULES, Percentiles, Scaling
+from shared.data.intensities import RULES, Scaling
 from shared.data.kspace import KSpace, read
+from shared.data.modalities import Percentiles
 from shared.data.preparation import Loaded
 from shared.data.volumes import Grid, Volume
 from shared.diffusion.acquisition import birdcage, equispaced, random_lines, unit_maps

@@ -23,8 +23,8 @@ from torch import Tensor
 from shared.base.files import hash_file, make_folder, move, write_json
 from shared.base.options import plain
 from shared.base.vocabulary import Modality
-from shared.data.intensities import RULES, Scaling, Window
-from shared.data.modalities import MODALITIES
+from shared.data.intensities import RULES, Scaling
+from shared.data.modalities import MODALITIES, Window
 from shared.data.preparation import PIPELINE, Loaded
 from shared.data.volumes import write, write_like
 from shared.diffusion.samplers import Sampler

@@ -31,13 +31,12 @@ from shared.base.files import hash_file
 from shared.base.options import plain
 from shared.base.vocabulary import Modality
 from shared.data.bids import Sources
-from shared.data.intensities import RULES, Percentiles, Scaling, find_brain, find_scaling, usual_scaling
-from shared.data.modalities import MODALITIES, parse
+from shared.data.intensities import RULES, Scaling, find_brain, find_scaling, usual_scaling
+from shared.data.modalities import MODALITIES, Percentiles, parse
 from shared.diffusion.samplers import GUIDED, Sampler
-from shared.methods import TAKE_RAW
+from shared.methods import TAKE_RAW, Restores
 from shared.model.bundle import Bundle
 from shared.model.metrics import METRICS, WINDOW
-from shared.model.model import Restores
 from shared.model.taught import check_taught, untaught_remarks
 
 RECONSTRUCTED = (

@@ -13,7 +13,7 @@ from shared.base.display import terminal
 from shared.base.errors import ConfigError
 from shared.base.options import build
 from shared.diffusion.samplers import Sampler
-from shared.plan.config import load_sampler
+from shared.plan.settings import load_sampler
 
 
 def parse(words: Sequence[str]) -> tuple[str | None, tuple[str, ...], dict[str, Any]]:

@@ -187,7 +187,7 @@ def generate(
 
     from server.evaluation.generation import generate as carry_out
     from shared.base.display import terminal
-    from shared.plan.config import load_sampler
+    from shared.plan.settings import load_sampler
 
     chosen = load_sampler(sampler)
     chosen = chosen if steps is None else dataclasses.replace(chosen, steps=steps)

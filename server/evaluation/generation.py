@@ -19,9 +19,9 @@ from shared.base.options import plain
 from shared.base.randomness import generator
 from shared.diffusion.operators import none
 from shared.diffusion.samplers import Sampler
-from shared.methods import TAKE_RAW
+from shared.methods import TAKE_RAW, Restores
 from shared.model.fill import AT_ONCE
-from shared.model.model import Restores, read_model
+from shared.model.model import read_model
 from shared.plan.training import find_device
 
 MOST_DRAWN = 24  # rows of the contact sheet

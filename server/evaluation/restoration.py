@@ -39,7 +39,7 @@ from shared.model.evaluation import RIDGE
 from shared.model.evaluation import floors as pooled_floors
 from shared.model.model import Model, read_model
 from shared.model.tables import Column, Printable
-from shared.plan.config import load_sampler
+from shared.plan.settings import load_sampler
 from shared.plan.training import find_device
 
 SCORES = ("group", "task", "way", "metric", "slice", "value")

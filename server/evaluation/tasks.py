@@ -26,11 +26,11 @@ from shared.data.slices import Slices
 from shared.diffusion.acquisition import birdcage, equispaced
 from shared.diffusion.operators import CartesianMRI, Measured, clean, measured, none, simulate
 from shared.diffusion.samplers import Sampler
-from shared.methods import TAKE_RAW
+from shared.methods import TAKE_RAW, Restores
 from shared.methods.baselines.reconstruction import cg_sense, total_variation, zero_filled
 from shared.model.evaluation import Filler
 from shared.model.metrics import METRICS
-from shared.model.model import Model, Restores
+from shared.model.model import Model
 from shared.model.tables import Interval, interval
 from shared.model.taught import passes
 

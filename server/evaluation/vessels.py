@@ -51,7 +51,7 @@ from shared.model.angiograms import VIEWS, Mask, Threshold, image_scores, mip, v
 from shared.model.evaluation import MEAN, RIDGE, Filler, Keys, filler, floors
 from shared.model.model import Model
 from shared.model.tables import Frame, tidy
-from shared.plan.config import load_sampler
+from shared.plan.settings import load_sampler
 from shared.plan.training import find_device
 
 Shown: TypeAlias = tuple[Modality, ...]

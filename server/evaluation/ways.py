@@ -21,8 +21,9 @@ from shared.data.cohort import Cohort, cache_folder, prepare
 from shared.data.preparation import hash_file
 from shared.data.slices import Slices, Stack
 from shared.data.volumes import Grid
+from shared.methods import ReadsChart
 from shared.model.evaluation import Filler
-from shared.model.model import Model, ReadsChart, read_model
+from shared.model.model import Model, read_model
 from shared.plan.config import Config
 
 HEARD: Mapping[str, Callable[[str], bool]] = {  # which fields of those that a run reads

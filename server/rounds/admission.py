@@ -13,7 +13,7 @@ from shared.base.records import Batch, Owners, RoundPlan, Update
 from shared.base.vocabulary import LOCAL, SHARED
 from shared.data.volumes import Grid
 from shared.methods import Method
-from shared.plan.config import Limits
+from shared.plan.settings import Limits
 from shared.plan.training import pool
 
 MOST_SUM = 1e15  # far above any sum over images in [0, 1], far below where a total overflows

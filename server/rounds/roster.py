@@ -15,7 +15,8 @@ from shared.base.records import Inventory
 from shared.base.vocabulary import Modality, SiteName
 from shared.methods import Method
 from shared.plan import wire
-from shared.plan.config import Federation, RunSettings
+from shared.plan.config import Federation
+from shared.plan.settings import RunSettings
 
 POLL_SECONDS = 0.5
 ASK_AGAIN_SECONDS = 5.0  # between two looks at whether a person said yes, before round 1

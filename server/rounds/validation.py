@@ -15,8 +15,7 @@ from shared.clinical.attach import attach_own
 from shared.data.cohort import Cohort, cache_folder
 from shared.data.slices import Slices
 from shared.diffusion.samplers import Sampler
-from shared.methods import Method
-from shared.model.model import ReadsChart
+from shared.methods import Method, ReadsChart
 from shared.plan.config import Config
 from shared.plan.training import ALL_THREADS, find_device, threads
 

@@ -19,9 +19,7 @@ from scipy import ndimage
 from shared.base.errors import DataError
 from shared.base.options import plain
 from shared.base.vocabulary import Modality
-from shared.data.modalities import MODALITIES
-from shared.data.modalities import Percentiles as Percentiles
-from shared.data.modalities import Window as Window
+from shared.data.modalities import MODALITIES, Percentiles, Window
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]

@@ -21,10 +21,11 @@ from shared.data.cohort import Cohort
 from shared.data.missing import all_patterns
 from shared.data.slices import Slices, Stack
 from shared.diffusion.samplers import Sampler
+from shared.methods import ReadsChart
 from shared.methods.nets.ridge import MeanImage, PatchRidge
 from shared.model.fill import Filled, Filling, fill
 from shared.model.metrics import METRICS
-from shared.model.model import Model, ReadsChart
+from shared.model.model import Model
 from shared.model.tables import Frame, tidy
 
 Keys: TypeAlias = tuple[str | int, ...]

@@ -17,8 +17,6 @@ from shared.clinical.attach import attach_own
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
 from shared.methods import METHODS, Method
-from shared.methods import ReadsChart as ReadsChart
-from shared.methods import Restores as Restores
 
 KEYS = ("method", "options", "modalities", "grid", "sampler", "provenance")  # of model.json
 

@@ -14,13 +14,7 @@ from shared.clinical.probes import same_encoder
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
 from shared.methods import Method
-from shared.plan.settings import CONFIGS as CONFIGS
-from shared.plan.settings import Choice as Choice
-from shared.plan.settings import Limits as Limits
-from shared.plan.settings import RunSettings as RunSettings
-from shared.plan.settings import Tuning as Tuning
-from shared.plan.settings import build_method as build_method
-from shared.plan.settings import load_sampler as load_sampler
+from shared.plan.settings import CONFIGS, Choice, Limits, RunSettings, Tuning, build_method
 from shared.plan.training import PhaseTraining
 from shared.trust.privacy import Privacy, Query, noise_for
 

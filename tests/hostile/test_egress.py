@@ -23,7 +23,8 @@ from shared.clinical import FIELDS, TextSettings, chart_of, make_encoder
 from shared.clinical.prompts import prompt
 from shared.data.bids import read_participants
 from shared.data.cohort import cache_folder
-from shared.plan.config import Choice, Config
+from shared.plan.config import Config
+from shared.plan.settings import Choice
 from shared.plan.training import PhaseTraining
 from shared.trust.privacy import Privacy
 

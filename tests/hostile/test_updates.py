@@ -18,7 +18,7 @@ from server.journal import facts, receipts
 from shared import methods
 from shared.base.errors import RunFailed
 from shared.plan import wire
-from shared.plan.config import Limits
+from shared.plan.settings import Limits
 
 Attack = Callable[[RecordDict, "Stash"], None]  # changes an honest reply
 Stash = dict[str, RecordDict]  # what the site has answered before

@@ -17,7 +17,7 @@ from client.site.site import Site, find_site
 from shared.base.errors import ConfigError, DataError, PlanRefused
 from shared.base.files import canonical
 from shared.base.records import RELEASED
-from shared.plan.config import RunSettings
+from shared.plan.settings import RunSettings
 from shared.trust.manifest import Intensities, Manifest, Plane
 
 pytestmark = pytest.mark.usefixtures("probe")

@@ -27,7 +27,7 @@ from shared.data.cohort import Cohort, cache_folder
 from shared.data.volumes import Grid
 from shared.model.diagnosis import DiagnosisOptions
 from shared.model.evaluation import Filler
-from shared.plan.config import Choice
+from shared.plan.settings import Choice
 
 NAMES = ("T1", "T2", "FLAIR")
 OPTIONS = DiagnosisOptions(size="tiny", rates=(0.4, 0.8), generations=2, steps=3, test=0.3, val=0.25)

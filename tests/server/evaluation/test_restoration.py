@@ -21,7 +21,7 @@ from shared.data.cohort import Cohort, cache_folder
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
 from shared.model.model import read_model
-from shared.plan.config import Choice
+from shared.plan.settings import Choice
 
 NAMES = ("T1", "T2", "FLAIR")
 OPTIONS = {"modalities": list(NAMES), "size": "tiny", "precision": "fp32", "times": 50}

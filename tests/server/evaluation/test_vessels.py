@@ -24,7 +24,7 @@ from shared.data.volumes import Grid, read, write
 from shared.diffusion.samplers import Sampler
 from shared.model.angiograms import Threshold
 from shared.model.model import read_model
-from shared.plan.config import Choice
+from shared.plan.settings import Choice
 
 NAMES = ("T1", "T2", "TOF")
 PAIR, ONE = ["T1", "T2", "TOF"], ["T1", "TOF"]

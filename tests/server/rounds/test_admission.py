@@ -10,7 +10,7 @@ from server.rounds.admission import admit, admit_sums
 from shared.base.errors import UpdateRejected
 from shared.base.records import Cut, Owners, RoundPlan, Update
 from shared.base.vocabulary import LOCAL, SHARED
-from shared.plan.config import Limits
+from shared.plan.settings import Limits
 
 OWNERS: Owners = {"body": SHARED, "head": Cut(dim=0, owners=("to:T1", "to:T2")), "own": LOCAL}
 WEIGHTS = {"body": torch.zeros(3), "head": torch.zeros(2, 4), "own": torch.zeros(1)}

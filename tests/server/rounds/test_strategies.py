@@ -16,7 +16,7 @@ from shared.base.options import build
 from shared.base.owners import take
 from shared.base.records import Cut, Owners, Update
 from shared.base.vocabulary import SHARED
-from shared.plan.config import CONFIGS
+from shared.plan.settings import CONFIGS
 
 OWNERS: Owners = {"w": SHARED, "head": Cut(dim=0, owners=("to:T1", "to:T2"))}
 WEIGHTS = {"w": torch.linspace(-1, 1, 6), "head": torch.ones(2, 3)}

@@ -17,7 +17,7 @@ from shared.base.records import Batch
 from shared.clinical import ENCODERS, FIELDS, Hearing
 from shared.diffusion.samplers import Kind, Sampler
 from shared.methods import METHODS, Method, Network, ReadsChart
-from shared.plan import config
+from shared.plan import config, settings
 
 
 @pytest.fixture(params=itertools.product(METHODS, ("fp32", "bf16")), ids="-".join)
@@ -76,7 +76,7 @@ def test_every_row_keeps_the_contract(method: Method) -> None:
 
 def test_nobody_asks_a_method_or_its_network_for_what_no_contract_names() -> None:
     """mypy knows every name that is asked for; these two ways would go past it."""
-    root = config.CONFIGS.parent
+    root = settings.CONFIGS.parent
     files = [file for part in ("client", "server", "shared") for file in (root / part).rglob("*.py")]
     asks = re.compile(r"(hasattr|getattr)\((\w+\.)*_?(method|net)\b")
     assert not [str(file) for file in files if asks.search(file.read_text(encoding="utf-8"))]
@@ -108,7 +108,7 @@ def test_the_networks_example_is_what_its_forward_takes(method: Method) -> None:
 
 
 def test_the_table_and_the_configs_have_the_same_stems() -> None:
-    assert {path.stem for path in (config.CONFIGS / "method").glob("*.yaml")} == set(METHODS)
+    assert {path.stem for path in (settings.CONFIGS / "method").glob("*.yaml")} == set(METHODS)
 
 
 def test_owners_that_gave_are_those_that_got_gradient_and_no_others(method: Method) -> None:

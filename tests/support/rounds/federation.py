@@ -6,7 +6,8 @@ from typing import Any
 from shared.base.owners import digest
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
-from shared.plan.config import Choice, Config, Federation, Tracking, Validation
+from shared.plan.config import Config, Federation, Tracking, Validation
+from shared.plan.settings import Choice
 from shared.plan.training import PhaseTraining
 
 
