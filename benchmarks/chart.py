@@ -10,9 +10,9 @@ chart), and by a classifier of AD against HC on completed sets. What is done alr
 
 import argparse
 import os
-import subprocess
-import sys
 from pathlib import Path
+
+from server.cli.cli import app
 
 HIDDEN = "FLAIR,T2S,CT"
 CODERS = ("tuning.start=chart", "tuning.take=[autoencoders.*,anchor.*]", "tuning.skip=[template,relate,autoencode]")
@@ -35,7 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--classifier", default="", help="KEY=VALUE of task=diagnosis, such as 'rates=0.2 epochs=1'")
     parser.add_argument("overrides", nargs="*", help="of the runs, such as size=tiny")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     out: Path = asked.out.resolve()
     few = min(10, asked.subjects)
     out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def train(name: str, *overrides: str) -> None:
 
 def lacuna(words: str) -> None:
     print("lacuna", words, flush=True)
-    subprocess.run([sys.executable, "-m", "server.cli", *words.split()], check=True)
+    app(words.split(), standalone_mode=False)
 
 
 if __name__ == "__main__":

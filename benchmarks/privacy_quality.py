@@ -30,7 +30,7 @@ SAME = ("tracking=none", "method.anchor=none", "method.pretext=false", "validati
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=lambda text: Path(text).resolve(), required=True)
     parser.add_argument("--size", default="small", help="of the method: tiny | small")
     parser.add_argument("--subjects", type=int, default=68, help="training subjects at each of three sites")
     parser.add_argument("--heldout", type=int, default=4, help="test subjects of each site")

@@ -16,15 +16,15 @@ SMALLEST = {
     "mip": ("--slices 8 --height 16 --width 16", ("scan",)),
     "privacy": ("--methods amm_diff --size tiny --repeats 1 --steps 1 --out privacy.json", ("plain",)),
     "samplers": ("--time-only --size tiny --slices 1 --device cpu --only told", ("told",)),
-    "ingest": ("--studies 1 --matrix 32 --slices 16 --phantom 32 --workers 1", ("1 of 1 subjects",)),
+    "ingest": ("--studies 1 --matrix 64 --slices 48 --phantom 48 --workers 1", ("1 of 1 subjects",)),
     "privacy_quality": (
         "--out . --size tiny --subjects 6 --heldout 1 --edge 16 --public 4 --prior-rounds 1 --rounds 1 --steps 1"
         " --rate 0.5 --epsilon inf --epsilon 8 --start pretrained --draws 1 --jobs 1",
         ("trained",),
     ),
     "chart": (
-        "out --subjects 2 --heldout 1 --edge 16 --clinic 6 --sampler mean"
-        f" --classifier 'rates=[0.5] generations=1' {TINY}",
+        "out --subjects 2 --heldout 1 --edge 16 --clinic 14 --sampler mean"
+        f" --classifier 'rates=[0.5] generations=1 size=tiny steps=2 test=0.34 val=0.34' {TINY}",
         ("evaluate",),
     ),
 }

@@ -15,6 +15,7 @@ from shared.base.options import build
 from shared.base.owners import parts
 from shared.clinical import Chart
 from shared.data.bids import Clinical
+from shared.data.missing import randomly_less
 from shared.diffusion.gaussian import SCHEDULES
 from shared.diffusion.samplers import Sampler
 from shared.methods import aca_diff
@@ -216,12 +217,11 @@ def test_the_papers_weight_is_kept_for_comparison_and_only_with_its_parameterisa
 
 
 def test_dropping_a_source_leaves_one_and_every_one_in_turn() -> None:
-    made = method(drop=1.0)
     exists = torch.ones(4000, 2).bool()
-    shown = made._some(exists, torch.Generator().manual_seed(0))
+    shown = randomly_less(exists, 1.0, torch.Generator().manual_seed(0))
     assert bool((shown.sum(1) == 1).all())
     assert 0.45 < shown[:, 0].float().mean() < 0.55
-    assert torch.equal(method(drop=0.0)._some(exists, torch.Generator().manual_seed(0)), exists)
+    assert torch.equal(randomly_less(exists, 0.0, torch.Generator().manual_seed(0)), exists)
 
 
 # --- federation -----------------------------------------------------------------------------------------------------

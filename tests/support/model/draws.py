@@ -7,14 +7,9 @@ import torch
 from torch import Tensor
 
 from shared.diffusion.acquisition import unit_maps
-from shared.diffusion.operators import (
-    CartesianMRI,
-    Place,
-)
+from shared.diffusion.operators import CartesianMRI, Place
 
 B = 3
-
-
 F64, C128 = torch.float64, torch.complex128
 
 
@@ -29,8 +24,8 @@ class Draw:
         pick = random.Random(self.seed)
         self.g = torch.Generator().manual_seed(self.seed)
         self.H, self.W = (2 * pick.randint(3, 6) + odd for odd in self.parity)
-        self.coils = pick.randint(1, 4)
-        print(f"seed {self.seed}: {self.H} x {self.W}, {self.coils} coils")
+        self.coils, self.factor, self.sd = pick.randint(1, 4), pick.randint(1, 3), pick.uniform(0.3, 3)
+        print(f"seed {self.seed}: {self.H} x {self.W}, {self.coils} coils, factor {self.factor}, blur {self.sd:.3g}")
 
     def normal(self, *shape: int, dtype: torch.dtype = F64) -> Tensor:
         return torch.randn(shape, generator=self.g, dtype=dtype)
