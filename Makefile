@@ -30,8 +30,8 @@ check: install ## format, lint, types, import contracts, declared dependencies
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 
-fast: install ## what a developer runs all day: the tests without training and programs of their own, 90 s on two cores
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" FAST
+fast: install ## what to run all day: the tests that train little and start no programs, some 90 s on two cores
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
 
 test: install ## the whole test suite on two cores
 	$(BIN)/pytest -n 2 --dist loadgroup

@@ -17,6 +17,8 @@ from shared.base.vocabulary import TOGETHER, alone, beside
 from shared.model.model import read_model
 from shared.plan.config import load
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 MODALITIES = ("T1", "T2", "FLAIR")
 TEACH = "{rounds:1,steps:3,batch:2,lr:0.002}"
 BASE = (

@@ -10,6 +10,8 @@ import pytest
 from support.cohort.worlds import write_world
 from support.rounds.federation import weights_digest
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 SITES = {"north": [("T1", "T2")] * 2, "east": [("T1", "FLAIR")] * 2, "south": [("T2", "FLAIR")] * 2}
 COMMON = ("size=tiny", "tracking=none", "method.modalities=[T1,T2,FLAIR]")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

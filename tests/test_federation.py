@@ -21,7 +21,7 @@ from shared.base.errors import ConfigError, PlanRefused, RunFailed
 from shared.plan import wire
 from shared.plan.config import Config
 
-pytestmark = pytest.mark.usefixtures("probe")
+pytestmark = [pytest.mark.usefixtures("probe"), pytest.mark.slow]
 
 Spoil = Callable[[str, Message], Message | None]  # (site, reply) -> what arrives; None is nothing
 

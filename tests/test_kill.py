@@ -12,6 +12,8 @@ import pytest
 from support.cohort.worlds import write_world
 from support.rounds.federation import weights_digest
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 SITES = {"north": [("T1", "T2")] * 2, "east": [("T1", "FLAIR")] * 2, "south": [("T2", "FLAIR")] * 2}
 ROUNDS = 6
 

@@ -31,7 +31,7 @@ from shared.plan.settings import Tuning
 from shared.trust import claims
 from shared.trust.privacy import Privacy, Query, bound, epsilon
 
-pytestmark = pytest.mark.usefixtures("probe")
+pytestmark = [pytest.mark.usefixtures("probe"), pytest.mark.slow]
 
 STEP, SUMS = Query(noise=3.0, rate=0.3), Query(noise=20.0, rate=1.0)
 PRIVATE = Privacy(mode="on", noise=3.0, rate=0.3, epsilon=50.0, sums_noise=20.0)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PARTS = {"noop_flower_ray", "noop_lacuna", "noop_nvflare", "private_rounds"}  # of simulation.py and privacy.py
 TINY = "size=tiny federation.min_cell=1 method.depth=16 grid.height=16 grid.width=16"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 HOUSE = Path(__file__).resolve().parents[2]
 PAGE = HOUSE / "docs" / "extending.md"
 COPIED = ("client", "configs", "server", "shared", "tests", "pyproject.toml")

@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 HOUSE = Path(__file__).resolve().parents[2]
 
 

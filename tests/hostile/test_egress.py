@@ -28,7 +28,7 @@ from shared.plan.settings import Choice
 from shared.plan.training import PhaseTraining
 from shared.trust.privacy import Privacy
 
-pytestmark = pytest.mark.usefixtures("probe")
+pytestmark = [pytest.mark.usefixtures("probe"), pytest.mark.slow]
 
 
 class RecordingGrid(LocalGrid):

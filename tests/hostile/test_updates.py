@@ -20,6 +20,8 @@ from shared.base.errors import RunFailed
 from shared.plan import wire
 from shared.plan.settings import Limits
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 Attack = Callable[[RecordDict, "Stash"], None]  # changes an honest reply
 Stash = dict[str, RecordDict]  # what the site has answered before
 

@@ -34,6 +34,8 @@ from shared.model.bundle import Bundle
 from shared.model.model import Model, read_model
 from shared.trust.audits import Limits, Summary, read_summary
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 ALL = ("T1", "T2", "FLAIR")
 GRID = Grid(height=16, width=16)
 EFFORT = Effort(subjects=12, slices=6, draws=4)

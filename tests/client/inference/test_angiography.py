@@ -17,6 +17,8 @@ from shared.diffusion.samplers import Sampler
 from shared.model.bundle import Bundle
 from shared.model.model import read_model
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 AFFINE = np.array([[-2.0, 0.1, 0, 14], [0.1, 2.0, 0, -16], [0, 0, 2.5, -20], [0, 0, 0, 1]])
 OPTIONS = {"modalities": ["T1", "T2", "FLAIR", "TOF"], "size": "tiny", "slab": 5, "times": 50, "precision": "fp32"}
 BRIDGE = Sampler(kind="bridge", steps=2, eta=1.0, samples=2)

@@ -18,6 +18,8 @@ from support.dicom.dicoms import write_series
 
 from shared.base.errors import DataError
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 HARMLESS = {  # odd, but the series is whole
     "duplicate_instance_numbers": lambda f: void(spoiled(tags={"InstanceNumber": 1})(f)),
     "no_instance_numbers": lambda f: void(spoiled(tags={"InstanceNumber": None})(f)),

@@ -19,6 +19,8 @@ from shared.base.errors import ConfigError, DataError
 from shared.data.modalities import bids_path
 from shared.data.volumes import read, write
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -27,6 +27,8 @@ from server.federation.federation import SERVER as CERTIFICATE
 from server.flower import control
 from server.superlink.superlink import sync
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 ASKS = '''
 import json, time
 from pathlib import Path

@@ -22,6 +22,8 @@ from client.node.status import CONTACT, HEALTH, NodeStatus, status
 from client.site.settings import Settings, load
 from shared.base.errors import ConfigError, DataError, RunFailed
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> Path:

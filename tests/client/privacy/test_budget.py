@@ -31,6 +31,8 @@ from shared.base.errors import BudgetSpent, ConfigError, DataError
 from shared.trust import privacy
 from shared.trust.privacy import Query
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 DEAR = Query(noise=4.0, rate=0.3)
 
 

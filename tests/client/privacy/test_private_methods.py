@@ -18,6 +18,8 @@ from shared.data.slices import Pool
 from shared.methods import METHODS, Method
 from shared.trust.privacy import PrivacyPlan
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 MODALITIES = ("T1", "T1CE", "T2", "FLAIR")
 OPTIONS: Mapping[str, Mapping[str, object]] = {
     "amm_diff": {"anchor": "ridge"},

@@ -21,6 +21,8 @@ from client.privacy.proof.proof import Finding, caught, run_audit
 from client.privacy.proof.sigmas import binomial, dispersion, sigmas
 from shared.base.errors import RunFailed
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 ALL_PLANTED = {**CAUGHT_BY, **MORE_CAUGHT_BY}
 CATCHES = [(engine, test) for engine, tests in ALL_PLANTED.items() for test in tests]
 

@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from shared.data.volumes import Grid
 from shared.plan.settings import Choice, RunSettings
 from shared.plan.training import PhaseTraining
+
+pytestmark = pytest.mark.slow  # left out of `make fast`
 
 ROUND = """
 import json, sys

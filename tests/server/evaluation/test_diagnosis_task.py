@@ -29,6 +29,8 @@ from shared.model.diagnosis import DiagnosisOptions
 from shared.model.evaluation import Filler
 from shared.plan.settings import Choice
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 NAMES = ("T1", "T2", "FLAIR")
 OPTIONS = DiagnosisOptions(size="tiny", rates=(0.4, 0.8), generations=2, steps=3, test=0.3, val=0.25)
 ACA = {

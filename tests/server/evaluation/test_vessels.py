@@ -26,6 +26,8 @@ from shared.model.angiograms import Threshold
 from shared.model.model import read_model
 from shared.plan.settings import Choice
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 NAMES = ("T1", "T2", "TOF")
 PAIR, ONE = ["T1", "T2", "TOF"], ["T1", "TOF"]
 

@@ -22,6 +22,8 @@ from shared.base.errors import ConfigError
 from shared.trust.kit import read_kit
 from shared.trust.manifest import Plane
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 LACUNA = (sys.executable, "-P", "-m", "server.cli", "federation")
 
 

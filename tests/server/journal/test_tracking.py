@@ -18,6 +18,8 @@ from shared.base.options import plain
 from shared.base.records import Inventory
 from shared.trust.claims import Certificate, PrivacyRecord, not_claimed, short, statement
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 CONFIG = {
     "method": {"name": "amm_diff", "size": "tiny", "targets": ["T1", "FLAIR"], "note": "x" * 9000},
     "tracking": {"uri": "http://me:hunter2@example.org/mlflow"},

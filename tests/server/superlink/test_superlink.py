@@ -13,6 +13,8 @@ from server.federation import provision
 from server.superlink.superlink import Synced, sync
 from shared.base.errors import ConfigError
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 
 def statuses(folder: Path) -> dict[str, str]:
     """Of the nodes that the SuperLink knows, as its database has them."""

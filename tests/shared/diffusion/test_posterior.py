@@ -31,6 +31,8 @@ from shared.diffusion.operators import Measured
 from shared.diffusion.posterior import POSTERIORS, mds, mds_fast, restore
 from shared.diffusion.samplers import GUIDED, Guess, Sampler, ddim
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 MIXTURES = (["none", "clean"], ["none", "linear"], ["clean", "linear", "none"], ["linear", "none", "linear", "clean"])
 GAMMA = 5.0
 

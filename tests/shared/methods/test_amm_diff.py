@@ -13,6 +13,8 @@ from shared.diffusion.samplers import SAMPLERS, Sampler
 from shared.methods.amm_diff import AmmDiff, AmmDiffNet
 from shared.methods.nets.iffn import IFFN
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 MODALITIES = ("T1", "T1CE", "T2", "FLAIR")
 VARIANTS: dict[str, dict[str, Any]] = {
     "ours": {"anchor": "ridge", "noisiest": 0.5},

@@ -19,6 +19,8 @@ from shared.diffusion.samplers import Kind, Sampler
 from shared.methods import METHODS, Method, Network, ReadsChart
 from shared.plan import config, settings
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 
 @pytest.fixture(params=itertools.product(METHODS, ("fp32", "bf16")), ids="-".join)
 def method(request: pytest.FixtureRequest) -> Method:

@@ -12,6 +12,8 @@ from shared.base.records import Batch
 from shared.methods import METHODS, Method
 from shared.methods.nets.precision import Precision, autocast, autocast_volumes
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 PATTERNS = [[1, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 1]]
 VOLUMES = ("aca_diff", "ldm")
 OF_ALL, OF_EACH = 0.15, 0.3  # largest share of a gradient that bf16 may change: of all of it, of one tensor

@@ -21,6 +21,8 @@ from shared.model.model import read_model
 from shared.trust.audits import Limits, Summary, read_summary
 from shared.trust.claims import Certificate, PrivacyRecord, not_claimed, short, statement
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 PROBE = {"modalities": ["T1", "T2", "FLAIR"]}
 
 

@@ -10,6 +10,8 @@ from shared.plan.config import load
 from shared.plan.settings import CONFIGS, RunSettings, load_sampler
 from shared.plan.training import PhaseTraining
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 SIZES = ("tiny", "small", "paper")
 
 

@@ -16,6 +16,8 @@ from client.inference.dicom.source import read_study
 from shared.base.errors import DataError
 from shared.data.volumes import read
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 
 def study_at(folder: Path, affine: np.ndarray, shape: tuple[int, ...] = SHAPE, **options: object) -> Path:
     data = [np.full(shape, 100 * (n + 1), np.uint16) for n in range(2)]

@@ -21,6 +21,8 @@ from shared.data import cohort as data
 from shared.data.bids import DECISIONS, read_preparation
 from shared.data.volumes import Grid
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 NAMES = ("sub-one", "sub-two", "sub-fruit")
 
 

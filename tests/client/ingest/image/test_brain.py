@@ -13,6 +13,8 @@ from client.ingest.image.brain import Strip
 from shared.base.errors import ConfigError, DataError
 from shared.data.volumes import Volume
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 
 def dice(one: np.ndarray, other: np.ndarray) -> float:
     return float(2 * (one & other).sum() / (one.sum() + other.sum()))

@@ -16,6 +16,8 @@ from shared.data.intensities import find_scaling
 from shared.data.modalities import MODALITIES
 from shared.data.volumes import read
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

@@ -16,6 +16,8 @@ from client.ingest.recognise.series import group
 from shared.base.errors import ConfigError, DataError
 from shared.data.volumes import Volume, read
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 
 def verdict(volume: Volume, modality: str = "T1") -> str | None:
     """What the preparation says of a reference volume."""

@@ -13,6 +13,8 @@ from shared.data.phantom.fields import Cube
 from shared.data.phantom.signals import draw_scanner, render
 from shared.data.volumes import Volume
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 LIMIT_MM = 0.3
 
 

@@ -17,6 +17,8 @@ from shared.data.phantom.fields import Cube, flow
 from shared.data.phantom.phantom import FAMILIES, PhantomOptions, share_out, usually_missing, write_world
 from shared.data.phantom.signals import draw_scanner, render, rician
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 CUBE = Cube(size=32, fov_mm=192.0)
 SCANNER = dataclasses.replace(draw_scanner("test"), shading=0.0)
 

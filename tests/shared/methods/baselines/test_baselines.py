@@ -22,6 +22,8 @@ from shared.model.denoiser import export_denoiser
 from shared.model.model import read_model
 from tests.support.model.models import release
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 MODALITIES = ("T1", "T2", "FLAIR", "TOF")
 S, N, SIDE = 3, 3, 16
 BASELINES = ("bbdm", "ddpm", "pix2pix")

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from shared.base.errors import ConfigError
 from shared.methods.nets.unet import UNet, UNetShape
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 SHAPES = {
     "tiny": UNetShape(base=8, mult=(1, 2), blocks=1, attention=1),
     "patched": UNetShape(base=8, mult=(1, 2), blocks=1, attention=2, patch=2),
