@@ -177,7 +177,7 @@ def test_the_executor_is_killed(campaign: Campaign) -> None:
 
 def test_the_superlink_is_killed(campaign: Campaign) -> None:
     d = campaign.deployed
-    campaign.survive("kill -9 of the SuperLink", lambda: kill(d, d.container("superlink"), "superlink_process"))
+    campaign.survive("kill -9 of the SuperLink", lambda: kill(d, d.container("superlink"), "server.superlink.process"))
 
 
 @pytest.mark.slow

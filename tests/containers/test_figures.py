@@ -25,7 +25,7 @@ BIG = (  # a network of the paper's width on small pictures: its weights are wha
     "run=big",
 )
 PARTS = {  # words of a command line, and which process that is
-    "superlink_process": "SuperLink",
+    "server.superlink.process": "SuperLink",
     "flower-superexec": "executor",
     "flwr-serverapp": "ServerApp",
     "mlflow server": "MLflow",
