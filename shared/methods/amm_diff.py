@@ -25,7 +25,7 @@ from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.samplers import Guess, Sampler, draw
 from shared.methods.contract import Method, Network
 from shared.methods.nets.iffn import IFFN, IffnShape, PlainEncoder, Predictor
-from shared.methods.nets.mixture import Mixture
+from shared.methods.nets.mixture import COMPONENTS, ITERATIONS, Mixture
 from shared.methods.nets.precision import autocast
 from shared.methods.nets.ridge import PatchRidge
 from shared.methods.nets.spectral import brain, spectral
@@ -62,8 +62,8 @@ class AmmDiff(Method):
     ridge_patch: int = 3
     ridge_strength: float = 0.1
     ridge_error: float = 0.2  # the anchor's usual error, on the scale of [-1, 1]
-    components: int = 32  # kinds of tissue in the mixture
-    iterations: int = 30  # rounds in which it is fitted
+    components: int = COMPONENTS  # kinds of tissue in the mixture
+    iterations: int = ITERATIONS  # rounds in which it is fitted
     checkpoint: bool = False  # less memory, more time
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from shared.base.records import Batch
 from shared.methods.nets.spectral import brain
 
+COMPONENTS, ITERATIONS = 32, 30  # what it usually has, and rounds of sums after the first
 FEATURES = 2  # of a modality: its intensity, and the mean around it
 LEAST = 0.02  # standard deviation that every component has at least, in intensity
 FEW = 20.0  # pixels: a component of fewer stays as it was
