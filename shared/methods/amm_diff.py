@@ -23,11 +23,11 @@ from shared.base.vocabulary import SHARED, Owner, source, target
 from shared.data.missing import random_shown
 from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.samplers import Guess, Sampler, draw
+from shared.methods.anchors.mixture import COMPONENTS, ITERATIONS, Mixture
+from shared.methods.anchors.ridge import PatchRidge
 from shared.methods.contract import Method, Network
 from shared.methods.nets.iffn import IFFN, IffnShape, PlainEncoder, Predictor
-from shared.methods.nets.mixture import COMPONENTS, ITERATIONS, Mixture
 from shared.methods.nets.precision import autocast
-from shared.methods.nets.ridge import PatchRidge
 from shared.methods.nets.spectral import brain, spectral
 from shared.methods.nets.unet import UNet, UNetShape
 

@@ -23,8 +23,8 @@ from shared.data.missing import all_patterns
 from shared.data.slices import Slices, Stack
 from shared.diffusion.samplers import Sampler
 from shared.methods import ReadsChart
-from shared.methods.nets.mixture import COMPONENTS, ITERATIONS, Mixture
-from shared.methods.nets.ridge import MeanImage, PatchRidge
+from shared.methods.anchors.mixture import COMPONENTS, ITERATIONS, Mixture
+from shared.methods.anchors.ridge import MeanImage, PatchRidge
 from shared.model.fill import Filled, Filling, fill
 from shared.model.metrics import METRICS
 from shared.model.model import Model

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from shared.base.records import Batch
-from shared.methods.nets.mixture import LEAST, Mixture, _features, _lattice
-from shared.methods.nets.ridge import PatchRidge
+from shared.methods.anchors.mixture import LEAST, Mixture, _features, _lattice
+from shared.methods.anchors.ridge import PatchRidge
 
 M = 3
 TISSUES = torch.tensor([[0.2, 0.8, 0.3], [0.5, 0.5, 0.7], [0.8, 0.2, 0.9], [0.5, 0.8, 0.15]])
