@@ -35,13 +35,14 @@ def check(site: Site, settings: RunSettings, method: Method) -> None:
 
 def check_round(site: Site, settings: RunSettings, method: Method, phase: str, round: int) -> None:
     """Refuse a round that the run's own settings do not have, or of a phase that the policy does not allow."""
-    kinds = {one.name: one.kind for one in settings.phases(method)}
-    if phase not in kinds:
-        _refuse(site, "phase", phase[:80], f"the method: {', '.join(kinds)}")
+    phases = {one.name: one for one in settings.phases(method)}
+    if phase not in phases:
+        _refuse(site, "phase", phase[:80], f"the method: {', '.join(phases)}")
     refused = phase_refused(site, phase)
     if refused is not None:
         raise PlanRefused(f"{site.name}: {refused}")
-    rounds = 1 if kinds[phase] == "sums" else settings.training[phase].rounds
+    one = phases[phase]
+    rounds = one.rounds if one.kind == "sums" else settings.training[phase].rounds
     if not 0 <= round < rounds:
         _refuse(site, "round", round, f"the run's own settings: {phase} has the rounds 0 to {rounds - 1}")
 

@@ -1,8 +1,8 @@
 """`lacuna evaluate`: what the federation bought its sites, on held-out subjects that nobody trained on.
 
-The global model, each site trained alone (runs/RUN/alone), and two floors: the training mean and the patch-ridge
-regression, of methods that see whole volumes the voxelwise one; both fitted on all sites' training cohorts together
-(sums that a federation can pool exactly as well).
+The global model, each site trained alone (runs/RUN/alone), and floors: the training mean, patch-ridge regression and
+the mixture of tissues, of methods that see whole volumes the voxelwise ones; all fitted on all sites' training cohorts
+together (sums that a federation can pool exactly as well).
 """
 
 import json
@@ -13,7 +13,7 @@ from server.runs import runs
 from shared.base.options import plain
 from shared.diffusion.samplers import Sampler
 from shared.methods.baselines.voxelwise import floors_3d
-from shared.model.evaluation import Scoring, evaluate, filler, floors, never_acquired
+from shared.model.evaluation import MEAN, MIXTURE, RIDGE, Scoring, evaluate, filler, floors, never_acquired
 from shared.model.model import read_model
 from shared.model.scorecard import write_scorecard
 from shared.model.tables import Frame
@@ -38,7 +38,9 @@ def compare(asked: Asked, *, sampler: Sampler | None, every: int) -> Frame:
     made = {FEDERATED: filler(model, sampler=sampler, seed=asked.seed, device=on)}
     cohorts = list(trained.values())
     made |= (
-        floors_3d(cohorts, model.modalities, model.method.slab) if scoring.whole else floors(cohorts, model.modalities)
+        floors_3d(cohorts, model.modalities, model.method.slab)
+        if scoring.whole
+        else floors(cohorts, model.modalities, (MEAN, RIDGE, MIXTURE))
     )
     scores = evaluate(made, heldout, model.modalities, scoring, alone=alone, progress=asked.progress)
     never = never_acquired(trained, model.modalities)

@@ -98,7 +98,7 @@ class Rounds:
                 if handshake.again(roster):
                     self._cover(roster)
                 if phase.kind == "sums":
-                    self._sums_round(place, phase, roster)
+                    self._sums_round(place, phase, roster, of)
                 else:
                     self._train_round(place, phase, owners, roster, of)
             self._end(place, index, owners)
@@ -140,7 +140,7 @@ class Rounds:
         place.save(self.folder / "checkpoints", schema=self.settings.schema)
 
     def _rounds_in(self, phase: Phase) -> int:
-        return 1 if phase.kind == "sums" else self.config.training[phase.name].rounds
+        return phase.rounds if phase.kind == "sums" else self.config.training[phase.name].rounds
 
     # --- one round
 
@@ -181,7 +181,7 @@ class Rounds:
         answers = self.collector.collect(Ask(plan=plan, sites=tuple(drawn), take=take), roster)
         return answers, mean_of(fold, self.strategy, min_holders=federation.min_holders)
 
-    def _sums_round(self, place: Place, phase: Phase, roster: Roster) -> None:
+    def _sums_round(self, place: Place, phase: Phase, roster: Roster, of: int) -> None:
         """Sums are small: kept by site and added in the order of names, so the total is the same bits each time."""
         started = time.monotonic()
         kept: dict[SiteName, Weights] = {}
@@ -204,7 +204,7 @@ class Rounds:
         self.method.settle(net, phase.name, totals)
         settled = {n: v for n, v in state_of(net).items() if not torch.equal(v, place.weights[n])}
         place.weights, place.ema = {**place.weights, **settled}, {**place.ema, **settled}
-        self._finish_round(place, phase, answers, started, of=1)
+        self._finish_round(place, phase, answers, started, of=of)
 
     def _plan(self, place: Place, phase: Phase) -> RoundPlan:
         return RoundPlan(

@@ -119,10 +119,11 @@ class Losses:
 class Phase:
     """One training stage of a method, a federation of its own.
 
-    kind "train": sites send deltas. kind "sums": sites send sums over their data in one round (normal equations,
-    latent moments) which the server adds exactly and hands to `Method.settle`.
+    kind "train": sites send deltas. kind "sums": sites send sums over their data (normal equations, latent moments)
+    which the server adds exactly and hands to `Method.settle`, in one round, or in `rounds` where each needs the last.
     """
 
     name: str
     kind: str = "train"
+    rounds: int = 1  # of a phase of sums; of the others the training says how many
     collapse: tuple[str, float] | None = None  # (watch name, fraction): the run fails below that fraction of its start

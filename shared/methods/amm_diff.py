@@ -23,10 +23,11 @@ from shared.base.vocabulary import SHARED, Owner, source, target
 from shared.data.missing import random_shown
 from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.samplers import Guess, Sampler, draw
+from shared.methods.anchors.mixture import COMPONENTS, ITERATIONS, Mixture
+from shared.methods.anchors.ridge import PatchRidge
 from shared.methods.contract import Method, Network
 from shared.methods.nets.iffn import IFFN, IffnShape, PlainEncoder, Predictor
 from shared.methods.nets.precision import autocast
-from shared.methods.nets.ridge import PatchRidge
 from shared.methods.nets.spectral import brain, spectral
 from shared.methods.nets.unet import UNet, UNetShape
 
@@ -48,7 +49,7 @@ ENCODERS: Mapping[str, type[IFFN] | type[PlainEncoder]] = {"iffn": IFFN, "unet":
 class AmmDiff(Method):
     encoder: Literal["iffn", "unet"] = "iffn"
     pretext: bool = True
-    anchor: Literal["none", "ridge"] = "none"
+    anchor: Literal["none", "ridge", "mixture"] = "none"
     parameterisation: Literal["eps", "v"] = "v"  # eps is the paper's
     schedule: Literal["linear", "cosine"] = "linear"
     times: int = 1000
@@ -60,7 +61,9 @@ class AmmDiff(Method):
     drop: float = 0.3  # pretext: chance to lose whole modalities besides
     ridge_patch: int = 3
     ridge_strength: float = 0.1
-    ridge_error: float = 0.2  # the linear prediction's usual error, on the scale of [-1, 1]
+    ridge_error: float = 0.2  # the anchor's usual error, on the scale of [-1, 1]
+    components: int = COMPONENTS  # kinds of tissue in the mixture
+    iterations: int = ITERATIONS  # rounds in which it is fitted
     checkpoint: bool = False  # less memory, more time
 
     def __post_init__(self) -> None:
@@ -73,10 +76,13 @@ class AmmDiff(Method):
         require(self.ridge_patch % 2 == 1, "ridge_patch", self.ridge_patch, "odd")
         require(self.ridge_strength > 0, "ridge_strength", self.ridge_strength, "above 0")
         require(self.ridge_error > 0, "ridge_error", self.ridge_error, "above 0")
+        require(self.components >= 1, "components", self.components, "1 or more")
+        require(self.iterations >= 1, "iterations", self.iterations, "1 or more")
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        anchor = [Phase(name="anchor", kind="sums")] if self.anchor == "ridge" else []
+        rounds = 1 + self.iterations if self.anchor == "mixture" else 1  # the first finds where to begin
+        anchor = [Phase(name="anchor", kind="sums", rounds=rounds)] if self.anchor != "none" else []
         pretext = [Phase(name="pretext", collapse=("feature_std", 0.1))] if self.pretext else []
         return (*anchor, *pretext, Phase(name="translate"))
 
@@ -276,11 +282,11 @@ class AmmDiffNet(Network):
         shape = dataclasses.replace(shape, checkpoint=options.checkpoint)
         self.encoder: IFFN | PlainEncoder = ENCODERS[options.encoder](M, iffn, patch=shape.patch)
         self.predictor = Predictor(iffn.out) if options.pretext else None
-        self.anchor = (
-            PatchRidge(M, patch=options.ridge_patch, strength=options.ridge_strength)
-            if options.anchor == "ridge"
-            else None
-        )
+        self.anchor: PatchRidge | Mixture | None = None
+        if options.anchor == "ridge":
+            self.anchor = PatchRidge(M, patch=options.ridge_patch, strength=options.ridge_strength)
+        elif options.anchor == "mixture":
+            self.anchor = Mixture(M, options.components)
         self.map_channels, self.linear_channels = iffn.out, M if self.anchor is not None else 0
         self.unet = UNet(M + self.linear_channels + M, M, shape, context=self.map_channels)
         self.multiple = max(self.encoder.multiple, shape.multiple)  # of the images' height and width

@@ -1,8 +1,9 @@
 """How good models are on subjects that no site trained on: every shown subset x hidden target x site, against floors.
 
 Every model fills the same slices from the same shown images with noise from the same seeds, so differences are paired.
-Floors are the mean image and patch-ridge regression, both from sums pooled over the training cohorts. `alone` is each
-site's own model, scored at its own site. Names of subjects are not kept: a score knows its subject by number only.
+Floors are the mean image, patch-ridge regression and the mixture of tissues, all from sums pooled over the training
+cohorts. `alone` is each site's own model, scored at its own site. Names of subjects are not kept: a score knows its
+subject by number only.
 """
 
 import itertools
@@ -22,7 +23,8 @@ from shared.data.missing import all_patterns
 from shared.data.slices import Slices, Stack
 from shared.diffusion.samplers import Sampler
 from shared.methods import ReadsChart
-from shared.methods.nets.ridge import MeanImage, PatchRidge
+from shared.methods.anchors.mixture import COMPONENTS, ITERATIONS, Mixture
+from shared.methods.anchors.ridge import MeanImage, PatchRidge
 from shared.model.fill import Filled, Filling, fill
 from shared.model.metrics import METRICS
 from shared.model.model import Model
@@ -33,7 +35,7 @@ Filler: TypeAlias = Callable[[Tensor, Tensor, Keys, Clinical], Tensor]  # (image
 Fill: TypeAlias = Callable[[Tensor, Tensor, Keys, Clinical], Filled]  # the same, with the spread of its samples
 Never: TypeAlias = Mapping[SiteName, tuple[Modality, ...]]  # what no training subject of a site has
 
-MEAN, RIDGE, ALONE = "mean image", "patch ridge", "alone"
+MEAN, RIDGE, MIXTURE, ALONE = "mean image", "patch ridge", "mixture", "alone"
 MEASURED: Mapping[str, tuple[str, ...]] = {
     "brain": ("psnr", "ssim", "mse", "mae", "nmi"),
     "lesion": ("psnr", "mse"),
@@ -105,26 +107,32 @@ def filler(model: Model, *, sampler: Sampler, seed: int, device: torch.device) -
     return mean_of(filled_by(model, sampler=sampler, seed=seed, device=device))
 
 
-def floors(cohorts: Sequence[Cohort], modalities: Sequence[Modality]) -> dict[str, Filler]:
+def floors(
+    cohorts: Sequence[Cohort], modalities: Sequence[Modality], names: Sequence[str] = (MEAN, RIDGE)
+) -> dict[str, Filler]:
     """What needs no diffusion, from the training subjects of all cohorts; sites can pool these sums exactly."""
     grids = {cohort.grid for cohort in cohorts}
     if len(grids) != 1:
         raise DataError(f"training cohorts on {len(grids)} grids: must all be on one")
     grid = grids.pop()
-    nets: dict[str, MeanImage | PatchRidge] = {
-        MEAN: MeanImage(len(modalities), grid.height, grid.width),
-        RIDGE: PatchRidge(len(modalities)),
+    made: Mapping[str, Callable[[], MeanImage | PatchRidge | Mixture]] = {
+        MEAN: lambda: MeanImage(len(modalities), grid.height, grid.width),
+        RIDGE: lambda: PatchRidge(len(modalities)),
+        MIXTURE: lambda: Mixture(len(modalities), COMPONENTS),
     }
-    totals: dict[str, dict[str, Tensor]] = {name: {} for name in nets}
-    for cohort in cohorts:
-        for batch in Slices(cohort, modalities, split="train").in_order(POOL):
-            for name, net in nets.items():
-                for key, value in net.sums(batch).items():
-                    totals[name][key] = totals[name][key] + value if key in totals[name] else value
-    for name, net in nets.items():
-        if not totals[name]:
-            raise DataError(f"training cohorts: no subject of split train has any of {', '.join(modalities)}")
-        net.settle(totals[name])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of where the mixture begins
+        nets = {name: made[name]() for name in names}
+    for net in nets.values():
+        for _ in range(1 + ITERATIONS if isinstance(net, Mixture) else 1):
+            totals: dict[str, Tensor] = {}
+            for cohort in cohorts:
+                for batch in Slices(cohort, modalities, split="train").in_order(POOL):
+                    for key, value in net.sums(batch).items():
+                        totals[key] = totals[key] + value if key in totals else value
+            if not totals:
+                raise DataError(f"training cohorts: no subject of split train has any of {', '.join(modalities)}")
+            net.settle(totals)
     return {name: _floor(net) for name, net in nets.items()}
 
 

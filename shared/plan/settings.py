@@ -140,7 +140,7 @@ class RunSettings:
             query, n = (
                 (step, self.training[phase.name].rounds * self.training[phase.name].steps)
                 if (phase.kind == "train")
-                else (Query(noise=self.privacy.sums_noise, rate=1.0), 1)
+                else (Query(noise=self.privacy.sums_noise, rate=1.0), phase.rounds)
             )
             found[query] = found.get(query, 0) + n
         return found

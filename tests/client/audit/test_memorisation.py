@@ -29,7 +29,7 @@ from shared.data.slices import Slices
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
 from shared.methods import METHODS
-from shared.methods.nets.ridge import PatchRidge
+from shared.methods.anchors.ridge import PatchRidge
 from shared.model.bundle import Bundle
 from shared.model.model import Model, read_model
 from shared.trust.audits import Limits, Summary, read_summary

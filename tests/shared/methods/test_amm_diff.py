@@ -17,7 +17,8 @@ pytestmark = pytest.mark.slow  # left out of `make fast`
 
 MODALITIES = ("T1", "T1CE", "T2", "FLAIR")
 VARIANTS: dict[str, dict[str, Any]] = {
-    "ours": {"anchor": "ridge", "noisiest": 0.5},
+    "ours": {"anchor": "mixture", "components": 4, "iterations": 2, "noisiest": 0.5},
+    "around the ridge": {"anchor": "ridge", "noisiest": 0.5},
     "paper": {"parameterisation": "eps"},
     "eps beside the anchor": {"anchor": "ridge", "parameterisation": "eps"},
     "plain encoder": {"encoder": "unet", "pretext": False},
@@ -50,8 +51,9 @@ def awake(net: AmmDiffNet) -> AmmDiffNet:
 
 def prepared(method: AmmDiff) -> AmmDiffNet:
     net = awake(method.build(0))
-    if net.anchor is not None:
-        method.settle(net, "anchor", method.sums(net, batch_of([[1] * 4] * 4, seed=9), "anchor"))
+    for phase in method.phases:
+        for _ in range(phase.rounds if phase.kind == "sums" else 0):
+            method.settle(net, phase.name, method.sums(net, batch_of([[1] * 4] * 4, seed=9), phase.name))
     return net
 
 
@@ -97,7 +99,10 @@ def test_every_sampler_gives_finite_images_in_every_variant(kind: str, options: 
 
 
 def test_phases_follow_the_options() -> None:
-    assert [p.name for p in make(anchor="ridge").phases] == ["anchor", "pretext", "translate"]
+    for anchor, rounds in (("ridge", 1), ("mixture", 8)):
+        phases = make(anchor=anchor, iterations=7).phases
+        assert [p.name for p in phases] == ["anchor", "pretext", "translate"]
+        assert phases[0].rounds == rounds
     assert [p.name for p in make(pretext=False).phases] == ["translate"]
     assert make().phases[0].collapse == ("feature_std", 0.1)
 
@@ -179,12 +184,14 @@ def test_a_constant_encoder_is_the_best_of_the_pretext_and_the_monitor_sees_it()
     assert collapsed.watch[watched] < fraction * healthy.watch[watched]
 
 
-def test_with_a_silent_network_the_mean_is_the_linear_prediction() -> None:
+@pytest.mark.parametrize("anchor", ["ridge", "mixture"])
+def test_with_a_silent_network_the_mean_is_the_anchor(anchor: str) -> None:
     """Training starts at the anchor, not below it."""
-    method = make(anchor="ridge", precision="fp32")
+    method = make(anchor=anchor, components=3, precision="fp32")
     net = method.build(0)
     batch = batch_of([[1, 1, 1, 1]] * 4)
-    method.settle(net, "anchor", method.sums(net, batch, "anchor"))
+    for _ in range(4):
+        method.settle(net, "anchor", method.sums(net, batch, "anchor"))
     shown = torch.tensor([[True, True, False, False]]).expand(4, -1)
     assert net.anchor is not None
     out = method.synthesize(net, batch.images_BMHW, shown, Sampler(), torch.Generator())
@@ -230,6 +237,8 @@ def test_an_image_of_the_wrong_size_is_named() -> None:
         {"modalities": ("T1", "T1")},
         {"noisiest": 1.5},
         {"ridge_patch": 4},
+        {"components": 0},
+        {"iterations": 0},
         {"times": 1},
         {"mask_ratio": -0.1},
     ],
@@ -239,7 +248,7 @@ def test_bad_options_fail_when_made(bad: dict[str, Any]) -> None:
         AmmDiff(**{"modalities": MODALITIES, "size": "tiny", **bad})
 
 
-@pytest.mark.parametrize("anchor", ["none", "ridge"])
+@pytest.mark.parametrize("anchor", ["none", "ridge", "mixture"])
 def test_the_denoiser_exports_with_any_batch(anchor: str) -> None:
     net = prepared(make(anchor=anchor)).eval()
     batch = torch.export.Dim("batch", min=1, max=64)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shared.base.records import Batch
-from shared.methods.nets.ridge import MeanImage, PatchRidge
+from shared.methods.anchors.ridge import MeanImage, PatchRidge
 
 M = 3
 
