@@ -22,7 +22,8 @@ from shared.base.records import Batch
 from shared.base.vocabulary import Modality
 from shared.data.missing import all_patterns
 from shared.data.slices import Slices
-from shared.plan.training import ALL_THREADS, threads
+from shared.methods.threads import threads
+from shared.plan.training import ALL_THREADS
 
 CHANCE = 0.05  # in which share of such cohorts a perfect separation may come by chance alone
 FALSE_ALARMS = 0.05

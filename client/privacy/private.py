@@ -30,7 +30,8 @@ from shared.base.records import Batch, Owners
 from shared.base.vocabulary import LOCAL, Modality, Owner
 from shared.data.slices import Pool
 from shared.methods import Method
-from shared.plan.training import ALL_THREADS, PhaseTraining, Trained, delta_of, optimizer_of, processes, threads
+from shared.methods.threads import threads
+from shared.plan.training import ALL_THREADS, PhaseTraining, Trained, delta_of, optimizer_of, processes
 from shared.trust.privacy import PrivacyPlan, Query
 
 T = TypeVar("T")

@@ -16,8 +16,9 @@ from shared.data.cohort import Cohort, cache_folder
 from shared.data.slices import Slices
 from shared.diffusion.samplers import Sampler
 from shared.methods import Method, ReadsChart
+from shared.methods.threads import threads
 from shared.plan.config import Config
-from shared.plan.training import ALL_THREADS, find_device, threads
+from shared.plan.training import ALL_THREADS, find_device
 
 BATCH = 16
 

@@ -11,7 +11,7 @@ from server.journal import chronicle, tracking, views
 from server.rounds.rounds import Rounds
 from server.rounds.validation import Validator
 from server.runs.runs import read_config, title
-from shared.plan.training import threads
+from shared.methods.threads import threads
 
 FOLDER_VARIABLE = "LACUNA_RUN_FOLDER"  # in a Ray simulation, where Flower passes no run config
 

@@ -5,8 +5,8 @@ Under torchrun every process draws its own part of each batch, and gradients and
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +22,7 @@ from shared.base.records import Batch, Owners
 from shared.base.vocabulary import LOCAL, Owner
 from shared.data.slices import prefetch
 from shared.methods import Method
+from shared.methods.threads import threads
 
 ALL_THREADS = torch.get_num_threads()
 
@@ -160,17 +161,6 @@ def pool(method: Method, net: nn.Module, drawn: Iterable[Batch], phase: str) -> 
 
 def device_of(net: nn.Module) -> torch.device:
     return next(net.parameters()).device
-
-
-@contextmanager
-def threads(n: int) -> Iterator[None]:
-    """Networks want all cores; sums over weights are bound by memory, where a second thread only burns time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def processes() -> int:

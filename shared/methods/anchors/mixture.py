@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from shared.base.records import Batch
 from shared.methods.nets.spectral import brain
+from shared.methods.threads import threads
 
 COMPONENTS, ITERATIONS = 32, 30  # what it usually has, and rounds of sums after the first
 FEATURES = 2  # of a modality: its intensity, and the mean around it
@@ -44,6 +45,8 @@ class Mixture(nn.Module):
         self.register_buffer("weight_K", torch.full((components,), 1 / components))
         self.register_buffer("mean_KD", torch.randn(components, D))
         self.register_buffer("cov_KDD", torch.zeros(components, D, D))
+        self._kept: dict[tuple[int, ...], Given] = {}
+        self._of: tuple[object, ...] = ()
 
     @property
     def fitted(self) -> bool:
@@ -56,6 +59,10 @@ class Mixture(nn.Module):
 
         At first, when there are no components yet, the same of what is seen, evenly: the scale they begin at.
         """
+        with threads(1):
+            return self._sums(batch)
+
+    def _sums(self, batch: Batch) -> dict[str, Tensor]:
         K, D = self.mean_KD.shape
         exists_BM = batch.exists_BM
         images = torch.where(exists_BM[:, :, None, None], batch.images_BMHW.float(), 0.0)
@@ -121,7 +128,7 @@ class Mixture(nn.Module):
 
     def forward(self, images_BMHW: Tensor, shown_BM: Tensor) -> Tensor:
         """All modalities in [0, 1]; 0 outside the brain. What is hidden is never looked at."""
-        with torch.autocast(images_BMHW.device.type, enabled=False):
+        with torch.autocast(images_BMHW.device.type, enabled=False), threads(1):  # many small sums: more only wait
             images = torch.where(shown_BM[:, :, None, None], images_BMHW.float(), 0.0)
             out = images.clone()
             if not self.fitted:
@@ -141,7 +148,16 @@ class Mixture(nn.Module):
             return out
 
     def given(self, seen: Tensor) -> "Given":
-        """What each component makes of features `seen`, in fp64 until it meets a pixel."""
+        """What each component makes of features `seen`; worked out once for as long as the components stay."""
+        of = tuple((v.data_ptr(), v.device, v._version) for v in (self.weight_K, self.mean_KD, self.cov_KDD))
+        if of != self._of:
+            self._kept, self._of = {}, of
+        key = tuple(seen.tolist())
+        if key not in self._kept:
+            self._kept[key] = self._given(seen)
+        return self._kept[key]
+
+    def _given(self, seen: Tensor) -> "Given":
         mean_KD, cov_KDD = self.mean_KD.double(), self.cov_KDD.double()
         eye = torch.eye(len(seen), dtype=torch.float64, device=seen.device)
         seen_KOO, all_KDO = cov_KDD[:, seen][:, :, seen], cov_KDD[:, :, seen]

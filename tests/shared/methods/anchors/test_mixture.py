@@ -149,3 +149,13 @@ def test_a_component_that_explains_nobody_stays_as_it_was() -> None:
     assert torch.equal(mixture.mean_KD[1], torch.full_like(mixture.mean_KD[1], 50.0))
     assert torch.equal(mixture.cov_KDD[1], before)
     assert bool(mixture(batch.images_BMHW, torch.tensor([[True, False, True]] * 2)).isfinite().all())
+
+
+def test_what_is_kept_of_the_components_goes_when_they_change() -> None:
+    batch, shown = batch_of([[1] * M] * 2), torch.tensor([[True, True, False]] * 2)
+    one, other = fitted(batch, 3, 2), fitted(batch, 3, 6, seed=5)
+    first = one(batch.images_BMHW, shown)
+    assert torch.equal(one(batch.images_BMHW, shown), first)
+    one.load_state_dict(other.state_dict())
+    assert torch.equal(one(batch.images_BMHW, shown), other(batch.images_BMHW, shown))
+    assert not torch.equal(one(batch.images_BMHW, shown), first)
