@@ -9,6 +9,8 @@ import pytest
 from shared.methods import METHODS
 from shared.plan.config import load
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "methods"
 PAPERS = ("amm_diff", "aca_diff", "any2all", "mmdm")
 PARTS = ("What the paper says", "What the paper leaves open", "Federated", "Run it, and its oracles")

@@ -30,6 +30,8 @@ from shared.trust.keys import (
 )
 from shared.trust.kit import Succession, Versions
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 VERSIONS = Versions(lacuna="0.1.0", flwr="1.41.0")
 
 

@@ -22,6 +22,8 @@ from shared.model.bundle import Bundle
 from shared.model.model import read_model
 from shared.model.ranges import measure, ranges_of
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 FAST = Sampler(kind="mds_fast", steps=3)
 FAITHFUL = Sampler(kind="mds", steps=3, gamma=1e6)  # fully sampled data decide alone
 

@@ -24,6 +24,8 @@ from shared.model.bundle import Bundle
 from shared.model.fill import Filling, fill
 from shared.model.model import read_model
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 DDIM = Sampler(kind="ddim", steps=3, samples=3)
 AFFINE = np.array([[-2.0, 0.1, 0, 14], [0.1, 2.0, 0, -16], [0, 0, 2.5, -20], [0, 0, 0, 1]])  # left first, a bit oblique
 

@@ -18,6 +18,8 @@ from shared.plan.config import Config
 from shared.trust import privacy
 from shared.trust.privacy import Query
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 STEP, SUMS = Query(noise=2.0, rate=0.1), Query(noise=5.0, rate=1.0)
 
 

@@ -23,6 +23,8 @@ from server.journal import facts
 from server.rounds import roster
 from shared.base.errors import ConfigError, PlanRefused, PlanWaits, RunFailed
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 CONFIG = '{"method": {"name": "amm_diff", "options": {"size": "tiny"}}, "min_holders": 2, "privacy": {"mode": "off"}}'
 
 

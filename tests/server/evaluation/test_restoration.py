@@ -23,6 +23,8 @@ from shared.diffusion.samplers import Sampler
 from shared.model.model import read_model
 from shared.plan.settings import Choice
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 NAMES = ("T1", "T2", "FLAIR")
 OPTIONS = {"modalities": list(NAMES), "size": "tiny", "precision": "fp32", "times": 50}
 

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from client.cli.cli import app as lacuna_site
 from server.cli.cli import app as lacuna
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 RUNBOOK = Path(__file__).resolve().parents[3] / "deploy" / "runbook.md"
 PRINT = re.compile(r"^ +((?:[0-9a-f]{4} ){7}[0-9a-f]{4})$", re.MULTILINE)
 

@@ -21,6 +21,8 @@ from server.superlink.supervision import Sight
 from shared.base import options
 from shared.base.errors import ConfigError, LacunaError, PlanRefused, RunFailed
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 FAILED = Outcome(state="failed", kind="RunFailed", message="no quorum", code=5, at=1.0)
 SITES = {"north": SiteFacts(status="ok"), "east": SiteFacts(status="timeout")}
 RUNNING, OVER = FlowerRun(status="running"), FlowerRun(status="finished", how="failed", details="No heartbeat")

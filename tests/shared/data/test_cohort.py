@@ -20,6 +20,8 @@ from shared.data.modalities import bids_path, lesion_path
 from shared.data.preparation import load
 from shared.data.volumes import Grid, read, write, write_like
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 nib: Any = nibabel
 MS = Path("/work/shared/data/nifti/ms-ljubljana")
 

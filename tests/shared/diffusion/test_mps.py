@@ -28,6 +28,8 @@ from shared.diffusion.operators import Measured
 from shared.diffusion.posterior import Push, guided, mps, restore
 from shared.diffusion.samplers import Guess, Sampler
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 NOISE = 0.1  # of linear measurements
 KINDS = ["none", "linear", "clean", "linear"]
 

@@ -12,6 +12,8 @@ from shared.diffusion.gaussian import Schedule, evenly, linear
 from shared.diffusion.posterior import POSTERIORS
 from shared.diffusion.samplers import SAMPLERS, Denoiser, Guess, Sampler, bridge_steps, draw
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 SCHEDULE = linear(1000)
 
 

@@ -26,6 +26,8 @@ from shared.methods.nets.generator import Generator, Heard
 from shared.methods.nets.volumetric import VolumeShape
 from shared.plan.training import PhaseTraining, train
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 # --- fusion ---------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,8 @@ from shared.methods import aca_diff
 from shared.methods.nets.autoencoder import Autoencoder, AutoencoderShape, cosines
 from shared.methods.nets.volumetric import fold, unfold
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 # --- latents --------------------------------------------------------------------------------------------------------
 
 

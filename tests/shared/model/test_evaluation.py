@@ -39,6 +39,8 @@ from shared.model.model import read_model
 from shared.model.scorecard import bought, by_site, headlines, one_hidden, printable, untrainable, write_scorecard
 from shared.model.tables import Frame, compare
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 MODALITIES = ("T1", "T2", "FLAIR")
 GRID = Grid(height=16, width=16)
 

@@ -11,6 +11,8 @@ import pytest
 from shared.model import tables
 from shared.model.tables import Column, Frame, compare, interval, records, screen, tidy, write_csv
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 COLUMNS = ("task", "model", "subject", "metric", "value")
 
 

@@ -27,6 +27,8 @@ from shared.trust.claims import (
 from shared.trust.privacy import Privacy, PrivacyPlan, Query, noise_for
 from shared.trust.privacy import epsilon as epsilon_of
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 NORTH = Certificate(
     site="north",
     epsilon=3.371,

@@ -21,6 +21,8 @@ from shared.trust.privacy import (
     together,
 )
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 DELTA = 1e-5
 SPENDINGS: dict[str, Spending] = {
     "a short training": {Query(noise=2.0, rate=0.1): 200},

@@ -23,6 +23,8 @@ from client.inference.dicom.push import Peer, parse_target, push
 from client.inference.dicom.source import read_study
 from shared.base.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 
 def series_of(tmp_path: Path, n: int = 14) -> tuple[Series, ...]:
     """More images than one request takes."""

@@ -22,6 +22,8 @@ from client.ingest.arrive.receive import Receiver, parse_receiver
 from client.ingest.arrive.sources import find_source
 from shared.base.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 # A real PACS ----------------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,8 @@ from client.ingest.cohort.pipeline import ingest
 from client.ingest.cohort.runner import prepare_all
 from client.ingest.image.preparation import Preparation
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 HERE = Identity(key=bytes(range(32)))
 NAME, NUMBER, DAY, ROOT = "ZYXWVUT", 87654321, "19431127", "1.2.276.0.87654321.7"
 NUMBER_BYTES = tuple(np.array(NUMBER, kind).tobytes() for kind in ("<i4", ">i4", "<f4", "<f8", "<u8"))

@@ -7,6 +7,8 @@ from shared.base.errors import DataError
 from shared.data import volumes
 from shared.data.phantom import anatomy
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 EDGE = anatomy.EDGE
 
 

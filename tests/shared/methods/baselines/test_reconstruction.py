@@ -25,6 +25,8 @@ from shared.methods.baselines.reconstruction import (
 )
 from shared.model.metrics import psnr
 
+pytestmark = pytest.mark.slow  # left out of `make fast`
+
 F64, C128 = torch.float64, torch.complex128
 
 
