@@ -180,7 +180,8 @@ def _fastmri(file: File) -> _Source:
 
     def load(file: File, z: int, calibration: bool) -> Raw:
         y_CHW = file["kspace"][z].reshape(coils, height, width)
-        return y_CHW, (y_CHW != 0).any(axis=(0, 1))[None].repeat(height, 0) if given_HW is None else given_HW
+        with np.errstate(invalid="ignore"):  # damaged bytes may be a signalling nan; later it is refused
+            return y_CHW, (y_CHW != 0).any(axis=(0, 1))[None].repeat(height, 0) if given_HW is None else given_HW
 
     geometry = Geometry(order=tuple(range(slices)), turn=Turn(), affine=None)
     return _Source(layout="fastMRI", coils=coils, reduction=reduction, geometry=geometry, load=load, reference=False)
