@@ -117,7 +117,7 @@ class Mixture(nn.Module):
             return
         enough_K = n_K >= FEW
         n_K1 = n_K.clamp(min=FEW)[:, None]
-        mean_KD = x_KD / n_K1
+        mean_KD = (x_KD / n_K1).clamp(-1, 2)  # of images in [0, 1]: only wrong sums lie beyond
         cov_KDD = xx_KDD / n_K1[..., None] - mean_KD[:, :, None] * mean_KD[:, None]
         cov_KDD = _positive((cov_KDD + cov_KDD.transpose(1, 2)) / 2) + LEAST**2 * torch.eye(D, dtype=torch.float64)
         self.mean_KD.copy_(torch.where(enough_K[:, None], mean_KD, self.mean_KD.double().cpu()))
@@ -226,7 +226,7 @@ def _lattice(images_BMHW: Tensor) -> Tensor:
 
 
 def _positive(matrix_KDD: Tensor) -> Tensor:
-    """The nearest positive semi-definite matrices: noised sums need not be."""
+    """The nearest positive semi-definite matrices, no wider than images in [0, 1] can be; wrong sums need not be so."""
     values, vectors = torch.linalg.eigh(matrix_KDD)
-    nearest: Tensor = (vectors * values.clamp(min=0)[:, None]) @ vectors.transpose(1, 2)
+    nearest: Tensor = (vectors * values.clamp(0, len(values[0]))[:, None]) @ vectors.transpose(1, 2)
     return nearest

@@ -159,3 +159,14 @@ def test_what_is_kept_of_the_components_goes_when_they_change() -> None:
     one.load_state_dict(other.state_dict())
     assert torch.equal(one(batch.images_BMHW, shown), other(batch.images_BMHW, shown))
     assert not torch.equal(one(batch.images_BMHW, shown), first)
+
+
+@pytest.mark.parametrize("wrong", [1e30, -1e30])
+def test_wrong_sums_of_one_site_leave_components_that_can_be_worked_with(wrong: float) -> None:
+    batch = batch_of([[1] * M] * 2)
+    mixture = fitted(batch, 3, 2)
+    sums = mixture.sums(batch)
+    mixture.settle({**sums, "x": sums["x"] + wrong, "xx": sums["xx"] + wrong})
+    told = mixture(batch.images_BMHW, torch.tensor([[True, True, False]] * 2))
+    assert bool(told.isfinite().all())
+    mixture.settle(mixture.sums(batch))
