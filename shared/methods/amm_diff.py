@@ -104,7 +104,8 @@ class AmmDiff(Method):
         if phase == "anchor":
             return owners
         for name, seen in net.encoder.sources(self.modalities).items():
-            owners[f"encoder.{name}"] = Cut(dim=1, owners=tuple(map(source, seen)))
+            if self.anchor == "none" or name == IFFN.EDGES:  # an anchor fills the images in: they are there for all
+                owners[f"encoder.{name}"] = Cut(dim=1, owners=tuple(map(source, seen)))
         if phase == "translate":
             area = net.unet.shape.patch**2  # space to depth keeps a channel's pixels together
             targets = [target(m) for m in self.modalities]
@@ -136,12 +137,15 @@ class AmmDiff(Method):
             random_shown(complete_BM, generator, proper=True),
             complete_BM,
         )
-        open_BMHW = kept_BM[:, :, None, None] & self._open_patches(images_BMHW, generator)
+        open_BMHW = self._open_patches(images_BMHW, generator)
+        edges_open_BMHW = kept_BM[:, :, None, None] & open_BMHW
         with autocast(images_BMHW.device, self.precision):
-            seen = [torch.where(open_BMHW, x, 0.0) for x in (images_BMHW, edges_BMHW)]
-            guess_BCHW = net.predictor(net.encoder(*seen, kept_BM)).float()
+            seen = torch.where(open_BMHW, net.filled(_shown(images_BMHW, kept_BM), kept_BM), 0.0)
+            guess_BCHW = net.predictor(
+                net.encoder(seen, torch.where(edges_open_BMHW, edges_BMHW, 0.0), kept_BM)
+            ).float()
             with torch.no_grad():
-                fixed_BCHW = net.encoder(images_BMHW, edges_BMHW, complete_BM).float()
+                fixed_BCHW = net.encoder(net.filled(images_BMHW, complete_BM), edges_BMHW, complete_BM).float()
         spread = fixed_BCHW.std(dim=(0, 2, 3)).mean()  # goes to 0 when all maps become one: the trivial solution
         return Losses(
             loss_B=1 - F.cosine_similarity(guess_BCHW, fixed_BCHW, dim=1).mean(dim=(1, 2)),
@@ -308,17 +312,20 @@ class AmmDiffNet(Network):
 
     def condition(self, images_BMHW: Tensor, shown_BM: Tensor) -> Condition:
         images_BMHW = _shown(images_BMHW, shown_BM)
-        map_BCHW = self.encoder(images_BMHW, spectral(images_BMHW, shown_BM), shown_BM)
+        mixture = self.anchor.tell(images_BMHW, shown_BM) if isinstance(self.anchor, Mixture) else None
+        filled_BMHW = self.filled(images_BMHW, shown_BM) if mixture is None else mixture.mean_BMHW
+        map_BCHW = self.encoder(filled_BMHW, spectral(images_BMHW, shown_BM), shown_BM)
         if self.anchor is None:
             return Condition(map=map_BCHW)
-        shown_BMHW = shown_BM[:, :, None, None].to(images_BMHW.dtype).expand_as(images_BMHW)
-        if isinstance(self.anchor, PatchRidge):
-            anchor = 2 * self.anchor(images_BMHW, shown_BM) - 1
-            return Condition(map=map_BCHW, anchor=anchor, told=torch.cat([anchor, shown_BMHW], 1))
-        mixture = self.anchor.tell(images_BMHW, shown_BM)
-        anchor = 2 * mixture.mean_BMHW - 1
-        told = torch.cat([anchor, SPREAD * mixture.sd_BMHW, shown_BMHW, mixture.share_BKHW], 1)
-        return Condition(map=map_BCHW, anchor=anchor, told=told, mixture=mixture)
+        anchor = 2 * filled_BMHW - 1
+        told = [anchor, shown_BM[:, :, None, None].to(anchor.dtype).expand_as(anchor)]
+        if mixture is not None:
+            told += [SPREAD * mixture.sd_BMHW, mixture.share_BKHW]
+        return Condition(map=map_BCHW, anchor=anchor, told=torch.cat(told, 1), mixture=mixture)
+
+    def filled(self, images_BMHW: Tensor, shown_BM: Tensor) -> Tensor:
+        """What is hidden as the anchor tells it; without one, blank."""
+        return images_BMHW if self.anchor is None else self.anchor(images_BMHW, shown_BM)
 
     def forward(
         self, x_BMHW: Tensor, t_B: Tensor, map_BCHW: Tensor, exists_BM: Tensor, told_BCHW: Tensor | None = None
