@@ -131,8 +131,8 @@ def _send_back(back: "Back", done: "Done", out: Path) -> None:
 
 
 def _print_remarks(done: "Done") -> None:
-    for remark in done.unusual:
-        typer.echo(f"unusual input: {remark}", err=True)
+    if done.unusual is not None:
+        typer.echo(f"unusual input: {done.unusual} (figures: the sidecar's Guard)", err=True)
     for remark in done.remarks:
         typer.echo(f"left aside: {remark}", err=True)
 

@@ -226,8 +226,10 @@ def _check_disk(sources: Sequence[Sources], grid: Grid, folder: Path) -> None:
         if not (folder / subject.subject).exists():
             for path in subject.files.values():
                 with suppress(DataError):  # its line comes when it is read
-                    (depth, _, _), _ = shape_and_affine(path)
-                    needed += depth * grid.height * grid.width * 3  # float16, and a share of the masks
+                    (depth, _, _), affine = shape_and_affine(path)
+                    needed += (
+                        grid.slices(depth, affine) * grid.height * grid.width * 3
+                    )  # float16, and a share of the masks
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(f"the cache needs up to {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")

@@ -10,7 +10,7 @@ from shared.data.modalities import bids_path
 from shared.data.volumes import Grid, write
 
 SITES_MMSE = 27.125  # a value that no weight has by chance, twice in a row
-AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
+AFFINE = np.diag([6.0, 6.0, 6.0, 1.0])  # of the tiny sizes
 
 
 def subject_volumes(seed: int, modalities: Sequence[str], edge: int = 16) -> dict[str, np.ndarray]:
@@ -52,7 +52,7 @@ def write_cohort(
 
 def prepare_here(bids: Path, edge: int = 16) -> None:
     """In this process: for a few small subjects, new ones would take longer to start."""
-    prepare(bids, Grid(height=edge, width=edge), workers=0)
+    prepare(bids, Grid(spacing_mm=6.0, slice_mm=6.0, height=edge, width=edge), workers=0)
 
 
 def write_world(root: Path, sites: Mapping[str, Sequence[Sequence[str]]], *, edge: int = 16) -> Path:
