@@ -114,6 +114,10 @@ class Cohort:
             preparation=content.get("preparation", ""),
         )
 
+    def of(self, *splits: str) -> "Cohort":
+        """The same cache, with the subjects of these splits alone."""
+        return replace(self, subjects=tuple(subject for subject in self.subjects if subject.split in splits))
+
     def patterns(self, split: str | None = None) -> dict[tuple[Modality, ...], int]:
         """Present modalities -> subjects that have just these."""
         counts = Counter(s.modalities for s in self.subjects if split is None or s.split == split)

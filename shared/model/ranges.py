@@ -88,7 +88,7 @@ def judge(ranges: Any, case: Case) -> tuple[Finding, ...]:
     """What of an input lies outside of a bundle's ranges. Without them, an unlikely geometry is said, never refused.
 
     A modality is judged by the mean over its quantiles: a single tail differs from scanner to scanner, all of them in
-    another contrast (docs/log.md, "Real patients through a demo's bundle").
+    another contrast (docs/log.md, "2026-11-30 Real patients through a demo's bundle").
     """
     geometry = case["geometry"]
     if not _usable(ranges):

@@ -52,7 +52,7 @@ def write_cohort(
 
 def prepare_here(bids: Path, edge: int = 16) -> None:
     """In this process: for a few small subjects, new ones would take longer to start."""
-    prepare(bids, Grid(spacing_mm=6.0, slice_mm=6.0, height=edge, width=edge), workers=0)
+    prepare(bids, Grid(height=edge, width=edge), workers=0)
 
 
 def write_world(root: Path, sites: Mapping[str, Sequence[Sequence[str]]], *, edge: int = 16) -> Path:
