@@ -35,9 +35,9 @@ def floors_here(model: Model, cohort: Cohort, *, split: str | None) -> dict[str,
         scored = Slices(cohort, model.modalities, split=split).subjects
         fit = _volumes if isinstance(model.method, ReadsChart) else _slices
         made = fit(model, held, [numbers[subject.name] for subject in scored])
-    anchor = getattr(model.net, "anchor", None)
-    if isinstance(anchor, PatchRidge | Mixture):
-        made[f"the bundle's {MIXTURE if isinstance(anchor, Mixture) else RIDGE}"] = of_slices(anchor)
+    for part in model.net.children():
+        if isinstance(part, PatchRidge | Mixture):
+            made[f"the bundle's {MIXTURE if isinstance(part, Mixture) else RIDGE}"] = of_slices(part)
     return made
 
 
