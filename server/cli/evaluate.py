@@ -53,11 +53,11 @@ def carry_out(words: Sequence[str], sampler: str | None, every: int, *, runs: Pa
 
 def _usual(asked: Asked, sampler: Sampler | None, every: int) -> None:
     from server.evaluation.compare import compare
-    from shared.model.scorecard import printable
+    from shared.model.scorecard import FIGURES, printable
 
     with terminal.bar("scoring") as advance:
         lines = compare(replace(asked, progress=advance), sampler=sampler, every=every)
-    terminal.table("PSNR in dB; differences with 95 % intervals over subjects", *printable(lines))
+    terminal.table(FIGURES, *printable(lines))
 
 
 def _diagnosis(asked: Asked, sampler: Sampler | None, keys: Mapping[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""`lacuna evaluate`: what the federation bought its sites, on held-out subjects that nobody trained on.
+"""`lacuna evaluate`: what the federation bought its sites, on subjects that nobody trained on: held-out cohorts, and
+those of split test within the sites' own.
 
 The global model, each site trained alone (runs/RUN/alone), and floors: the training mean, patch-ridge regression and
 the mixture of tissues, of methods that see whole volumes the voxelwise ones; all fitted on all sites' training cohorts
@@ -6,9 +7,11 @@ together (sums that a federation can pool exactly as well).
 """
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from server.evaluation.ways import Asked, find_world, finished
+from server.evaluation.ways import Asked, find_tested, finished
 from server.runs import runs
 from shared.base.options import plain
 from shared.diffusion.samplers import Sampler
@@ -16,7 +19,7 @@ from shared.methods.baselines.voxelwise import floors_3d
 from shared.model.evaluation import HATS, MEAN, MIXTURE, RIDGE, Scoring, evaluate, filler, floors, never_acquired
 from shared.model.model import read_model
 from shared.model.scorecard import write_scorecard
-from shared.model.tables import Frame
+from shared.model.tables import Frame, stacked
 from shared.plan.training import find_device
 
 FEDERATED = "federated"
@@ -26,7 +29,7 @@ def compare(asked: Asked, *, sampler: Sampler | None, every: int) -> Frame:
     """Scores of a finished run into its evaluation/ folder; gives the lines of the table."""
     folder = asked.runs / asked.names[0]
     config = finished(folder)
-    trained, heldout = find_world(config, strangers=asked.strangers)
+    trained, tested = find_tested(config, strangers=asked.strangers)
     model = read_model(folder / "final")
     scoring = Scoring.of(model, every=every)
     sampler, on = sampler or model.sampler, find_device(asked.device)
@@ -42,10 +45,22 @@ def compare(asked: Asked, *, sampler: Sampler | None, every: int) -> Frame:
         if scoring.whole
         else floors(cohorts, model.modalities, (MEAN, RIDGE, HATS, MIXTURE))
     )
-    scores = evaluate(made, heldout, model.modalities, scoring, alone=alone, progress=asked.progress)
+    scores = _numbered(
+        [evaluate(made, part, model.modalities, scoring, alone=alone, progress=asked.progress) for part in tested]
+    )
     never = never_acquired(trained, model.modalities)
     how = {"run": folder.name, "sampler": plain(sampler), "seed": asked.seed, "every": every}
     return write_scorecard(scores, asked.into("evaluation"), model.modalities, never, how=how)
+
+
+def _numbered(parts: Sequence[Frame]) -> Frame:
+    """As one table: a site's subjects of one part count on from those of the part before."""
+    so_far: Counter[str] = Counter()
+    numbered = []
+    for part in parts:
+        numbered.append(part.assign(subject=part["subject"] + part["site"].map(so_far)))
+        so_far.update(part.groupby("site")["subject"].max().add(1).to_dict())
+    return stacked(numbered)
 
 
 def headline_figures(folder: Path) -> dict[str, float]:

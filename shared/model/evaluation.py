@@ -37,7 +37,7 @@ Never: TypeAlias = Mapping[SiteName, tuple[Modality, ...]]  # what no training s
 
 MEAN, RIDGE, HATS, MIXTURE, ALONE = "mean image", "patch ridge", "hat ridge", "mixture", "alone"
 MEASURED: Mapping[str, tuple[str, ...]] = {
-    "brain": ("psnr", "ssim", "mse", "mae", "nmi"),
+    "brain": ("psnr", "psnr_fitted", "ssim", "mse", "mae", "nmi"),
     "lesion": ("psnr", "mse"),
 }
 LEVELS = 8  # hats of the hat ridge
@@ -135,10 +135,12 @@ def floors(
             if not totals:
                 raise DataError(f"training cohorts: no subject of split train has any of {', '.join(modalities)}")
             net.settle(totals)
-    return {name: _floor(net) for name, net in nets.items()}
+    return {name: of_slices(net) for name, net in nets.items()}
 
 
-def _floor(net: nn.Module) -> Filler:
+def of_slices(net: nn.Module) -> Filler:
+    """What is hidden, slice by slice, by a network without noise."""
+
     def fill_all(images_MDHW: Tensor, shown_M: Tensor, keys: Keys, clinical: Clinical) -> Tensor:
         images_DMHW = images_MDHW.transpose(0, 1)
         with torch.no_grad():
