@@ -27,7 +27,7 @@ from shared.clinical import FIELDS, WIDTH, Chart, chart_of
 from shared.data.bids import Clinical
 from shared.data.missing import randomly_less
 from shared.diffusion.gaussian import SCHEDULES, Schedule
-from shared.diffusion.samplers import Denoiser, Guess, Sampler, draw
+from shared.diffusion.samplers import Denoiser, Guess, Kind, Sampler, draw, from_noise
 from shared.methods.contract import ReadsChart
 from shared.methods.nets.aca import AcaNet
 from shared.methods.nets.autoencoder import AutoencoderShape
@@ -94,6 +94,10 @@ class AcaDiff(ReadsChart):
             require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
         fits = self.cons_weighting != "paper" or self.parameterisation == "eps"
         require(fits, "parameterisation", self.parameterisation, "eps with cons_weighting=paper")
+
+    @property
+    def samplers(self) -> tuple[Kind, ...]:
+        return from_noise(self.parameterisation)
 
     @property
     def slab(self) -> int:
@@ -206,7 +210,7 @@ class AcaDiff(ReadsChart):
 
         z_t = self._schedule.noised(z0, t_B, eps)
         with autocast_volumes(device, self.precision):
-            raw = net.generator(made)(z_t, z_BSCDHW, shown_BS, t_B, heard).float()
+            raw = net.generator(made)(self._faded(z_t, t_B), z_BSCDHW, shown_BS, t_B, heard).float()
         alpha, sigma = self._schedule.scales(t_B, z_t)
         if self.parameterisation == "eps":
             error, estimate = (raw - eps).square(), ((z_t - sigma * raw) / alpha - z0).square()
@@ -326,7 +330,7 @@ class AcaDiff(ReadsChart):
             )
             own = generator if isinstance(generator, torch.Generator) else [generator[i] for i in rows.tolist()]
             unclipped = dataclasses.replace(sampler, clip=False)  # latents have limits of their own
-            z0 = draw(denoise, self._schedule, noise[made][rows], unclipped, own)
+            z0 = draw(denoise, self._schedule, noise[made][rows], unclipped, own, self.samplers)
             with autocast_volumes(images.device, self.precision):
                 z = net.unstandardised(z0, k)
                 volume = net.coder(made).decode(z.repeat(2, 1, 1, 1, 1) if alone else z)[: len(rows)].float()
@@ -363,10 +367,11 @@ class AcaDiff(ReadsChart):
 
         def denoise(z_BCDHW: Tensor, t: int) -> Guess:
             t_B = torch.full((len(z_BCDHW),), t, dtype=torch.long, device=z_BCDHW.device)
+            seen_BCDHW = self._faded(z_BCDHW.float(), t_B)
             with autocast_volumes(z_BCDHW.device, self.precision):
-                raw = said(z_BCDHW.float(), t_B, heard)
+                raw = said(seen_BCDHW, t_B, heard)
                 if guidance != 1 and heard is not None:
-                    without = said(z_BCDHW.float(), t_B, deaf)
+                    without = said(seen_BCDHW, t_B, deaf)
                     raw = without + guidance * (raw - without)
             of = self._schedule.x0_from_eps if self.parameterisation == "eps" else self._schedule.x0_from_v
             x0 = of(z_BCDHW, t_B, raw).clamp(-LATENT_LIMIT, LATENT_LIMIT)
@@ -385,6 +390,9 @@ class AcaDiff(ReadsChart):
         shape = (self.depth, self.height, self.width)
         if images_BMDHW.shape[2:] != shape:
             raise ConfigError(f"method.depth, height, width={shape}: was given {tuple(images_BMDHW.shape[2:])}")
+
+    def _faded(self, z_t: Tensor, t_B: Tensor) -> Tensor:
+        return z_t if self.parameterisation == "eps" else self._schedule.heard(z_t, t_B)
 
     @property
     def _schedule(self) -> Schedule:
