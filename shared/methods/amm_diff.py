@@ -23,7 +23,7 @@ from shared.base.records import Batch, Cut, Losses, Owners, Phase
 from shared.base.vocabulary import SHARED, Owner, source, target
 from shared.data.missing import random_shown
 from shared.diffusion.gaussian import SCHEDULES, Schedule
-from shared.diffusion.samplers import Guess, Sampler, draw
+from shared.diffusion.samplers import Guess, Kind, Sampler, draw, from_noise
 from shared.methods.anchors.mixture import COMPONENTS, ITERATIONS, Mixture, Told
 from shared.methods.anchors.ridge import PatchRidge
 from shared.methods.contract import Method, Network
@@ -81,6 +81,10 @@ class AmmDiff(Method):
         require(self.ridge_error > 0, "ridge_error", self.ridge_error, "above 0")
         require(self.components >= 1, "components", self.components, "1 or more")
         require(self.iterations >= 1, "iterations", self.iterations, "1 or more")
+
+    @property
+    def samplers(self) -> tuple[Kind, ...]:
+        return from_noise(self.parameterisation)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -275,7 +279,8 @@ class AmmDiff(Method):
             return self._guess(x_t, t_B, raw, anchor)
 
         noise = normal(images_BMHW.float(), generator)
-        return (draw(denoise, self._schedule, noise, sampler, generator).clamp(-1, 1) + 1) / 2
+        x0 = draw(denoise, self._schedule, noise, sampler, generator, self.samplers)
+        return (x0.clamp(-1, 1) + 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
