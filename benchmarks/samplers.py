@@ -82,7 +82,7 @@ def main() -> None:
     folder: Path = options.run
     config, model = runs.read_config(folder), read_model(folder / "final")
     held = pick(list(find_cohorts(config, "heldout").values()), model.modalities, options.slices, options.seed)
-    ridge = pooled_floors(list(find_cohorts(config, "sites").values()), model.modalities)[RIDGE]
+    regressions = pooled_floors(list(find_cohorts(config, "sites").values()), model.modalities, (RIDGE,))
     scan = Scan()
     wanted = [task for task in tasks(model) if not options.task or task.group[0] in options.task]
     lines = []
@@ -90,7 +90,7 @@ def main() -> None:
         print(f"\n{task.group}: {task.target} from {task.name}", flush=True)
         print(f"{'sampler':<20}{'NFE':>6}{'s/slice':>9}{'PSNR':>8}{'SSIM':>8}{'SW x1000':>10}   against {YARDSTICK}")
         yardstick: Outcome | None = None
-        ways = floors(held, model.modalities, scan, ridge, seed=options.seed)
+        ways = floors(held, model.modalities, scan, regressions, seed=options.seed)
         for name, way in ways.items():
             for outcome in run({name: way}, [task], held, model.modalities):
                 lines.append(_line(outcome, 0, None))

@@ -40,7 +40,8 @@ from shared.methods.baselines.voxelwise import floors_3d
 from shared.model import tables
 from shared.model.evaluation import (
     ALONE,
-    RIDGE,
+    FLOORS,
+    MEAN,
     Fill,
     Filler,
     Scoring,
@@ -108,9 +109,12 @@ def compare_images(asked: Asked, *, sampler: Sampler | None = None, subjects: in
 
 
 def _floors(trained: Sequence[Cohort], heldout: Sequence[Cohort], modalities: Sequence[Modality]) -> dict[str, Filler]:
-    """The voxelwise ones, and the patch ridge, which goes slice by slice and needs no brain to lie as another's."""
+    """The voxelwise ones, and those of slices, which need no brain to lie as another's."""
     depth = max(subject.depth for cohort in (*trained, *heldout) for subject in cohort.subjects)
-    return {**floors_3d(trained, modalities, depth), RIDGE: floors(trained, modalities)[RIDGE]}
+    return {
+        **floors_3d(trained, modalities, depth),
+        **floors(trained, modalities, [name for name in FLOORS if name != MEAN]),
+    }
 
 
 # --- what the scores say --------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from shared.base.files import write_json
 from shared.base.options import plain
 from shared.diffusion.samplers import Sampler
 from shared.model import tables
-from shared.model.evaluation import RIDGE
+from shared.model.evaluation import HATS, MIXTURE, RIDGE, TABLE
 from shared.model.evaluation import floors as pooled_floors
 from shared.model.model import Model, read_model
 from shared.model.tables import Column, Printable
@@ -62,9 +62,9 @@ def restore(
     tasks = _tasks(model, groups)
     trained, heldout = find_world(config, "restore", strangers=asked.strangers)
     held = pick(list(heldout.values()), model.modalities, count, asked.seed)
-    ridge = pooled_floors(list(trained.values()), model.modalities)[RIDGE]
+    regressions = pooled_floors(list(trained.values()), model.modalities, (RIDGE, HATS, TABLE, MIXTURE))
     seed, on = asked.seed, find_device(asked.device)
-    ways: dict[str, Restorer] = floors(held, model.modalities, scan, ridge, seed=seed)
+    ways: dict[str, Restorer] = floors(held, model.modalities, scan, regressions, seed=seed)
     ways |= {name: sampled(model, sampler, held, scan, seed=seed, device=on) for name, sampler in chosen.items()}
     outcomes = list(run(ways, tasks, held, model.modalities, progress=asked.progress))
     how = {

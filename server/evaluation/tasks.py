@@ -6,6 +6,7 @@ way sees the same images, and the same k-space and noise from the same seeds. Ra
 should have found is known.
 """
 
+import functools
 import itertools
 import math
 import time
@@ -37,7 +38,6 @@ from shared.model.taught import passes
 
 MEASURED = ("psnr", "ssim", "wasserstein")
 RAW_FLOORS = ("zero-filled", "CG-SENSE", "TV")
-RIDGE = "patch ridge"
 TV_STRENGTH, SENSE_STRENGTH = 0.003, 0.01  # of physical images in [0, 1]; docs/log.md says how they were chosen
 AWAY = 0.2  # of a subject's brain slices: how far from the middle the one that is used may lie
 
@@ -224,8 +224,10 @@ def sampled(model: Model, sampler: Sampler, held: Held, scan: Scan, *, seed: int
     return fill
 
 
-def floors(held: Held, modalities: Sequence[Modality], scan: Scan, ridge: Filler, *, seed: int) -> dict[str, Restorer]:
-    """What needs no prior: reconstruction from the target's raw data, regression from the other modalities.
+def floors(
+    held: Held, modalities: Sequence[Modality], scan: Scan, regressions: Mapping[str, Filler], *, seed: int
+) -> dict[str, Restorer]:
+    """What needs no prior: reconstruction from the target's raw data, regressions from the other modalities.
 
     Where what is made was not measured itself, raw data of others are reconstructed (TV) for the regression.
     """
@@ -244,7 +246,7 @@ def floors(held: Held, modalities: Sequence[Modality], scan: Scan, ridge: Filler
     def tv(y: Tensor) -> Tensor:
         return total_variation(y, operator, strength=TV_STRENGTH, iterations=200)
 
-    def from_others(task: Task) -> Tensor | None:
+    def from_others(task: Task, regress: Filler) -> Tensor | None:
         raw = () if task.target in task.raw else task.raw
         shown_M = torch.tensor([m in (*task.clean, *raw) for m in modalities])
         if not bool(shown_M.any()):
@@ -254,13 +256,13 @@ def floors(held: Held, modalities: Sequence[Modality], scan: Scan, ridge: Filler
             if m in raw:
                 found_BHW = tv(_raw(held.images_BMHW[:, i], operator, m, seed)).clamp(0, 1)
                 images_MBHW[i] = torch.where(held.brain_BHW, found_BHW, 0.0)
-        return ridge(images_MBHW, shown_M, (), {})[list(modalities).index(task.target)]
+        return regress(images_MBHW, shown_M, (), {})[list(modalities).index(task.target)]
 
     return {
         "zero-filled": from_raw(lambda y: zero_filled(y, operator)),
         "CG-SENSE": from_raw(lambda y: cg_sense(y, operator, strength=SENSE_STRENGTH, iterations=30)),
         "TV": from_raw(tv),
-        RIDGE: from_others,
+        **{name: functools.partial(from_others, regress=regress) for name, regress in regressions.items()},
     }
 
 

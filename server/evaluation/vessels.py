@@ -48,7 +48,7 @@ from shared.data.slices import Stack
 from shared.data.volumes import read
 from shared.diffusion.samplers import Sampler
 from shared.model.angiograms import VIEWS, Mask, Threshold, image_scores, mip, vessel_scores, vessels
-from shared.model.evaluation import MEAN, RIDGE, Filler, Keys, filler, floors
+from shared.model.evaluation import FLOORS, Filler, Keys, filler, floors
 from shared.model.model import Model
 from shared.model.tables import Frame, tidy
 from shared.plan.settings import load_sampler
@@ -239,7 +239,7 @@ def _floors(trained: Mapping[SiteName, Cohort], modalities: Shown) -> list[Way]:
     def way(name: str) -> Way:
         return Way(name=name, modalities=modalities, known_by=known_by, ready=lambda: fitted()[name])
 
-    return [way(RIDGE), way(MEAN)] if trained else []
+    return [way(name) for name in FLOORS] if trained else []
 
 
 # --- what is asked --------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from shared.data.missing import all_patterns
 from shared.data.slices import Slices, Stack
 from shared.diffusion.samplers import Sampler
 from shared.methods import ReadsChart
+from shared.methods.anchors.lookup import LookUp
 from shared.methods.anchors.mixture import COMPONENTS, ITERATIONS, Mixture
 from shared.methods.anchors.ridge import MeanImage, PatchRidge
 from shared.model.fill import Filled, Filling, fill
@@ -35,7 +36,9 @@ Filler: TypeAlias = Callable[[Tensor, Tensor, Keys, Clinical], Tensor]  # (image
 Fill: TypeAlias = Callable[[Tensor, Tensor, Keys, Clinical], Filled]  # the same, with the spread of its samples
 Never: TypeAlias = Mapping[SiteName, tuple[Modality, ...]]  # what no training subject of a site has
 
-MEAN, RIDGE, HATS, MIXTURE, ALONE = "mean image", "patch ridge", "hat ridge", "mixture", "alone"
+MEAN, RIDGE, HATS, TABLE = "mean image", "patch ridge", "hat ridge", "look-up table"
+MIXTURE, ALONE = "mixture", "alone"
+FLOORS = (MEAN, RIDGE, HATS, TABLE)  # of one round of sums each
 MEASURED: Mapping[str, tuple[str, ...]] = {
     "brain": ("psnr", "psnr_fitted", "ssim", "mse", "mae", "nmi"),
     "lesion": ("psnr", "mse"),
@@ -109,17 +112,18 @@ def filler(model: Model, *, sampler: Sampler, seed: int, device: torch.device) -
 
 
 def floors(
-    cohorts: Sequence[Cohort], modalities: Sequence[Modality], names: Sequence[str] = (MEAN, RIDGE)
+    cohorts: Sequence[Cohort], modalities: Sequence[Modality], names: Sequence[str] = FLOORS
 ) -> dict[str, Filler]:
     """What needs no diffusion, from the training subjects of all cohorts; sites can pool these sums exactly."""
     grids = {cohort.grid for cohort in cohorts}
     if len(grids) != 1:
         raise DataError(f"training cohorts on {len(grids)} grids: must all be on one")
     grid = grids.pop()
-    made: Mapping[str, Callable[[], MeanImage | PatchRidge | Mixture]] = {
+    made: Mapping[str, Callable[[], MeanImage | PatchRidge | LookUp | Mixture]] = {
         MEAN: lambda: MeanImage(len(modalities), grid.height, grid.width),
         RIDGE: lambda: PatchRidge(len(modalities)),
         HATS: lambda: PatchRidge(len(modalities), levels=LEVELS),
+        TABLE: lambda: LookUp(len(modalities)),
         MIXTURE: lambda: Mixture(len(modalities), COMPONENTS),
     }
     with torch.random.fork_rng(devices=[]):

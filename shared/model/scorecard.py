@@ -25,7 +25,9 @@ from shared.model.tables import Column, Frame, Printable, compare, records, scre
 
 SCORES = ("model", "site", "shown", "target", "region", "metric", "per", "value", "n")
 BOUGHT = ("task", "region", "model", "psnr", "fitted", "lead", "low", "high", "subjects")
-FIGURES = "PSNR in dB (after one gain and offset a volume); differences with 95 % intervals over subjects"
+FIGURES = (
+    "PSNR in dB (after one gain and offset a volume); below: how far the first is ahead, 95 % intervals over subjects"
+)
 MOST_BY_SITE = 8  # groups of bars
 
 
@@ -114,8 +116,8 @@ def headlines(lines: Frame) -> dict[str, float]:
 
 def printable(lines: Frame) -> Printable:
     models = list(dict.fromkeys(lines["model"]))
-    cells = [Column(model, model, _with_fitted) for model in models]
-    cells += [Column(f"{models[0]} - {model}", model, tables.lead(2)) for model in models[1:]]
+    cells = [Column(models[0], models[0], _with_fitted)]
+    cells += [Column(model, model, lambda row: f"{_with_fitted(row)}\n{tables.lead(2)(row)}") for model in models[1:]]
     return screen(records(lines), ("task", "region"), "model", cells)
 
 

@@ -358,7 +358,8 @@ def test_the_image_table_has_every_direction_of_every_model(runs: Path) -> None:
     folder = runs / "aca" / "images"
     with (folder / "images.csv").open() as file:
         lines = list(csv.DictReader(file))
-    models = ["aca", "aca:images", "deaf", "mean volume", "voxelwise regression", "patch ridge", "alone"]
+    models = ["aca", "aca:images", "deaf", "mean volume", "voxelwise regression"]
+    models += ["patch ridge", "hat ridge", "look-up table", "alone"]
     directions = list(dict.fromkeys((line["target"], line["shown"]) for line in lines))
     assert directions == [
         *[

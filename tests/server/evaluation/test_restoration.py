@@ -77,7 +77,7 @@ def test_the_ridge_reads_raw_data_of_others_and_never_the_target(run: Path) -> N
         given.append((images_MBHW, shown_M))
         return images_MBHW
 
-    way = tasks.floors(held, NAMES, Scan(acceleration=1, noise=0.0), ridge, seed=0)["patch ridge"]
+    way = tasks.floors(held, NAMES, Scan(acceleration=1, noise=0.0), {"patch ridge": ridge}, seed=0)["patch ridge"]
     assert way(Task(group="mixed, T2", target="T2", raw=("FLAIR",))) is not None
     (images_MBHW, shown_M), flair = given[0], list(NAMES).index("FLAIR")
     assert [m for m, shown in zip(NAMES, shown_M.tolist(), strict=True) if shown] == ["FLAIR"]
@@ -130,7 +130,7 @@ def test_the_files_hold_what_the_table_shows(run: Path) -> None:
     raw = {o.task.group: {p.way for p in outcomes if p.task == o.task} for o in outcomes if o.task.name == "y(FLAIR)"}
     assert raw == {  # `mean` takes no raw data, the ridge none of the target
         "reconstruct FLAIR": {"zero-filled", "CG-SENSE", "TV", "mds_fast"},
-        "mixed, T2": {"patch ridge", "mds_fast"},
+        "mixed, T2": {"patch ridge", "hat ridge", "look-up table", "mixture", "mds_fast"},
     }
     assert {o.way for o in outcomes if o.task.group == "synthesise T2"} >= {"patch ridge", "mds_fast", "mean"}
     columns, rows = printable(outcomes)

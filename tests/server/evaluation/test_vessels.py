@@ -23,6 +23,7 @@ from shared.base.errors import ConfigError, DataError
 from shared.data.volumes import Grid, read, write
 from shared.diffusion.samplers import Sampler
 from shared.model.angiograms import Threshold
+from shared.model.evaluation import FLOORS
 from shared.model.model import read_model
 from shared.plan.settings import Choice
 
@@ -88,7 +89,7 @@ def test_the_files_hold_what_the_table_shows(folder: Path, scored: Path) -> None
     lines = score(folder, scored)
     assert {path.name for path in scored.iterdir()} == {"scores.csv", "summary.csv", "summary.json", "mips.png", "mips"}
     scores = table(scored / "scores.csv")
-    assert {row["run"] for row in scores} == {"both", "again", "patch ridge", "mean image", "truth"}
+    assert {row["run"] for row in scores} == {"both", "again", *FLOORS, "truth"}
     for line in lines:
         own = [
             float(row["value"])
@@ -136,7 +137,7 @@ def test_a_longer_list_of_runs_costs_only_the_new_one(
 
     monkeypatch.setattr(vessels, "_one", noted)
     score(folder, tmp_path, ("both",))
-    assert set(made) == {"both", "patch ridge", "mean image", "truth"}
+    assert set(made) == {"both", *FLOORS, "truth"}
     before = set(read_scores(tmp_path).itertuples(index=False, name=None))
     made.clear()
     score(folder, tmp_path, ("both", "again"))
@@ -147,7 +148,7 @@ def test_a_longer_list_of_runs_costs_only_the_new_one(
     assert set(made) == {"both"}
     made.clear()
     score(folder, tmp_path, ("both",), samplers=["both=mean"], rule=Threshold(low=0.4, high=0.5))
-    assert set(made) == {"both", "patch ridge", "mean image", "truth"}
+    assert set(made) == {"both", *FLOORS, "truth"}
 
 
 def test_scores_do_not_depend_on_who_else_is_scored(folder: Path, scored: Path, tmp_path: Path) -> None:

@@ -170,3 +170,51 @@ def test_wrong_sums_of_one_site_leave_components_that_can_be_worked_with(wrong: 
     told = mixture(batch.images_BMHW, torch.tensor([[True, True, False]] * 2))
     assert bool(told.isfinite().all())
     mixture.settle(mixture.sums(batch))
+
+
+def test_shares_and_spread_are_those_of_the_conditional_mixture() -> None:
+    """Against the definition, pixel by pixel, in fp64."""
+    batch = batch_of([[1] * M] * 2)
+    mixture, shown = fitted(batch, 3, 6), torch.tensor([True, True, False])
+    told = mixture.tell(batch.images_BMHW, shown.expand(2, -1))
+    mean_KD, cov_KDD = mixture.mean_KD.double(), mixture.cov_KDD.double()
+    x = _features(batch.images_BMHW)[1, :4, 7, 9].double()
+    logs, means, variances = [], [], []
+    for weight, mean_D, cov_DD in zip(mixture.weight_K.double(), mean_KD, cov_KDD, strict=True):
+        seen = torch.distributions.MultivariateNormal(mean_D[:4], cov_DD[:4, :4])
+        gain = torch.linalg.solve(cov_DD[:4, :4], cov_DD[:4, 4])
+        logs.append(weight.log() + seen.log_prob(x))
+        means.append(mean_D[4] + (x - mean_D[:4]) @ gain)
+        variances.append(cov_DD[4, 4] - gain @ cov_DD[:4, 4])
+    share_K, each_K = torch.softmax(torch.stack(logs), 0), torch.stack(means)
+    mean = share_K @ each_K
+    spread = (share_K @ (torch.stack(variances) + each_K.square()) - mean.square()).sqrt()
+    torch.testing.assert_close(told.share_BKHW[1, :, 7, 9].double(), share_K, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(told.mean_BMHW[1, 2, 7, 9].double(), mean, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(told.sd_BMHW[1, 2, 7, 9].double(), spread, rtol=1e-2, atol=1e-3)
+    assert not told.sd_BMHW[:, :2].any()
+
+
+def test_moved_shares_are_a_posterior_under_another_prior() -> None:
+    """Nothing said is the mean; a component that is insisted on is its own regression; what is shown stays."""
+    batch = batch_of([[1] * M] * 2)
+    mixture, shown = fitted(batch, 3, 6), torch.tensor([[True, True, False], [True, True, True]])
+    told = mixture.tell(batch.images_BMHW, shown)
+    silent = told.weighed(torch.zeros_like(told.share_BKHW))
+    torch.testing.assert_close(silent.clamp(0, 1), told.mean_BMHW, rtol=0, atol=1e-4)
+    insisted = torch.zeros_like(told.share_BKHW)
+    insisted[:, 1] = 100.0
+    row = told.rows[0]
+    assert row is not None
+    alone_N = (row.gain_KTC[1] @ row.seen_CN)[0]
+    torch.testing.assert_close(told.weighed(insisted)[0, 2].flatten()[row.inside_N], alone_N, rtol=0, atol=1e-5)
+    assert torch.equal(told.weighed(insisted)[1], batch.images_BMHW[1])
+    assert told.rows[1] is None
+
+
+def test_an_image_is_told_the_same_bits_whatever_is_beside_it() -> None:
+    batch = batch_of([[1] * M] * 3)
+    mixture, shown = fitted(batch, 3, 4), torch.tensor([[True, False, True]] * 3)
+    together, alone = mixture.tell(batch.images_BMHW, shown), mixture.tell(batch.images_BMHW[1:2], shown[1:2])
+    assert torch.equal(together.mean_BMHW[1:2], alone.mean_BMHW)
+    assert torch.equal(together.share_BKHW[1:2], alone.share_BKHW)

@@ -60,6 +60,19 @@ def test_on_complete_data_it_is_least_squares(patch: int) -> None:
         torch.testing.assert_close(out[:, target].double(), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_with_hats_it_makes_any_curve_with_corners_at_the_levels() -> None:
+    """A tent over an intensity has no slope on the whole: lines find nothing, five hats find it exactly."""
+    batch = batch_of([[1] * M] * 12)
+    images = batch.images_BMHW
+    images[:, 1] = torch.where(images[:, 0] > 0, 0.9 - 1.4 * (images[:, 0] - 0.5).abs(), 0.0)
+    shown = torch.tensor([[True, False, False]] * 12)
+    errors = [
+        float((settled(batch, levels=levels, strength=1e-9)(images, shown)[:, 1] - images[:, 1]).abs().max())
+        for levels in (0, 5)
+    ]
+    assert errors[1] < 1e-3 < 0.1 < errors[0]
+
+
 def test_sums_of_two_sites_with_different_gaps_are_the_pooled_sums() -> None:
     batch = batch_of([[1, 1, 0], [1, 1, 0], [0, 1, 1], [1, 0, 1]])
     ridge = PatchRidge(M)
