@@ -2,11 +2,14 @@
 its cohort, by sums of which the subject's own are taken away; and the prediction that the bundle's network is told.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
+from shared.base.vocabulary import Modality
 from shared.data.bids import Clinical
 from shared.data.cohort import Cohort
 from shared.data.slices import Slices
@@ -16,6 +19,7 @@ from shared.methods.anchors.ridge import MeanImage, PatchRidge
 from shared.methods.baselines.voxelwise import MEAN_VOLUME, VOXELWISE, MeanVolume, VoxelRegression, deep, of_volumes
 from shared.model.evaluation import MEAN, MIXTURE, POOL, RIDGE, Filler, Keys, of_slices
 from shared.model.model import Model
+from shared.model.tables import Frame
 
 Sums = Mapping[str, Tensor]
 
@@ -39,6 +43,26 @@ def floors_here(model: Model, cohort: Cohort, *, split: str | None) -> dict[str,
         if isinstance(part, PatchRidge | Mixture):
             made[f"the bundle's {MIXTURE if isinstance(part, Mixture) else RIDGE}"] = of_slices(part)
     return made
+
+
+def with_grounds(scores: Frame, cohort: Cohort, model: Model, *, split: str | None) -> Frame:
+    """Without the rows in which a floor had nothing to go by: a blank image is no floor.
+
+    A mean needs another subject with the target, a regression one that has any of the shown beside it.
+    """
+    everyone = [frozenset(subject.modalities) for subject in Slices(cohort, model.modalities, split=None).subjects]
+    scored = [frozenset(subject.modalities) for subject in Slices(cohort, model.modalities, split=split).subjects]
+
+    def has_some(name: str, subject: int, shown: str, target: Modality) -> bool:
+        if name not in (MEAN, RIDGE, MEAN_VOLUME, VOXELWISE):
+            return True
+        beside = set(shown.split("+")) if name in (RIDGE, VOXELWISE) else {target}
+        with_both = Counter(held for held in everyone if target in held and held & beside)
+        with_both.subtract([scored[subject]] if target in scored[subject] and scored[subject] & beside else [])
+        return with_both.total() > 0
+
+    rows = scores[["model", "subject", "shown", "target"]].itertuples(index=False, name=None)
+    return scores[np.array([has_some(*row) for row in rows], bool)]
 
 
 def _slices(model: Model, held: Slices, scored: list[int]) -> dict[str, Filler]:

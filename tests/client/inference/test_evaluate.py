@@ -75,6 +75,16 @@ def test_what_the_bundles_own_network_is_told_is_a_floor_too(tmp_path: Path) -> 
     assert list(floors_here(bundle.model, alone, split=None)) == ["the bundle's patch ridge"]
 
 
+def test_a_floor_without_another_subject_to_go_by_is_no_floor(tmp_path: Path) -> None:
+    """FLAIR: the only subject that has it can't be told it. T2 of the first: from T1 alone, from T1 + FLAIR by T1."""
+    cohort = opened(write_cohort(tmp_path / "all", "north", [NAMES, ("T1", "T2"), ("T2",)]))
+    scores = evaluate_here(bundle_of(tmp_path), cohort, tmp_path / "out", every=4).scores
+    rows = scores.query("metric == 'mse' and region == 'brain' and subject == 0")
+    by_model = {name: set(zip(part["shown"], part["target"], strict=True)) for name, part in rows.groupby("model")}
+    assert by_model["amm_diff"] - by_model[MEAN] == {(s, "FLAIR") for s in ("T1", "T2", "T1+T2")}
+    assert by_model[RIDGE] == {("T1", "T2"), ("T2", "T1"), ("T1+FLAIR", "T2"), ("T2+FLAIR", "T1")}
+
+
 def test_subjects_of_split_test_are_scored_alone_where_there_are_any(tmp_path: Path) -> None:
     bids = with_splits(write_cohort(tmp_path / "all", "north", [NAMES] * 4), "train", "test", "val", "test")
     done = evaluate_here(bundle_of(tmp_path), opened(bids), tmp_path / "out", every=4)
