@@ -15,7 +15,7 @@ from pathlib import Path
 from server.cli.cli import app
 
 HIDDEN = "FLAIR,T2S,CT"
-CODERS = ("tuning.start=chart", "tuning.take=[autoencoders.*,anchor.*]", "tuning.skip=[template,relate,autoencode]")
+CODERS = ("tuning.start=chart", "tuning.take=[autoencoders.*]", "tuning.skip=[autoencode]")
 JUDGED = ("chart", "chart:scores", "emb", "ldm")
 TOLD = ("chart", "chart:scores", "chart:diagnosis", "chart:images", "emb", "ldm")
 

@@ -75,7 +75,8 @@ def test_every_autoencoder_and_every_path_that_a_site_can_take_is_trained(
         "generators.T1.unet.",
         "anchor.mean_MDHW",
         "anchor.covariance_MMDHW",
-        "spread_MC",
+        "seen.spread_MC",
+        "made.spread_MC",
     ):
         names = [n for n in trained if n.startswith(part)]
         assert any(not torch.equal(trained[n], before[n]) for n in names), part
@@ -95,10 +96,13 @@ def test_a_path_that_one_site_alone_takes_is_not_released(world: Path, trained: 
 
 
 def test_another_method_may_take_the_frozen_coders_and_leave_the_phase(world: Path, trained: dict[str, Tensor]) -> None:
-    start = ("tuning.start=chart", "tuning.take=[autoencoders.*,anchor.*]", "tuning.skip=[template,relate,autoencode]")
+    start = ("tuning.start=chart", "tuning.take=[autoencoders.*]", "tuning.skip=[autoencode]")
     ldm = run(world, "ldm", "method=ldm", "federation.min_holders=1", *start)
-    kept = [n for n in trained if n.startswith(("autoencoders.", "anchor."))]
+    kept = [n for n in trained if n.startswith(("autoencoders.", "anchor."))]  # the same subjects: the same sums
     assert all(torch.equal(ldm[n], trained[n]) for n in kept)
+    counts = [n for n in trained if n.startswith(("anchor.subjects", "anchor.products", "anchor.voxels"))]
+    assert len(counts) == 3
+    assert not any(trained[n].any() for n in counts), "what is released counts no subjects"
     model = read_model(Path(str(world.parent / "runs" / "ldm" / "final")))
     assert model.name == "ldm"
     with pytest.raises(ConfigError, match="names no tensor"):
@@ -112,7 +116,7 @@ def test_a_latent_of_another_autoencoder_is_refused_by_name(world: Path, monkeyp
     honest = work.frozen
 
     def other(weights: dict[str, Tensor], owners: object) -> str:
-        touched = {n: v + 1 if n == "spread_MC" else v for n, v in weights.items()}
+        touched = {n: v + 1 if n == "made.spread_MC" else v for n, v in weights.items()}
         return honest(touched, owners)  # type: ignore[arg-type]
 
     monkeypatch.setattr(work, "frozen", other)

@@ -16,7 +16,7 @@ from server.runs import runs
 from shared.base.options import plain
 from shared.diffusion.samplers import Sampler
 from shared.methods.baselines.voxelwise import floors_3d
-from shared.model.evaluation import MEAN, MIXTURE, RIDGE, Scoring, evaluate, filler, floors, never_acquired
+from shared.model.evaluation import HATS, MEAN, MIXTURE, RIDGE, Scoring, evaluate, filler, floors, never_acquired
 from shared.model.model import read_model
 from shared.model.scorecard import write_scorecard
 from shared.model.tables import Frame, stacked
@@ -43,7 +43,7 @@ def compare(asked: Asked, *, sampler: Sampler | None, every: int) -> Frame:
     made |= (
         floors_3d(cohorts, model.modalities, model.method.slab)
         if scoring.whole
-        else floors(cohorts, model.modalities, (MEAN, RIDGE, MIXTURE))
+        else floors(cohorts, model.modalities, (MEAN, RIDGE, HATS, MIXTURE))
     )
     scores = _numbered(
         [evaluate(made, part, model.modalities, scoring, alone=alone, progress=asked.progress) for part in tested]

@@ -276,7 +276,10 @@ class Rounds:
             "privacy": ledgers.record(self.config, history, self.ledgers, from_prior),
             "data": prior.trained_on(self.config),
         }
-        return release(self.folder / "final", self.config, lora.merged(place.ema), provenance)
+        net = self.method.build(self.config.seed)
+        net.load_state_dict(dict(lora.merged(place.ema)))
+        net.forget()
+        return release(self.folder / "final", self.config, state_of(net), provenance)
 
 
 def state_of(net: nn.Module) -> dict[str, Tensor]:

@@ -64,24 +64,31 @@ def step(place: Place, strategy: Strategy, owners: Owners, mean: Mean, options: 
 
 
 def watch(place: Place, phase: Phase, answers: Answers) -> dict[str, float]:
-    """What the phase keeps an eye on: the median over sites, which one of three or more can't move at will."""
+    """What the phase keeps an eye on: the median over sites, which one of three or more can't move at will.
+
+    Its start is what sites saw before the first step of the first round: the untrained network's.
+    """
     if phase.collapse is None:
         return {}
     name = phase.collapse[0]
-    values = [m[name] for site in answers.ok if name in (m := answers.metrics[site])]
-    if not values:
-        return {}
-    watched = {name: median(values)}
-    place.first_watch = watched | place.first_watch
+    watched = _median_of(name, answers)
+    start = _median_of(f"{name}_before", answers)
+    if start and place.round == 0:
+        place.first_watch = {name: start[f"{name}_before"]}
     return watched
 
 
+def _median_of(name: str, answers: Answers) -> dict[str, float]:
+    values = [m[name] for site in answers.ok if name in (m := answers.metrics[site])]
+    return {name: median(values)} if values else {}
+
+
 def check_collapse(place: Place, phase: Phase, watched: Mapping[str, float]) -> None:
-    """RunFailed where what the phase watches fell too far below its first value."""
+    """RunFailed where what the phase watches fell too far below that of the untrained network."""
     if phase.collapse is None:
         return
     name, fraction = phase.collapse
-    if name in watched and watched[name] < fraction * place.first_watch[name]:
+    if name in watched and watched[name] < fraction * place.first_watch.get(name, 0.0):
         raise RunFailed(
             f"{phase.name} round {place.round - 1}: {name} fell to {watched[name]:.3g} from "
             f"{place.first_watch[name]:.3g}, below {fraction:g} of its start: the features have collapsed"

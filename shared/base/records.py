@@ -18,7 +18,8 @@ class Cut:
     owners: tuple[Owner, ...]
 
 
-RELEASED = ("loss", "samples", "seconds", "feature_std")  # the metrics a site may send, all of them
+# the metrics a site may send, all of them; `before`: in the first step of the round, before the network was changed
+RELEASED = ("loss", "samples", "seconds", "feature_std", "feature_std_before")
 PRIVATE = ("samples",)  # those of a private update: what the plan says, nothing that looks at the data
 Owners: TypeAlias = Mapping[str, Owner | Cut]  # by tensor name; a tensor that is not named is frozen in this phase
 
@@ -126,4 +127,5 @@ class Phase:
     name: str
     kind: str = "train"
     rounds: int = 1  # of a phase of sums; of the others the training says how many
-    collapse: tuple[str, float] | None = None  # (watch name, fraction): the run fails below that fraction of its start
+    # (watch name, fraction): the run fails below that fraction of what it was in the network that was not trained yet
+    collapse: tuple[str, float] | None = None

@@ -67,6 +67,12 @@ class Schedule:
         total = alpha**2 * sd**2 + sigma**2
         return mean + alpha * sd**2 / total * (x_t - alpha * mean), sigma * sd / total.sqrt()
 
+    def heard(self, x_t: Tensor, t_B: Tensor) -> Tensor:
+        """alpha x_t, the mean of x_0 ~ N(0, 1) given x_t: what networks of v hear. Noise fades as it tells less of x_0,
+        and at the last time every x_t looks like the 0 that the sampler `mean` shows.
+        """
+        return self.given(x_t, t_B, 0.0, 1.0)[0]
+
     def grid(self, times: list[int]) -> "Grid":
         """Respace the chain to these times, noisiest first; the network still hears the original indices."""
         return Grid(times=tuple(times), abars=tuple(self.abar_T[times].tolist()))

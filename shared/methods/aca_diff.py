@@ -1,10 +1,11 @@
 """ACADiff: one generator for each modality, in the latents of volumes, that reads the chart (docs/methods/aca_diff.md).
 
 Its volumes are registered brains, so what it sees of one is how it differs from the mean of all at each place, inside
-the brain and 0 outside; and what it makes of one is how it differs from what a linear regression says of it.
-`template` pools the mean and `relate` the covariances. Then three kinds of federation in one run. `autoencode` teaches
-every modality a 3D autoencoder, among the sites that hold it; then they are frozen. `standardise` pools the latents'
-means and squares, so that all sites agree on a scale. `generate_X` teaches the generator of modality X: a U-Net over
+the brain and 0 outside; and what it makes of one is how it differs from what a linear regression says of it. In
+training mean and regression are those of all other subjects. `template` pools the mean and `relate` the covariances.
+Then three kinds of federation in one run. `autoencode` teaches every modality a 3D autoencoder of both, among the sites
+that hold it; then they are frozen. `standardise` pools the means and squares of both kinds of latents, so that all
+sites agree on their scales. `generate_X` teaches the generator of modality X: a U-Net over
 X's noisy latent and the fused latents of what is shown, which attends to clinical tokens that are made at the site. A
 generator's fusion has a path for every source alone and one for several together; a site trains those that its
 subjects take.
@@ -27,9 +28,10 @@ from shared.clinical import FIELDS, WIDTH, Chart, chart_of
 from shared.data.bids import Clinical
 from shared.data.missing import randomly_less
 from shared.diffusion.gaussian import SCHEDULES, Schedule
-from shared.diffusion.samplers import Denoiser, Guess, Sampler, draw
+from shared.diffusion.samplers import Denoiser, Guess, Kind, Sampler, draw, from_noise
 from shared.methods.contract import ReadsChart
-from shared.methods.nets.aca import AcaNet
+from shared.methods.nets.aca import AcaNet, only
+from shared.methods.nets.anchor import LeftOut
 from shared.methods.nets.autoencoder import AutoencoderShape
 from shared.methods.nets.generator import TEXTS, Fused, Heard
 from shared.methods.nets.precision import autocast_volumes
@@ -94,6 +96,10 @@ class AcaDiff(ReadsChart):
             require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
         fits = self.cons_weighting != "paper" or self.parameterisation == "eps"
         require(fits, "parameterisation", self.parameterisation, "eps with cons_weighting=paper")
+
+    @property
+    def samplers(self) -> tuple[Kind, ...]:
+        return from_noise(self.parameterisation)
 
     @property
     def slab(self) -> int:
@@ -166,12 +172,18 @@ class AcaDiff(ReadsChart):
         return self._generate(net, batch, made, generator)
 
     def _autoencode(self, net: AcaNet, batch: Batch, generator: torch.Generator) -> Losses:
-        """Mean absolute error and divergence of each volume that exists; a subject's volumes are added."""
-        volumes_BMDHW = self._given(net, batch.images_BMHW, batch.exists_BM)[0]
-        loss_B = torch.zeros(len(batch), device=volumes_BMDHW.device)
+        """Mean absolute error and divergence of each volume that exists; a subject's volumes are added.
+
+        A coder is taught both that it will code, each in half of the samples: what a modality tells, its difference
+        from the mean, and what is made of it, its difference from what others tell.
+        """
+        left = self._left_out(net, batch)
+        loss_B = torch.zeros(len(batch), device=batch.images_BMHW.device)
         for m, modality in enumerate(self.modalities):
+            shown_BM = randomly_less(batch.exists_BM & ~only(m, batch.exists_BM), self.drop, generator)
+            made_B1 = torch.rand((len(batch), 1), generator=generator, device=loss_B.device) < 0.5
             rows = batch.exists_BM[:, m].nonzero().flatten()
-            x = net.padded(volumes_BMDHW[rows, m][:, None])
+            x = net.padded(net.untold(left, m, shown_BM & made_B1)[rows, m][:, None])
             eps = torch.randn((len(batch), *net.latent_shape(x)), generator=generator, device=x.device)[rows]
             if not len(rows):
                 continue
@@ -193,20 +205,19 @@ class AcaDiff(ReadsChart):
         given_B = shown_BS.any(1)
         t_B = torch.randint(self.times, (len(batch),), generator=generator, device=device)
 
-        volumes_BMDHW = self._given(net, batch.images_BMHW, exists_BM)[0]
         k, at = self.modalities.index(made), [self.modalities.index(m) for m in sources]
         shown_BM = torch.zeros_like(exists_BM)
         shown_BM[:, at] = shown_BS
-        volumes_BMDHW[:, k] -= net.anchor.expected(k, volumes_BMDHW, shown_BM)
-        z_BMCDHW = net.latents(volumes_BMDHW, exists_BM, self.precision)
-        z0, z_BSCDHW = z_BMCDHW[:, k], z_BMCDHW[:, at]
+        left = self._left_out(net, batch)
+        z_BSCDHW = net.latents(left.differences_BMDHW, shown_BM, self.precision, net.seen)[:, at]
+        z0 = net.latents(net.untold(left, k, shown_BM), only(k, exists_BM), self.precision, net.made)[:, k]
         eps = torch.randn(z0.shape, generator=generator, device=device)
         charts = [chart_of(record, self.reads) for record in batch.clinical or [{}] * len(batch)]
         heard = self._heard(net, charts, made, shown_BS, generator)
 
         z_t = self._schedule.noised(z0, t_B, eps)
         with autocast_volumes(device, self.precision):
-            raw = net.generator(made)(z_t, z_BSCDHW, shown_BS, t_B, heard).float()
+            raw = net.generator(made)(self._faded(z_t, t_B), z_BSCDHW, shown_BS, t_B, heard).float()
         alpha, sigma = self._schedule.scales(t_B, z_t)
         if self.parameterisation == "eps":
             error, estimate = (raw - eps).square(), ((z_t - sigma * raw) / alpha - z0).square()
@@ -252,9 +263,7 @@ class AcaDiff(ReadsChart):
         return Heard(tokens_BLD=tokens_BLD.to(device), held_BL=held_BL)
 
     def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
-        """Of each modality its subjects; and what volumes are told from, or for the scale of the latents per channel
-        the means of the latent and of its square.
-        """
+        """Of each modality its subjects; and what volumes are told from, or how wide their latents are."""
         assert isinstance(net, AcaNet)
         subjects = {"subjects": batch.exists_BM.double().sum(0)}
         self._fits(batch.images_BMHW)
@@ -262,27 +271,17 @@ class AcaDiff(ReadsChart):
             return subjects | net.anchor.mean_sums(batch.images_BMHW, batch.exists_BM)
         if phase == RELATE:
             return subjects | net.anchor.relation_sums(batch.images_BMHW, batch.exists_BM)
-        z_BMCDHW = net.raw_latents(
-            self._given(net, batch.images_BMHW, batch.exists_BM)[0], batch.exists_BM, self.precision
-        ).double()
-        means = (z.mean(dim=(3, 4, 5)).sum(0) for z in (z_BMCDHW, z_BMCDHW.square()))  # what does not exist is 0
-        return subjects | dict(zip(("z", "z2"), means, strict=True))
+        return subjects | net.scale_sums(self._left_out(net, batch), batch.exists_BM, self.precision)
 
     def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
-        """Write the agreed constants; a modality that nobody has keeps mean 0 and spread 1."""
+        """Write the agreed constants."""
         assert isinstance(net, AcaNet)
-        held_M = sums["subjects"] >= 0.5  # sums may be noised
         if phase == TEMPLATE:
-            net.anchor.settle_mean(sums, held_M)
-            return
-        if phase == RELATE:
+            net.anchor.settle_mean(sums, sums["subjects"] >= 0.5)  # sums may be noised
+        elif phase == RELATE:
             net.anchor.settle_relation(sums)
-            return
-        n_M1, held_M1 = sums["subjects"][:, None].clamp(min=1), held_M[:, None]
-        mean_MC = sums["z"] / n_M1
-        variance_MC = sums["z2"] / n_M1 - mean_MC.square()
-        net.mean_MC.copy_(torch.where(held_M1, mean_MC, 0.0))
-        net.spread_MC.copy_(torch.where(held_M1, variance_MC.clamp(min=1e-6).sqrt(), 1.0))
+        else:
+            net.settle_scales(sums)
 
     # --- inference -----------------------------------------------------------------------------------------------
 
@@ -306,8 +305,9 @@ class AcaDiff(ReadsChart):
         if not bool(shown_BM.any(1).all()):
             raise DataError("nothing to synthesize from: a subject with no shown modality")
         images = torch.where(shown_BM[:, :, None, None, None], images_BMHW.float(), 0.0)
-        volumes_BMDHW, brain_BDHW = self._given(net, images, shown_BM)
-        z_BMCDHW = net.latents(volumes_BMDHW, shown_BM, self.precision)
+        self._fits(images)
+        volumes_BMDHW, brain_BDHW = net.anchor.differences(images, shown_BM)
+        z_BMCDHW = net.latents(volumes_BMDHW, shown_BM, self.precision, net.seen)
         noise = {m: normal(z_BMCDHW[:, 0], generator) for m in self.modalities}
         alone = len(images) == 1 and images.device.type == "cpu"  # where convolutions of one volume are slow
         charts = [chart_of(record, self.reads) for record in clinical or [{}] * len(images)]
@@ -326,9 +326,9 @@ class AcaDiff(ReadsChart):
             )
             own = generator if isinstance(generator, torch.Generator) else [generator[i] for i in rows.tolist()]
             unclipped = dataclasses.replace(sampler, clip=False)  # latents have limits of their own
-            z0 = draw(denoise, self._schedule, noise[made][rows], unclipped, own)
+            z0 = draw(denoise, self._schedule, noise[made][rows], unclipped, own, self.samplers)
             with autocast_volumes(images.device, self.precision):
-                z = net.unstandardised(z0, k)
+                z = net.made.off(z0, k)
                 volume = net.coder(made).decode(z.repeat(2, 1, 1, 1, 1) if alone else z)[: len(rows)].float()
             told_BDHW = net.anchor.expected(k, volumes_BMDHW[rows], shown_BM[rows])
             told_BDHW = told_BDHW + net.cropped(volume, images.shape[2:])[:, 0]
@@ -363,10 +363,11 @@ class AcaDiff(ReadsChart):
 
         def denoise(z_BCDHW: Tensor, t: int) -> Guess:
             t_B = torch.full((len(z_BCDHW),), t, dtype=torch.long, device=z_BCDHW.device)
+            seen_BCDHW = self._faded(z_BCDHW.float(), t_B)
             with autocast_volumes(z_BCDHW.device, self.precision):
-                raw = said(z_BCDHW.float(), t_B, heard)
+                raw = said(seen_BCDHW, t_B, heard)
                 if guidance != 1 and heard is not None:
-                    without = said(z_BCDHW.float(), t_B, deaf)
+                    without = said(seen_BCDHW, t_B, deaf)
                     raw = without + guidance * (raw - without)
             of = self._schedule.x0_from_eps if self.parameterisation == "eps" else self._schedule.x0_from_v
             x0 = of(z_BCDHW, t_B, raw).clamp(-LATENT_LIMIT, LATENT_LIMIT)
@@ -376,15 +377,18 @@ class AcaDiff(ReadsChart):
 
     # --- both ----------------------------------------------------------------------------------------------------
 
-    def _given(self, net: AcaNet, images_BMDHW: Tensor, exists_BM: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn each volume into its difference from the mean volume, 0 outside the brain; give the brain too."""
-        self._fits(images_BMDHW)
-        return net.anchor.differences(images_BMDHW, exists_BM)
+    def _left_out(self, net: AcaNet, batch: Batch) -> LeftOut:
+        """Subjects that are trained on, told from all the others."""
+        self._fits(batch.images_BMHW)
+        return net.anchor.left_out(batch.images_BMHW, batch.exists_BM)
 
     def _fits(self, images_BMDHW: Tensor) -> None:
         shape = (self.depth, self.height, self.width)
         if images_BMDHW.shape[2:] != shape:
             raise ConfigError(f"method.depth, height, width={shape}: was given {tuple(images_BMDHW.shape[2:])}")
+
+    def _faded(self, z_t: Tensor, t_B: Tensor) -> Tensor:
+        return z_t if self.parameterisation == "eps" else self._schedule.heard(z_t, t_B)
 
     @property
     def _schedule(self) -> Schedule:

@@ -23,7 +23,7 @@ from shared.data.missing import random_shown
 from shared.diffusion import posterior
 from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.operators import Measured, clean, none
-from shared.diffusion.samplers import GUIDED, SAMPLERS, Denoiser, Guess, Kind, Sampler, draw
+from shared.diffusion.samplers import GUIDED, Denoiser, Guess, Kind, Sampler, draw, from_noise
 from shared.methods.contract import Network, Restores
 from shared.methods.nets.precision import autocast
 from shared.methods.nets.unet import UNet, UNetShape
@@ -56,7 +56,7 @@ class Any2all(Restores):
 
     @property
     def samplers(self) -> tuple[Kind, ...]:
-        return (*SAMPLERS, *GUIDED)
+        return (*from_noise(self.parameterisation), *GUIDED)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -101,7 +101,7 @@ class Any2all(Restores):
         )
         x_t = torch.where(told_BM[:, :, None, None], x0, x_t)
         with autocast(device, self.precision):
-            raw = net(x_t, torch.where(exists_BM, t_BM, ABSENT)).float()
+            raw = self._raw(net, x_t, torch.where(exists_BM, t_BM, ABSENT))
         counts_BM = exists_BM & ~told_BM
         error = torch.where(counts_BM[:, :, None, None], (raw - wanted).square(), 0.0)
         inside = (batch.images_BMHW > 0) & exists_BM[:, :, None, None]
@@ -172,7 +172,8 @@ class Any2all(Restores):
         elif any(known.kind == "linear" for known in measured):
             raise ConfigError(f"sampler={sampler.kind}: takes clean images only; for raw data take {', '.join(GUIDED)}")
         else:
-            x = draw(self.denoiser(net, measured, silent), self._schedule, noise, sampler, generator)
+            denoise = self.denoiser(net, measured, silent)
+            x = draw(denoise, self._schedule, noise, sampler, generator, self.samplers)
             x = posterior.replace_clean(x, measured)
         return (x.clamp(-1, 1) + 1) / 2
 
@@ -193,7 +194,7 @@ class Any2all(Restores):
             t_BM[:, list(clean_images)] = 0
             t_BM[:, list(silent)] = ABSENT
             with autocast(x_BMHW.device, self.precision):
-                raw = net(with_told(x_BMHW).float(), t_BM).float()
+                raw = self._raw(net, with_told(x_BMHW).float(), t_BM)
             t_B = t_BM.new_full((len(x_BMHW),), t)
             if self.parameterisation == "eps":
                 return Guess(with_told(self._schedule.x0_from_eps(x_BMHW, t_B, raw)), raw)
@@ -203,6 +204,14 @@ class Any2all(Restores):
             )
 
         return denoise
+
+    def _raw(self, net: nn.Module, x_BMHW: Tensor, t_BM: Tensor) -> Tensor:
+        """`eps` hears x_t itself; `v` each modality as its own noise level lets it (Schedule.heard)."""
+        if self.parameterisation == "v":
+            faded = self._schedule.heard(x_BMHW.flatten(0, 1), t_BM.clamp(min=0).flatten())
+            x_BMHW = faded.reshape(x_BMHW.shape)
+        raw: Tensor = net(x_BMHW, t_BM)
+        return raw.float()
 
     @property
     def _schedule(self) -> Schedule:

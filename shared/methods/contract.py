@@ -32,6 +32,9 @@ class Network(nn.Module):
         """Inputs that `forward` takes, batch first, for exporters; None: nothing is exported."""
         return None
 
+    def forget(self) -> None:
+        """Wipe what training alone needed, before the model is released."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method(ABC):

@@ -35,11 +35,12 @@ Filler: TypeAlias = Callable[[Tensor, Tensor, Keys, Clinical], Tensor]  # (image
 Fill: TypeAlias = Callable[[Tensor, Tensor, Keys, Clinical], Filled]  # the same, with the spread of its samples
 Never: TypeAlias = Mapping[SiteName, tuple[Modality, ...]]  # what no training subject of a site has
 
-MEAN, RIDGE, MIXTURE, ALONE = "mean image", "patch ridge", "mixture", "alone"
+MEAN, RIDGE, HATS, MIXTURE, ALONE = "mean image", "patch ridge", "hat ridge", "mixture", "alone"
 MEASURED: Mapping[str, tuple[str, ...]] = {
     "brain": ("psnr", "psnr_fitted", "ssim", "mse", "mae", "nmi"),
     "lesion": ("psnr", "mse"),
 }
+LEVELS = 8  # hats of the hat ridge
 POOL = 64  # slices at once for the floors' sums
 
 
@@ -118,6 +119,7 @@ def floors(
     made: Mapping[str, Callable[[], MeanImage | PatchRidge | Mixture]] = {
         MEAN: lambda: MeanImage(len(modalities), grid.height, grid.width),
         RIDGE: lambda: PatchRidge(len(modalities)),
+        HATS: lambda: PatchRidge(len(modalities), levels=LEVELS),
         MIXTURE: lambda: Mixture(len(modalities), COMPONENTS),
     }
     with torch.random.fork_rng(devices=[]):

@@ -109,6 +109,9 @@ def load(overrides: Sequence[str]) -> Config:
     config = build(Config, _choices(_compose(overrides)), "config")
     method = config.build_method()
     _check_phases(config.training, method, config.method.name)
+    if config.sampler.kind not in method.samplers:
+        takes = ", ".join(method.samplers)
+        raise ConfigError(f"sampler={config.sampler.kind}: method {config.method.name}, as it is set, takes {takes}")
     return _with_fingerprint(_with_noise(config, method), method)
 
 

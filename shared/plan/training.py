@@ -69,7 +69,7 @@ class Trained:
     loss: float
     samples: int
     seconds: float
-    watch: dict[str, float] = field(default_factory=dict)
+    watch: dict[str, float] = field(default_factory=dict)  # of the last step; and of the first, as NAME_before
 
 
 def train(
@@ -110,7 +110,8 @@ def train(
             for owner, gave_B in result.gave.items():
                 if owner in counts:
                     counts[owner] += int(gave_B.sum())
-            watch = dict(result.watch)
+            before_any = watch if step else {f"{name}_before": value for name, value in result.watch.items()}
+            watch = {**before_any, **result.watch}
             if on_step is not None:
                 on_step(step, losses[-1])
     counts = _pooled(counts, device)

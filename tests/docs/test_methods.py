@@ -43,6 +43,8 @@ def test_the_keys_of_a_page_are_keys_of_the_configuration(method: str) -> None:
         config = load([word for word in shlex.split(" ".join(words[2:])) if "=" in word])
         assert config.method.name == method
     for line in (line for line in lines if "ablations:" in line):
-        for word in line.split()[1:]:
+        for ablation in re.split(r" {2,}", line.partition("ablations:")[2].strip()):
+            word, *more = ablation.split()
             name = word.partition("=")[2] if word.startswith("method=") else method
-            assert load([f"method={name}", *([] if word.startswith("method=") else [word])]).method.name == name
+            words = more if word.startswith("method=") else [word, *more]
+            assert load([f"method={name}", *words]).method.name == name

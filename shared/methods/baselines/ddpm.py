@@ -1,7 +1,8 @@
 """Conditional DDPM: a U-Net on the noisy target, the sources, blank where absent, and their presence maps.
 
 T = 1000, linear (docs/methods/baselines.md). The usual one predicts eps, ours v, as other methods here do: at
-the last time, which the sampler `mean` reads, x_0 is -v, while eps would be divided by alpha = 0.006.
+the last time, which the sampler `mean` reads, x_0 is -v, while an error of eps would be divided by alpha = 0.006:
+with eps there is no `mean`. A network of v hears alpha x_t (Schedule.heard).
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from shared.base.randomness import Noise, normal
 from shared.base.records import Batch, Cut, Losses, Owners, Phase
 from shared.base.vocabulary import SHARED, Owner
 from shared.diffusion.gaussian import Schedule, linear
-from shared.diffusion.samplers import Guess, Sampler, draw
+from shared.diffusion.samplers import Guess, Kind, Sampler, draw, from_noise
 from shared.methods.angiography import Diffused, seen, seen_by
 from shared.methods.contract import Network
 from shared.methods.nets.precision import autocast
@@ -32,6 +33,10 @@ SIZES: Mapping[str, UNetShape] = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ddpm(Diffused):
     parameterisation: Literal["eps", "v"] = "v"
+
+    @property
+    def samplers(self) -> tuple[Kind, ...]:
+        return from_noise(self.parameterisation)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -58,7 +63,7 @@ class Ddpm(Diffused):
         eps = torch.randn(x0_BNHW.shape, generator=generator, device=device)
         x_t = self._schedule.noised(x0_BNHW, t_B, eps)
         with autocast(device, self.precision):
-            raw = net(x_t, x_BSNHW, shown_BS, t_B).float()
+            raw = net(self._heard(x_t, t_B), x_BSNHW, shown_BS, t_B).float()
         wanted = eps if self.parameterisation == "eps" else self._schedule.v_of(t_B, x0_BNHW, eps)
         error_B = (raw - wanted).square().mean((1, 2, 3))
         return Losses(loss_B=torch.where(shown_BS.any(1), error_B, 0.0), gave=self.gave(shown_BS))
@@ -74,13 +79,17 @@ class Ddpm(Diffused):
         def denoise(x_t: Tensor, t: int) -> Guess:
             t_B = torch.full((len(x_t),), t, device=x_t.device)
             with autocast(x_t.device, self.precision):
-                raw = net(x_t, x_BSNHW, shown_BS, t_B).float()
+                raw = net(self._heard(x_t, t_B), x_BSNHW, shown_BS, t_B).float()
             if self.parameterisation == "eps":
                 return Guess(self._schedule.x0_from_eps(x_t, t_B, raw), raw)
             return Guess(self._schedule.x0_from_v(x_t, t_B, raw), self._schedule.eps_from_v(x_t, t_B, raw))
 
         noise = normal(x_BSNHW[:, 0], generator)
-        return self.assembled(images_BMHW, shown_BM, draw(denoise, self._schedule, noise, sampler, generator))
+        x0_BNHW = draw(denoise, self._schedule, noise, sampler, generator, self.samplers)
+        return self.assembled(images_BMHW, shown_BM, x0_BNHW)
+
+    def _heard(self, x_t: Tensor, t_B: Tensor) -> Tensor:
+        return x_t if self.parameterisation == "eps" else self._schedule.heard(x_t, t_B)
 
     @property
     def _schedule(self) -> Schedule:

@@ -1,6 +1,6 @@
 """ACADiff's network: an autoencoder and a generator by modality, what volumes are told from, the latents' scale."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +8,42 @@ from torch import Tensor, nn
 from shared.base.vocabulary import Modality
 from shared.clinical import OWN, Encoder, Hearing, Unset, make_encoder
 from shared.methods.contract import Network, Precision
-from shared.methods.nets.anchor import Anchor
+from shared.methods.nets.anchor import Anchor, LeftOut
 from shared.methods.nets.autoencoder import Autoencoder, AutoencoderShape
 from shared.methods.nets.generator import Fused, Generator, Heard
 from shared.methods.nets.precision import autocast_volumes
 from shared.methods.nets.volumetric import VolumeShape
 
 
-class AcaNet(Network, Hearing):
+class Scale(nn.Module):
+    """Mean and spread of latents by modality and channel, which all sites agree on."""
+
     mean_MC: Tensor
     spread_MC: Tensor
 
+    def __init__(self, modalities: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_MC", torch.zeros(modalities, channels))
+        self.register_buffer("spread_MC", torch.ones(modalities, channels))
+
+    def on(self, z_BMCDHW: Tensor) -> Tensor:
+        mean, spread = (v[None, :, :, None, None, None] for v in (self.mean_MC, self.spread_MC))
+        return (z_BMCDHW - mean) / spread
+
+    def off(self, z_BCDHW: Tensor, m: int) -> Tensor:
+        mean, spread = (v[m][:, None, None, None] for v in (self.mean_MC, self.spread_MC))
+        return z_BCDHW * spread + mean
+
+    def settle(self, n_M: Tensor, z_MC: Tensor, z2_MC: Tensor) -> None:
+        """From sums over subjects; a modality that nobody has keeps mean 0 and spread 1. Sums may be noised."""
+        held_M1, n_M1 = (n_M >= 0.5)[:, None], n_M[:, None].clamp(min=1)
+        mean_MC = z_MC / n_M1
+        variance_MC = z2_MC / n_M1 - mean_MC.square()
+        self.mean_MC.copy_(torch.where(held_M1, mean_MC, 0.0))
+        self.spread_MC.copy_(torch.where(held_M1, variance_MC.clamp(min=1e-6).sqrt(), 1.0))
+
+
+class AcaNet(Network, Hearing):
     def __init__(
         self,
         modalities: Sequence[Modality],
@@ -47,8 +72,8 @@ class AcaNet(Network, Hearing):
         self.multiple = coder.multiple * unet.multiple  # of every edge of a volume
         self.coder_multiple = coder.multiple
         self.shape_DHW = shape_DHW
-        self.register_buffer("mean_MC", torch.zeros(len(self.modalities), coder.latent))
-        self.register_buffer("spread_MC", torch.ones(len(self.modalities), coder.latent))
+        self.seen = Scale(len(self.modalities), coder.latent)  # of what a modality tells: its difference from the mean
+        self.made = Scale(len(self.modalities), coder.latent)  # of what is made of it: what the others do not tell
 
     def generator(self, made: Modality) -> Generator:
         generator = self.generators[made]
@@ -91,15 +116,37 @@ class AcaNet(Network, Hearing):
             z.append(made)
         return torch.stack(z, dim=1)
 
-    def latents(self, volumes_BMDHW: Tensor, exists_BM: Tensor, precision: Precision) -> Tensor:
-        """Encode what exists, on the agreed scale; exactly 0 for what is not there."""
-        z = self.raw_latents(volumes_BMDHW, exists_BM, precision)
-        mean, spread = (v[None, :, :, None, None, None] for v in (self.mean_MC, self.spread_MC))
-        return torch.where(exists_BM[:, :, None, None, None, None], (z - mean) / spread, 0.0)
+    def latents(self, volumes_BMDHW: Tensor, exists_BM: Tensor, precision: Precision, scale: Scale) -> Tensor:
+        """Encode what exists, on an agreed scale; exactly 0 for what is not there."""
+        z = scale.on(self.raw_latents(volumes_BMDHW, exists_BM, precision))
+        return torch.where(exists_BM[:, :, None, None, None, None], z, 0.0)
 
-    def unstandardised(self, z_BCDHW: Tensor, m: int) -> Tensor:
-        mean, spread = (v[m][:, None, None, None] for v in (self.mean_MC, self.spread_MC))
-        return z_BCDHW * spread + mean
+    def untold(self, left: LeftOut, k: int, shown_BM: Tensor) -> Tensor:
+        """The volumes, but of modality `k` what those that are shown do not tell of it: with none shown, all of it."""
+        volumes_BMDHW = left.differences_BMDHW.clone()
+        volumes_BMDHW[:, k] -= self.anchor.expected(k, left.differences_BMDHW, shown_BM, left.covariance_BMMDHW)
+        return volumes_BMDHW
+
+    def scale_sums(self, left: LeftOut, exists_BM: Tensor, precision: Precision) -> dict[str, Tensor]:
+        """Per modality and channel the means over voxels of the latent and of its square, added over subjects: of what
+        is seen, and of what is made, in the mean over ways to tell it.
+        """
+        seen, seen2 = _moments(self.raw_latents(left.differences_BMDHW, exists_BM, precision))
+        made, made2 = torch.zeros_like(seen), torch.zeros_like(seen2)
+        for k in range(len(self.modalities)):
+            ways = ways_to_tell(k, exists_BM)
+            for shown_BM in ways:
+                z = self.raw_latents(self.untold(left, k, shown_BM), only(k, exists_BM), precision)
+                for total, moment in zip((made, made2), _moments(z), strict=True):
+                    total += moment / len(ways)
+        return {"seen": seen, "seen2": seen2, "made": made, "made2": made2}
+
+    def settle_scales(self, sums: Mapping[str, Tensor]) -> None:
+        for name, scale in (("seen", self.seen), ("made", self.made)):
+            scale.settle(sums["subjects"], sums[name], sums[f"{name}2"])
+
+    def forget(self) -> None:
+        self.anchor.wipe()
 
     def forward(
         self,
@@ -142,3 +189,24 @@ class AcaNet(Network, Hearing):
             torch.zeros(batch, M, L, self.encoder.width),
             torch.ones(batch, M, L, dtype=torch.bool),
         )
+
+
+def only(k: int, held_BM: Tensor) -> Tensor:
+    """Of what is held modality `k` alone."""
+    return held_BM & (torch.arange(held_BM.shape[1], device=held_BM.device) == k)
+
+
+def ways_to_tell(k: int, exists_BM: Tensor) -> list[Tensor]:
+    """Sets of sources that training shows: all that exist, and each alone; all, for a subject that lacks that one."""
+    all_BM = exists_BM & ~only(k, exists_BM)
+    ways = [all_BM]
+    for m in range(exists_BM.shape[1]):
+        if m != k:
+            one_BM = only(m, exists_BM)
+            ways.append(torch.where(one_BM.any(1, keepdim=True), one_BM, all_BM))
+    return ways
+
+
+def _moments(z_BMCDHW: Tensor) -> tuple[Tensor, Tensor]:
+    z = z_BMCDHW.double()
+    return z.mean(dim=(3, 4, 5)).sum(0), z.square().mean(dim=(3, 4, 5)).sum(0)

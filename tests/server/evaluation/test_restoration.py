@@ -10,6 +10,7 @@ import torch
 from support.cohort.worlds import prepare_here, write_cohort
 from support.model.models import release
 from support.rounds import federation
+from torch import Tensor
 
 from server.evaluation import tasks
 from server.evaluation.generation import generate
@@ -57,9 +58,32 @@ def test_the_papers_tasks_grow_by_one_modality_each() -> None:
         "y(T1) + y(FLAIR) + y(T2S)",
         "T1 + T2S + y(FLAIR)",
     ]
-    assert usual_tasks(("T1", "T1CE", "T2", "FLAIR"))
+    assert {t.target for t in found if t.group == "mixed, CT"} == {"CT"}, "fig. 4c makes what was not measured"
+    for names in (("T1", "T1CE", "T2", "FLAIR"), ("T1", "FLAIR"), ("FLAIR", "CT")):
+        tasks_ = usual_tasks(names)
+        assert len(set(tasks_)) == len(tasks_)
+        for t in tasks_:
+            assert t.target not in t.clean
+            assert (t.target in t.raw) == t.group.startswith("reconstruct")
     with pytest.raises(ConfigError, match="modalities"):
         usual_tasks(("CT", "AV45"))
+
+
+def test_the_ridge_reads_raw_data_of_others_and_never_the_target(run: Path) -> None:
+    held = tasks.pick([_heldout(run)], NAMES, 2, seed=0)
+    given: list[tuple[Tensor, Tensor]] = []
+
+    def ridge(images_MBHW: Tensor, shown_M: Tensor, *_: object) -> Tensor:
+        given.append((images_MBHW, shown_M))
+        return images_MBHW
+
+    way = tasks.floors(held, NAMES, Scan(acceleration=1, noise=0.0), ridge, seed=0)["patch ridge"]
+    assert way(Task(group="mixed, T2", target="T2", raw=("FLAIR",))) is not None
+    (images_MBHW, shown_M), flair = given[0], list(NAMES).index("FLAIR")
+    assert [m for m, shown in zip(NAMES, shown_M.tolist(), strict=True) if shown] == ["FLAIR"]
+    off = (images_MBHW[flair] - held.images_BMHW[:, flair])[held.brain_BHW].abs().mean()
+    assert 0 < off < 0.05, "everything measured without noise: what TV leaves is the image, but not its bits"
+    assert way(Task(group="reconstruct FLAIR", target="FLAIR", raw=("FLAIR",))) is None
 
 
 def test_no_way_is_told_its_target(run: Path) -> None:
@@ -103,8 +127,11 @@ def test_the_files_hold_what_the_table_shows(run: Path) -> None:
         ]
         assert len(own) == 4
         assert np.mean(own) == pytest.approx(o.mean("psnr"), abs=1e-3)
-    raw = {o.way for o in outcomes if o.task.name == "y(FLAIR)"}
-    assert raw == {"zero-filled", "CG-SENSE", "TV", "mds_fast"}  # `mean` takes no raw data, the ridge no clean images
+    raw = {o.task.group: {p.way for p in outcomes if p.task == o.task} for o in outcomes if o.task.name == "y(FLAIR)"}
+    assert raw == {  # `mean` takes no raw data, the ridge none of the target
+        "reconstruct FLAIR": {"zero-filled", "CG-SENSE", "TV", "mds_fast"},
+        "mixed, T2": {"patch ridge", "mds_fast"},
+    }
     assert {o.way for o in outcomes if o.task.group == "synthesise T2"} >= {"patch ridge", "mds_fast", "mean"}
     columns, rows = printable(outcomes)
     assert all(len(row) == len(columns) for row in rows)

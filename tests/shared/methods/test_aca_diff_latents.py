@@ -10,9 +10,12 @@ from support.model.aca import batch, method, net_of
 from support.model.methods import awake
 from torch import Tensor, nn
 
+from shared.base.records import Batch
 from shared.diffusion.gaussian import SCHEDULES
 from shared.diffusion.samplers import Guess, Sampler, draw
 from shared.methods import aca_diff
+from shared.methods.aca_diff import AcaDiff
+from shared.methods.nets.aca import AcaNet, ways_to_tell
 from shared.methods.nets.autoencoder import Autoencoder, AutoencoderShape, cosines
 from shared.methods.nets.volumetric import fold, unfold
 
@@ -102,14 +105,70 @@ def test_agreed_latents_have_mean_0_and_spread_1_over_all_subjects(anchor: str) 
     net = net_of(made)
     whole = batch([[1, 1, 1], [1, 0, 1], [0, 1, 1], [1, 1, 0]], seed=5)
     made.settle(net, "standardise", made.sums(net, whole, "standardise"))
-    given = made._given(net, whole.images_BMHW, whole.exists_BM)[0]
-    z = net.latents(given, whole.exists_BM, "fp32")
+    given = net.anchor.left_out(whole.images_BMHW, whole.exists_BM).differences_BMDHW
+    z = net.latents(given, whole.exists_BM, "fp32", net.seen)
     for m in range(3):
         held = z[whole.exists_BM[:, m], m].double().transpose(0, 1).flatten(1)
         torch.testing.assert_close(held.mean(1), torch.zeros(4, dtype=torch.float64), atol=1e-4, rtol=0)
         torch.testing.assert_close(held.std(1, unbiased=False), torch.ones(4, dtype=torch.float64), atol=1e-3, rtol=0)
     assert not z[~whole.exists_BM].any()
-    torch.testing.assert_close(net.unstandardised(z[:1, 0], 0), net.raw_latents(given, whole.exists_BM, "fp32")[:1, 0])
+    torch.testing.assert_close(net.seen.off(z[:1, 0], 0), net.raw_latents(given, whole.exists_BM, "fp32")[:1, 0])
+
+
+def agreed(made: AcaDiff, whole: Batch) -> AcaNet:
+    net = net_of(made)
+    for phase in ("template", "relate", "standardise"):
+        made.settle(net, phase, made.sums(net, whole, phase))
+    return net
+
+
+def alike(subjects: int, seed: int) -> Batch:
+    """FDG and AV45 follow T1, loosely: what is made is a fraction of what is seen."""
+    whole = batch([[1, 1, 1]] * subjects, seed=seed)
+    for m in (1, 2):
+        whole.images_BMHW[:, m] = 0.2 + 0.5 * whole.images_BMHW[:, 0] + 0.1 * whole.images_BMHW[:, m]
+    return whole
+
+
+def test_a_generator_works_on_latents_of_spread_1_and_its_coder_has_learnt_their_kind() -> None:
+    made = method(cube=2, drop=0.0)
+    whole = alike(12, seed=7)
+    net = agreed(made, whole)
+    left = net.anchor.left_out(whole.images_BMHW, whole.exists_BM)
+    for k in range(3):
+        every = [net.untold(left, k, shown) for shown in ways_to_tell(k, whole.exists_BM)]
+        held = whole.exists_BM
+        z = torch.cat([net.latents(volumes, held, "fp32", net.made)[:, k] for volumes in every]).transpose(0, 1)
+        torch.testing.assert_close(z.flatten(1).std(1), torch.ones(4), atol=0.01, rtol=0)
+        torch.testing.assert_close(z.flatten(1).mean(1), torch.zeros(4), atol=0.01, rtol=0)
+    seen: list[Tensor] = []
+    net.coder("FDG").register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for seed in range(8):
+        made.loss(net, whole, "autoencode", torch.Generator().manual_seed(seed))
+    spreads = torch.cat(seen).flatten(1).std(1)
+    told, what_is_left = (
+        net.padded(volumes[:, 1:2]).flatten(1).std(1)
+        for volumes in (left.differences_BMDHW, net.untold(left, 1, whole.exists_BM))
+    )
+    assert what_is_left.max() < 0.6 * told.min()
+    share = (spreads < 0.8 * told.min()).float().mean().item()
+    assert 0.3 < share < 0.7, "half of what a coder is taught is what is made"
+
+
+def test_what_training_kept_of_its_subjects_is_wiped_and_what_is_made_stays() -> None:
+    made, whole = method(cube=2), alike(12, seed=8)
+    net = agreed(made, whole)
+    shown = torch.tensor([[True, False, False]])
+
+    def of_new() -> Tensor:
+        images = alike(1, seed=99).images_BMHW
+        return made.synthesize(net, images, shown, Sampler(kind="mean"), torch.Generator().manual_seed(0))
+
+    before = of_new()
+    net.forget()
+    assert torch.equal(of_new(), before)
+    for sums in (net.anchor.subjects_MDHW, net.anchor.products_PDHW, net.anchor.voxels_PDHW):
+        assert not sums.any()
 
 
 def test_the_template_is_the_mean_over_the_brains_and_an_untrained_generator_gives_it_back() -> None:
@@ -144,7 +203,7 @@ def test_an_untrained_generator_gives_the_regression_back_and_what_it_learns_is_
     torch.testing.assert_close(out[0, 1], wanted.clamp(0, 1))
     mean, regression = ((x - whole.images_BMHW[0, 1]).square().mean() for x in (net.anchor.mean_MDHW[1], out[0, 1]))
     assert regression < 0.1 * mean
-    spread = net.latents(told, torch.tensor([[True, True, True]]), "fp32")[0, 1].std()
+    spread = net.latents(told, torch.tensor([[True, True, True]]), "fp32", net.seen)[0, 1].std()
     seen: list[Tensor] = []
     net.generator("FDG").register_forward_hook(lambda module, args, out: seen.append(args[0]))
     schedule = SCHEDULES["cosine"](1000)

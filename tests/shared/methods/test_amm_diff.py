@@ -86,6 +86,8 @@ def test_zero_gradients_are_exact_in_every_variant(options: dict[str, Any]) -> N
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_every_sampler_gives_finite_images_in_every_variant(kind: str, options: dict[str, Any]) -> None:
     method = make(**options)
+    if kind not in method.samplers:  # with eps there is no `mean`: test_mean.py
+        return
     net = prepared(method).eval()
     batch = batch_of([[1, 0, 1, 1], [0, 0, 0, 1]])
     sampler = Sampler(kind=kind, steps=1 if kind == "mean" else 3)  # type: ignore[arg-type]

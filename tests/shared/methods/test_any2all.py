@@ -106,7 +106,7 @@ def test_the_papers_prior_has_one_noise_level_and_tells_nothing() -> None:
 
 @pytest.mark.parametrize("parameterisation", ["v", "eps"])
 def test_a_perfect_network_has_no_loss(parameterisation: str) -> None:
-    """The target, written out: eps, or alpha eps - sigma x0, of every modality at its own level."""
+    """The target, written out: eps, or alpha eps - sigma x0, of every modality at its own level; v hears alpha x_t."""
     method = make(parameterisation=parameterisation, told=0.5)
     batch = batch_of([[1, 1, 1, 1, 1], [1, 0, 1, 0, 1]])
     abar = method._schedule.abar_T
@@ -115,7 +115,8 @@ def test_a_perfect_network_has_no_loss(parameterisation: str) -> None:
         def forward(self, x_BMHW: Tensor, t_BM: Tensor) -> Tensor:
             a = abar[t_BM.clamp(min=0)].float()[:, :, None, None]
             x0 = 2 * batch.images_BMHW.nan_to_num() - 1
-            eps = (x_BMHW - a.sqrt() * x0) / (1 - a).sqrt()
+            x_t = x_BMHW if parameterisation == "eps" else x_BMHW / a.sqrt()
+            eps = (x_t - a.sqrt() * x0) / (1 - a).sqrt()
             return eps if parameterisation == "eps" else a.sqrt() * eps - (1 - a).sqrt() * x0
 
     for seed in range(5):

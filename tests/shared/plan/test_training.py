@@ -1,13 +1,18 @@
 """The local loop, and FedSGD over it: one federated step is the pooled step, slice by slice (10.7)."""
 
+import dataclasses
+
 import pytest
 import torch
+from support.model.methods import batch_of as images_of
+from support.model.methods import make
 from support.rounds.probe import Probe
 from torch import nn
 
 from server.rounds.aggregation import Fold
 from shared.base.errors import ConfigError, DataError, RunFailed
 from shared.base.owners import keep_local
+from shared.base.randomness import generator
 from shared.base.records import Batch, Update
 from shared.base.vocabulary import LOCAL, SHARED, target
 from shared.data.slices import read_ahead
@@ -119,6 +124,19 @@ def test_prox_holds_the_weights_back() -> None:
         return sum(float(d.norm()) for d in run(METHOD.build(0), batch, options).delta.values())
 
     assert moved(10.0) < moved(0.1) < moved(0.0)
+
+
+def test_what_is_watched_is_told_of_the_network_as_it_came_too() -> None:
+    """AMM-Diff's encoder at a rate that spoils it: the first step's features are the untrained network's."""
+    method = make("amm_diff", anchor="none")
+    batch, net = images_of(method, [[1, 1, 1, 1]] * 2), method.build(0)
+    keys = {"options": dataclasses.replace(STEP, steps=4, optimizer="adamw"), "owners": method.owners(net, "pretext")}
+    made = train(method, net, lambda n, g: batch, phase="pretext", round=0, seed=(0, "x"), **keys)
+    with torch.no_grad():
+        noise = generator("cpu", 0, "x", "pretext", 0, 0, "noise")
+        untrained = method.loss(method.build(0), batch, "pretext", noise).watch["feature_std"]
+    assert made.watch["feature_std_before"] == pytest.approx(untrained, rel=1e-5)
+    assert abs(made.watch["feature_std"] - untrained) > 0.05 * untrained
 
 
 def test_a_loss_that_is_not_finite_stops_the_site_by_name() -> None:

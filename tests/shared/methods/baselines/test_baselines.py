@@ -192,7 +192,8 @@ def test_a_denoiser_that_knows_the_answer_has_no_loss_and_draws_the_truth(parame
 
     class Knows(DdpmNet):
         def forward(self, x_BNHW: Tensor, x_BSNHW: Tensor, shown_BS: Tensor, t_B: Tensor) -> Tensor:
-            eps = over.eps_from_x0(x_BNHW, t_B, truth)
+            x_t = x_BNHW if parameterisation == "eps" else x_BNHW / over.scales(t_B, x_BNHW)[0]  # of v: alpha x_t
+            eps = over.eps_from_x0(x_t, t_B, truth)
             return eps if parameterisation == "eps" else over.v_of(t_B, truth, eps)
 
     knows = Knows(method)

@@ -123,3 +123,65 @@ def test_a_modality_that_nobody_has_is_told_from_one_half_and_says_nothing() -> 
     differences, _ = anchor.differences(brains(2), ALL[:2])
     only = torch.tensor([[False, True, False]] * 2)
     assert anchor.expected(0, differences, only).abs().max() < 1e-6
+
+
+# --- a subject of the sums, told from the others ----------------------------------------------------------------------
+
+
+def test_whom_the_sums_hold_is_told_as_if_they_did_not() -> None:
+    images, exists = brains(12), ALL[:12].clone()
+    exists[:4, 1] = False
+    anchor = pooled(Anchor(3, SHAPE, 2), [(images, exists)])
+    left = anchor.left_out(images, exists)
+    for b in range(12):
+        others = torch.arange(12) != b
+        without = Anchor(3, SHAPE, 2)
+        without.load_state_dict(anchor.state_dict())
+        without.settle_relation(anchor.relation_sums(images[others], exists[others]))  # told from the mean of all
+        torch.testing.assert_close(left.covariance_BMMDHW[b], without.covariance_MMDHW, rtol=1e-4, atol=1e-6)
+        sums = anchor.mean_sums(images[others], exists[others])
+        without.settle_mean(sums, exists.any(0))
+        wanted, _ = without.differences(images[[b]], exists[[b]])
+        torch.testing.assert_close(left.differences_BMDHW[b], wanted[0], rtol=0, atol=5e-3)  # the usual value moves too
+    in_sample, _ = anchor.differences(images, exists)
+    assert (left.differences_BMDHW - in_sample).abs().max() > 0.02
+
+
+def test_training_subjects_are_told_as_badly_as_new_ones_are() -> None:
+    """In small cubes a dozen subjects are learnt by heart: half of the error was not seen before they were left out."""
+    images, new = brains(6), brains(60, seed=1)
+    anchor = pooled(Anchor(3, SHAPE, 1), [(images, ALL[:6])])
+    shown = torch.tensor([[False, True, True]])
+
+    def error(differences: Tensor, covariance: Tensor | None = None) -> float:
+        told = anchor.expected(0, differences, shown.expand(len(differences), -1), covariance)
+        return (differences[:, 0] - told).square().mean().item()
+
+    left = anchor.left_out(images, ALL[:6])
+    by_heart, honest = error(anchor.differences(images, ALL[:6])[0]), error(*left[::2])
+    fresh = error(anchor.differences(new, ALL[:60])[0])
+    assert by_heart < 0.75 * fresh
+    assert honest == pytest.approx(fresh, rel=0.2)
+
+
+def test_where_nothing_is_kept_of_the_sums_nothing_is_taken_out() -> None:
+    images, exists = brains(12), ALL[:12]
+    anchor = pooled(Anchor(3, SHAPE, 2), [(images, exists)])
+    anchor.wipe()
+    left = anchor.left_out(images, exists)
+    assert torch.equal(left.differences_BMDHW, anchor.differences(images, exists)[0])
+    assert all(torch.equal(own, anchor.covariance_MMDHW) for own in left.covariance_BMMDHW)
+
+
+def test_of_clipped_sums_a_subject_takes_no_more_than_they_hold() -> None:
+    """A private site's sums are a part of each subject's: its whole products are not among them."""
+    images, exists = brains(3), ALL[:3]
+    anchor = Anchor(3, SHAPE, 2)
+    for make, settle in (
+        (anchor.mean_sums, lambda sums: anchor.settle_mean(sums, exists.any(0))),
+        (anchor.relation_sums, anchor.settle_relation),
+    ):
+        settle({name: 0.01 * value for name, value in make(images, exists).items()})
+    left = anchor.left_out(images, exists)
+    told = anchor.expected(0, left.differences_BMDHW, exists, left.covariance_BMMDHW)
+    assert told.abs().max() < 3
