@@ -254,8 +254,8 @@ def evaluate(
     """Score a bundle on the site's own subjects, each present modality hidden in turn, beside floors.
 
     Where participants.tsv has a column `split` with subjects of `test`, these alone are scored. The floors are the mean
-    image and a regression, fitted for each subject on all the others, and the prediction that the bundle's network is
-    told, where it is told one.
+    image and two regressions, fitted for each subject on all the others, and the prediction that the bundle's network
+    is told, where it is told one.
     """
     from client.inference.evaluate import evaluate_here
     from shared.base.display import terminal

@@ -8,7 +8,7 @@ model. Beside it stand floors that the site can compute alone (floors.py).
 from pathlib import Path
 from typing import NamedTuple
 
-from client.inference.floors import floors_here
+from client.inference.floors import floors_here, with_grounds
 from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
 from shared.base.options import plain
@@ -58,6 +58,7 @@ def evaluate_here(
             f"cohort {cohort.folder.name}: no subject has two of {', '.join(model.modalities)}: "
             "there is nothing to hide and compare with"
         )
+    scores = with_grounds(scores, cohort, model, split=split)
     how = {"bundle": bundle.digest, "sampler": plain(sampler), "seed": seed, "every": every, "split": split or "all"}
     held = [m for m in model.modalities if m in cohort.modalities]
     lines = write_scorecard(scores, out, held, {}, how=how)

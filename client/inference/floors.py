@@ -1,12 +1,15 @@
-"""What a site can set a bundle beside, alone: for each subject the mean image and a regression from all the others of
+"""What a site can set a bundle beside, alone: for each subject the mean image and regressions from all the others of
 its cohort, by sums of which the subject's own are taken away; and the prediction that the bundle's network is told.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
+from shared.base.vocabulary import Modality
 from shared.data.bids import Clinical
 from shared.data.cohort import Cohort
 from shared.data.slices import Slices
@@ -14,8 +17,9 @@ from shared.methods import ReadsChart
 from shared.methods.anchors.mixture import Mixture
 from shared.methods.anchors.ridge import MeanImage, PatchRidge
 from shared.methods.baselines.voxelwise import MEAN_VOLUME, VOXELWISE, MeanVolume, VoxelRegression, deep, of_volumes
-from shared.model.evaluation import MEAN, MIXTURE, POOL, RIDGE, Filler, Keys, of_slices
+from shared.model.evaluation import HATS, LEVELS, MEAN, MIXTURE, POOL, RIDGE, Filler, Keys, of_slices
 from shared.model.model import Model
+from shared.model.tables import Frame
 
 Sums = Mapping[str, Tensor]
 
@@ -41,10 +45,31 @@ def floors_here(model: Model, cohort: Cohort, *, split: str | None) -> dict[str,
     return made
 
 
+def with_grounds(scores: Frame, cohort: Cohort, model: Model, *, split: str | None) -> Frame:
+    """Without the rows in which a floor had nothing to go by: a blank image is no floor.
+
+    A mean needs another subject with the target, a regression one that has any of the shown beside it.
+    """
+    everyone = [frozenset(subject.modalities) for subject in Slices(cohort, model.modalities, split=None).subjects]
+    scored = [frozenset(subject.modalities) for subject in Slices(cohort, model.modalities, split=split).subjects]
+
+    def has_some(name: str, subject: int, shown: str, target: Modality) -> bool:
+        if name not in (MEAN, RIDGE, HATS, MEAN_VOLUME, VOXELWISE):
+            return True
+        beside = {target} if name in (MEAN, MEAN_VOLUME) else set(shown.split("+"))
+        with_both = Counter(held for held in everyone if target in held and held & beside)
+        with_both.subtract([scored[subject]] if target in scored[subject] and scored[subject] & beside else [])
+        return with_both.total() > 0
+
+    rows = scores[["model", "subject", "shown", "target"]].itertuples(index=False, name=None)
+    return scores[np.array([has_some(*row) for row in rows], bool)]
+
+
 def _slices(model: Model, held: Slices, scored: list[int]) -> dict[str, Filler]:
     nets: dict[str, MeanImage | PatchRidge] = {
         MEAN: MeanImage(len(model.modalities), model.grid.height, model.grid.width),
         RIDGE: PatchRidge(len(model.modalities)),
+        HATS: PatchRidge(len(model.modalities), levels=LEVELS),
     }
 
     def sums_of(net: MeanImage | PatchRidge) -> Callable[[int], Sums]:

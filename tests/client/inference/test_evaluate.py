@@ -19,7 +19,7 @@ from shared.data.slices import Slices
 from shared.data.volumes import Grid
 from shared.methods.baselines.voxelwise import floors_3d
 from shared.model.bundle import Bundle
-from shared.model.evaluation import MEAN, RIDGE, floors
+from shared.model.evaluation import HATS, MEAN, RIDGE, floors
 from shared.model.model import read_model
 
 pytestmark = pytest.mark.slow  # left out of `make fast`
@@ -57,7 +57,7 @@ def test_a_subjects_floors_are_those_of_a_cohort_without_it(method: str, tmp_pat
         shutil.copytree(bids, tmp_path / f"but-{number}", ignore=shutil.ignore_patterns("derivatives"))
         shutil.rmtree(tmp_path / f"but-{number}" / held.subjects[number].name)
         others = [opened(tmp_path / f"but-{number}")]
-        wanted = floors(others, NAMES) if method == "amm_diff" else floors_3d(others, NAMES, 16)
+        wanted = floors(others, NAMES, (MEAN, RIDGE, HATS)) if method == "amm_diff" else floors_3d(others, NAMES, 16)
         assert found.keys() == wanted.keys()
         images, shown = held.volume(number).images_MDHW, torch.tensor([True, True, False])
         for name, fill in wanted.items():
@@ -70,9 +70,19 @@ def test_what_the_bundles_own_network_is_told_is_a_floor_too(tmp_path: Path) -> 
     cohort = opened(write_cohort(tmp_path / "all", "north", [NAMES] * 2))
     bundle = bundle_of(tmp_path, options={**AMM_TINY, "anchor": "ridge"})
     done = evaluate_here(bundle, cohort, tmp_path / "out", every=4)
-    assert set(done.scores["model"]) == {"amm_diff", MEAN, RIDGE, "the bundle's patch ridge"}
+    assert set(done.scores["model"]) == {"amm_diff", MEAN, RIDGE, HATS, "the bundle's patch ridge"}
     alone = opened(write_cohort(tmp_path / "one", "south", [NAMES]))
     assert list(floors_here(bundle.model, alone, split=None)) == ["the bundle's patch ridge"]
+
+
+def test_a_floor_without_another_subject_to_go_by_is_no_floor(tmp_path: Path) -> None:
+    """FLAIR: the only subject that has it can't be told it. T2 of the first: from T1 alone, from T1 + FLAIR by T1."""
+    cohort = opened(write_cohort(tmp_path / "all", "north", [NAMES, ("T1", "T2"), ("T2",)]))
+    scores = evaluate_here(bundle_of(tmp_path), cohort, tmp_path / "out", every=4).scores
+    rows = scores.query("metric == 'mse' and region == 'brain' and subject == 0")
+    by_model = {name: set(zip(part["shown"], part["target"], strict=True)) for name, part in rows.groupby("model")}
+    assert by_model["amm_diff"] - by_model[MEAN] == {(s, "FLAIR") for s in ("T1", "T2", "T1+T2")}
+    assert by_model[RIDGE] == by_model[HATS] == {("T1", "T2"), ("T2", "T1"), ("T1+FLAIR", "T2"), ("T2+FLAIR", "T1")}
 
 
 def test_subjects_of_split_test_are_scored_alone_where_there_are_any(tmp_path: Path) -> None:
@@ -83,7 +93,7 @@ def test_subjects_of_split_test_are_scored_alone_where_there_are_any(tmp_path: P
         assert {row["subject"] for row in csv.DictReader(file)} == {"sub-northsecret001", "sub-northsecret003"}
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["how"]["split"] == "test"
     hidden = done.lines.query("task == 'one hidden, all others shown' and region == 'brain'").set_index("model")
-    assert set(hidden.index) == {"amm_diff", MEAN, RIDGE}
+    assert set(hidden.index) == {"amm_diff", MEAN, RIDGE, HATS}
     assert (hidden["fitted"] > hidden["mean"]).all()
     assert (hidden["n"] == 2).all()
 

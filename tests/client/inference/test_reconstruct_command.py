@@ -67,7 +67,7 @@ def test_the_command_tries_a_subject_s_own_volume(
     )
     printed = capsys.readouterr()
     assert code == 0, printed.err
-    assert "unusual input: width in mm is" in printed.err  # of no human's, with nothing said by the bundle
+    assert "unusual input: brain smaller, brain narrower, brain shorter than usual: " in printed.err
     assert "FLAIR against the hidden volume: PSNR" in printed.out
     assert "desc-reconstructed_FLAIR.nii.gz" in printed.out
     found = sidecar(tmp_path / "out")

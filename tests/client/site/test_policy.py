@@ -177,6 +177,7 @@ UNLIKE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "holders": ({"min_holders": 3, "quorum": 3}, "plan.min_holders=2: .* has 3 or more"),
     "grid": ({"grid": Plane(height=16, width=16, spacing_mm=2.0)}, "plan.grid=16x16: .* has 16x16@2"),
+    "slices": ({"grid": Plane(height=16, width=16, slice_mm=2.0)}, "plan.grid=16x16: .* has 16x16@ownx2"),
     "modalities": (
         {"modalities": ("T1", "T2"), "intensities": Intensities(version="1", rules=dict.fromkeys(("T1", "T2")))},
         "plan.modalities=FLAIR: .* has T1, T2",
