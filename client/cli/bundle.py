@@ -131,8 +131,8 @@ def _send_back(back: "Back", done: "Done", out: Path) -> None:
 
 
 def _print_remarks(done: "Done") -> None:
-    for remark in done.unusual:
-        typer.echo(f"unusual input: {remark}", err=True)
+    if done.unusual is not None:
+        typer.echo(f"unusual input: {done.unusual} (figures: the sidecar's Guard)", err=True)
     for remark in done.remarks:
         typer.echo(f"left aside: {remark}", err=True)
 
@@ -251,15 +251,25 @@ def evaluate(
     seed: int = 0,
     device: Device = "auto",
 ) -> None:
-    """Score a bundle on the site's own subjects, each present modality hidden in turn."""
+    """Score a bundle on the site's own subjects, each present modality hidden in turn, beside floors.
+
+    Where participants.tsv has a column `split` with subjects of `test`, these alone are scored. The floors are the mean
+    image and a regression, fitted for each subject on all the others, and the prediction that the bundle's network is
+    told, where it is told one.
+    """
     from client.inference.evaluate import evaluate_here
+    from shared.base.display import terminal
     from shared.data import cohort as data
+    from shared.model.scorecard import FIGURES, printable
 
     loaded = signer.load(bundle)
     with bar("preparing") as advance:
         prepared = data.prepare(cohort, loaded.model.grid, progress=advance).cohort
     with bar("scoring") as advance:
-        evaluate_here(
+        done = evaluate_here(
             loaded, prepared, out, sampler=sampler_of(sampler), seed=seed, every=every, device=device, progress=advance
         )
+    terminal.table(FIGURES, *printable(done.lines))
+    if done.split is None:
+        typer.echo("no subject is of split test: where this site trained the bundle, its scores flatter it", err=True)
     typer.echo(str(out))

@@ -160,9 +160,8 @@ def prepare(
     cohort: Annotated[Path, typer.Argument(help="BIDS folder: sub-*/anat|ct|pet/*.nii.gz and participants.tsv.")],
     height: Annotated[int, typer.Option(min=8, help="Of the grid, in pixels.")] = 64,
     width: Annotated[int, typer.Option(min=8, help="Of the grid, in pixels.")] = 64,
-    spacing: Annotated[
-        float | None, typer.Option(help="Pixel size in mm; default: each subject's own.", show_default=False)
-    ] = None,
+    spacing: Annotated[float, typer.Option(min=0, help="Pixel size in mm; 0: each subject's own.")] = 3.0,
+    slices: Annotated[float, typer.Option(min=0, help="From slice to slice in mm; 0: each subject's own.")] = 3.0,
     modality: Modalities = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes.", show_default="as many as pay")] = None,
 ) -> None:
@@ -173,7 +172,7 @@ def prepare(
     from shared.data import cohort as data
     from shared.data.volumes import Grid
 
-    grid = Grid(spacing_mm=spacing, height=height, width=width)
+    grid = Grid(spacing_mm=spacing or None, slice_mm=slices or None, height=height, width=width)
     with bar("preparing") as advance:
         done = data.prepare(cohort, grid, modalities=modality, workers=workers, progress=advance)
     for name, value in done.summary:

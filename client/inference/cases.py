@@ -65,7 +65,8 @@ class Case:
 
 def load_case(bundle: Bundle, sources: Sources, raw: Raw, inputs: Mapping[Modality, Path], seed: int) -> Case:
     truths = {m: _read(sources.files[m]) for m in raw.simulate}
-    loaded = load_all(dataclasses.replace(sources, files=inputs, lesion=None), bundle) if inputs else None
+    volumes = dataclasses.replace(sources, files=inputs, lesion=None)
+    loaded = load_all(volumes, bundle, own_slices=True) if inputs else None  # k-space is measured slice by slice
     scans = {m: from_file(path, raw.maps.get(m), m) for m, path in raw.measured.items()}
     for m, truth in truths.items():
         with_name = f"{sources.files[m].name}: "
@@ -87,9 +88,9 @@ def load_case(bundle: Bundle, sources: Sources, raw: Raw, inputs: Mapping[Modali
         brain = f"largest bright object of a CG-SENSE image of {first.modality}; a skull is not taken away"
         for scan in scans.values():
             _check_fits(scan, loaded)
-    brain_DHW = loaded.placement.from_grid(loaded.brain_DHW) >= 0.5
     placed = {
-        m: OnGrid(scan=scan, loaded=loaded, scaling=scaling_from(m, sense[m], brain_DHW)) for m, scan in scans.items()
+        m: OnGrid(scan=scan, loaded=loaded, scaling=scaling_from(m, sense[m], loaded.own_brain_DHW))
+        for m, scan in scans.items()
     }
     return Case(loaded=loaded, scans=placed, sense=sense, truths=truths, geometry=geometry, brain=brain)
 
@@ -135,7 +136,7 @@ def _frame(
             f"raw data of {scan.modality}: neither a volume of the subject nor the file's header says how "
             "large a voxel is; give its spacing"
         )
-    loaded = frame_of(sense_DHW, affine, bundle.model.grid)
+    loaded = frame_of(sense_DHW, affine, dataclasses.replace(bundle.model.grid, slice_mm=None))
     if scan.modality in raw.simulate:
         loaded = dataclasses.replace(loaded, reference=sources.files[scan.modality])
         geometry = f"of the hidden volume of {scan.modality}"

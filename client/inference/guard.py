@@ -16,18 +16,23 @@ from shared.model.ranges import judge, measure, source_of
 class Guarded:
     """What the guard said of one subject's input."""
 
-    remarks: tuple[str, ...]
-    facts: dict[str, Any]  # of the sidecars
+    remark: str | None  # one line for the reader; None: nothing is unusual
+    facts: dict[str, Any]  # of the sidecars, with the figures
 
 
 def guard(bundle: Bundle, loaded: Loaded, *, force: bool) -> Guarded:
     """Compare an input with what the bundle was trained on; DataError for one far outside, unless `force`."""
     ranges = bundle.record.get("ranges")
-    findings = judge(ranges, measure(loaded))
-    far = [finding.text for finding in findings if finding.far]
+    findings, source = judge(ranges, measure(loaded)), source_of(ranges)
+    far = ", ".join(finding.words for finding in findings if finding.far)
     if far and not force:
-        more = f" (and {len(far) - 1} more)" if len(far) > 1 else ""
-        raise DataError(f"far from what the bundle was trained on: {far[0]}{more}; --force to go on, which is recorded")
-    remarks = tuple(finding.text for finding in findings)
-    facts = {"ComparedWith": source_of(ranges), "Unusual": list(remarks), "Forced": bool(far)}
-    return Guarded(remarks=remarks, facts=facts)
+        raise DataError(
+            f"far from what the bundle was trained on: {far}. It may be another contrast, another organ, or upside "
+            "down in brightness, and what is made would mean nothing; --force to go on, which is recorded"
+        )
+    words = ", ".join(finding.words for finding in findings)
+    usual = "what the bundle was trained on" if ranges else "usual"
+    line = f"{words} than {usual}: what is made may look right and be wrong" if words else None
+    figures = [figure for finding in findings for figure in finding.figures]
+    facts = {"ComparedWith": source, "Meaning": line, "Unusual": figures, "Forced": bool(far)}
+    return Guarded(remark=line, facts=facts)

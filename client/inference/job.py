@@ -61,7 +61,7 @@ class Done:
     kept: Mapping[Modality, Path]  # were there already, from the same inputs, bundle, sampler and seed
     preview: Path | None
     remarks: tuple[str, ...]  # files that were left aside, and why
-    unusual: tuple[str, ...] = ()  # what of the volumes lies outside of what the bundle was trained on
+    unusual: str | None = None  # how the volumes differ from what the bundle was trained on, in a line
 
 
 class Job:

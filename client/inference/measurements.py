@@ -273,6 +273,7 @@ def frame_of(sense_DHW: NDArray[np.float32], affine: NDArray[np.float64], grid: 
     return Loaded(
         images_MDHW=np.zeros((0, *inside.shape), np.float32),
         brain_DHW=inside,
+        own_brain_DHW=brain_DHW,
         lesion_DHW=None,
         scalings={},
         placement=placement,

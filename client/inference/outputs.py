@@ -78,11 +78,11 @@ class Files:
 def write_volumes(files: Files, partial: Path, loaded: Loaded, made: Made) -> None:
     """Volumes into `partial`, then each to its place; the old sidecar goes first and the new one comes last."""
     scaling = made.scaling
-    brain_DHW = loaded.placement.from_grid(loaded.brain_DHW) >= 0.5
-    volumes = {files.mean: scaling.invert(loaded.placement.from_grid(made.mean_DHW.numpy()), brain_DHW)}
+    mean_DHW, brain_DHW = loaded.brought_back(made.mean_DHW.numpy())
+    volumes = {files.mean: scaling.invert(mean_DHW, brain_DHW)}
     if made.sd_DHW is not None:
-        sd_DHW = loaded.placement.from_grid(made.sd_DHW.numpy()) * (scaling.high - scaling.low)
-        volumes[files.sd] = np.where(brain_DHW, sd_DHW, 0).astype(np.float32)
+        sd_DHW, _ = loaded.brought_back(made.sd_DHW.numpy())
+        volumes[files.sd] = sd_DHW * np.float32(scaling.high - scaling.low)
     for path, data_DHW in volumes.items():
         if loaded.reference is None:
             write(partial / path.name, data_DHW, loaded.affine)
@@ -168,7 +168,7 @@ def draw(loaded: Loaded, given: Planes, made: Mapping[str, Made], warning: str) 
             sd_DHW = one.sd_DHW.numpy() / PREVIEW_SD
             rows.append([np.where(brain[z], sd_DHW[z].clip(0, 1), 0) for z in chosen])
             labels.append(f"{label.partition(',')[0]}, spread")
-    columns = [f"slice {loaded.placement.z[0] + z}" for z in chosen]
+    columns = [f"slice {loaded.placement.slice_at(z)}" for z in chosen]
     return pictures.mosaic(rows, labels, columns, warning)
 
 

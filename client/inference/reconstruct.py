@@ -33,6 +33,7 @@ from shared.base.vocabulary import Modality
 from shared.data.bids import Sources
 from shared.data.intensities import RULES, Scaling, find_brain, find_scaling, usual_scaling
 from shared.data.modalities import MODALITIES, Percentiles, parse
+from shared.data.volumes import within
 from shared.diffusion.samplers import GUIDED, Sampler
 from shared.methods import TAKE_RAW, Restores
 from shared.model.bundle import Bundle
@@ -111,7 +112,7 @@ def reconstruct(
             *left,
             *untaught_remarks(bundle.model, (*inputs, *scanned), wanted),
         ),
-        unusual=() if guarded is None else guarded.remarks,
+        unusual=None if guarded is None else guarded.remark,
     )
 
 
@@ -182,8 +183,9 @@ def _score(case: Case, modality: Modality, mean_DHW: torch.Tensor) -> dict[str, 
     truth, loaded, placed = case.truths[modality], case.loaded, case.scans[modality]
     scaling = find_scaling(modality, truth.data_DHW)
     brain_DHW = find_brain({modality: truth.data_DHW})
-    inside = torch.from_numpy(loaded.placement.to_grid(brain_DHW) >= 0.5)
-    wanted = torch.from_numpy(loaded.placement.to_grid(scaling.apply(truth.data_DHW, brain_DHW)))
+    share = loaded.placement.to_grid(brain_DHW)
+    inside = torch.from_numpy(share >= 0.5)
+    wanted = torch.from_numpy(within(loaded.placement.to_grid(scaling.apply(truth.data_DHW, brain_DHW)), share))
     phys_DHW = placed.scaling.invert(mean_DHW.numpy(), loaded.brain_DHW)
     scores = {}
     for name, found_DHW in (("", phys_DHW), ("CGSENSE", loaded.placement.to_grid(case.sense[modality]))):

@@ -1,6 +1,7 @@
 """A subject's files as `synthesize` and `reconstruct` take them: found, and read without leaving any aside."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from shared.base.errors import DataError
@@ -57,13 +58,17 @@ def check_there(paths: Iterable[Path]) -> None:
             raise DataError(f"{path}: no such file")
 
 
-def load_all(sources: Sources, bundle: Bundle) -> Loaded:
-    """Stricter than a cohort: an input that can't be used is not left out behind the reader's back."""
+def load_all(sources: Sources, bundle: Bundle, *, own_slices: bool = False) -> Loaded:
+    """Stricter than a cohort: an input that can't be used is not left out behind the reader's back.
+
+    `own_slices`: the subject's slices stay as they are, whatever their distance.
+    """
 
     def refuse(path: Path, why: str) -> None:
         raise DataError(f"{path.name}: {why}; mend it or leave it out")
 
-    return load(sources, bundle.model.grid, refuse, grow=bundle.model.method.slab > 1)  # windows reach everywhere
+    grid = replace(bundle.model.grid, slice_mm=None) if own_slices else bundle.model.grid
+    return load(sources, grid, refuse, grow=bundle.model.method.slab > 1)  # windows reach everywhere
 
 
 def _sources(files: Mapping[Modality, Path], otherwise: str) -> Sources:

@@ -81,7 +81,7 @@ def synthesize(
             *left,
             *untaught_remarks(bundle.model, tuple(inputs), wanted),
         ),
-        unusual=() if guarded is None else guarded.remarks,
+        unusual=None if guarded is None else guarded.remark,
         chart=chart,
     )
 

@@ -17,6 +17,7 @@ from client.node.status import status
 from client.site import enrol, settings
 from shared.base.errors import ConfigError, DataError, LacunaError, RunFailed
 from shared.base.files import read_bounded, read_secret
+from shared.base.options import plain
 from shared.trust import kit, manifest
 from shared.trust.keys import parse_site_key, read_public_key, site_line
 from shared.trust.kit import Head
@@ -200,12 +201,8 @@ def _cohort(folder: Path, cache: Path, agreed: Manifest | None) -> Check:
         return _warn("data", found, "without subjects to train on the site takes no part")
     if agreed is not None and not set(cohort.modalities) & set(agreed.modalities):
         return _fail("data", found, f"none is among the federation's {', '.join(agreed.modalities)}")
-    if agreed is not None and agreed.grid is not None:
-        wanted = (agreed.grid.height, agreed.grid.width, agreed.grid.spacing_mm)
-        if (cohort.grid.height, cohort.grid.width, cohort.grid.spacing_mm) != wanted:
-            return _warn(
-                "data", found, f"the federation's grid is another, {wanted[0]}x{wanted[1]}: prepare for that too"
-            )
+    if agreed is not None and agreed.grid is not None and plain(cohort.grid) != plain(agreed.grid):
+        return _warn("data", found, f"the federation's grid is another, {agreed.grid}: prepare for that too")
     return _ok("data", found)
 
 

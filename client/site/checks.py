@@ -6,8 +6,8 @@ from pathlib import Path
 from client.site.site import Site
 from shared.base.errors import DataError, PlanRefused
 from shared.base.files import parse_canonical, read_bounded, sha256
+from shared.base.options import plain
 from shared.base.vocabulary import Modality
-from shared.data.volumes import Grid
 from shared.methods import Method
 from shared.plan.settings import RunSettings
 from shared.trust import manifest
@@ -108,7 +108,7 @@ def _check_manifest(site: Site, settings: RunSettings, method: Method) -> None:
         return
     name, holders = settings.method.name, settings.min_holders
     others = [modality for modality in method.modalities if modality not in agreed.modalities]
-    plane, planes = _plane(settings.grid), "any" if agreed.grid is None else _plane(agreed.grid)
+    plane, planes = str(Plane(**plain(settings.grid))), "any" if agreed.grid is None else str(agreed.grid)
     for key, value, keeps, has in (
         ("method", name, name in agreed.methods, ", ".join(agreed.methods)),
         ("modalities", ", ".join(others), not others, ", ".join(agreed.modalities)),
@@ -117,10 +117,6 @@ def _check_manifest(site: Site, settings: RunSettings, method: Method) -> None:
     ):
         if not keeps:
             raise PlanRefused(f"{site.name}: plan.{key}={value}: the federation's manifest, which it names, has {has}")
-
-
-def _plane(grid: Grid | Plane) -> str:
-    return f"{grid.height}x{grid.width}" + ("" if grid.spacing_mm is None else f"@{grid.spacing_mm:g}")
 
 
 def _allow(site: Site, key: str, value: str, rule: str, allowed: tuple[str, ...] | None) -> None:

@@ -54,11 +54,11 @@ def carry_out(words: Sequence[str], samplers: Sequence[str], every: int, *, runs
 
 def _usual(asked: Asked, samplers: Sequence[str], every: int) -> None:
     from server.evaluation.compare import compare
-    from shared.model.scorecard import printable, printable_samples
+    from shared.model.scorecard import FIGURES, printable, printable_samples
 
     with terminal.bar("scoring") as advance:
         lines, sampled = compare(replace(asked, progress=advance), samplers=samplers, every=every)
-    terminal.table("PSNR in dB; differences with 95 % intervals over subjects", *printable(lines))
+    terminal.table(FIGURES, *printable(lines))
     title = "one modality hidden; texture; how many truths lie in intervals for 90 %, in all tasks"
     terminal.table(title, *printable_samples(sampled))
 

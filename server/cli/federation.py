@@ -45,7 +45,12 @@ Methods = Annotated[
     list[str] | None, typer.Option("--method", help="That a run may use; repeat it.", show_default=False)
 ]
 Grid = Annotated[
-    str | None, typer.Option(help="HEIGHTxWIDTH[@MM], the same for all runs. Default: a run's own.", show_default=False)
+    str | None,
+    typer.Option(
+        help="HEIGHTxWIDTH[@MM[xMM]], the same for all runs: pixels, their size, from slice to slice. Default: a run's "
+        "own.",
+        show_default=False,
+    ),
 ]
 
 

@@ -1,4 +1,5 @@
-"""`lacuna evaluate`: what the federation bought its sites, on held-out subjects that nobody trained on.
+"""`lacuna evaluate`: what the federation bought its sites, on subjects that nobody trained on: held-out cohorts, and
+those of split test within the sites' own.
 
 The global model, each site trained alone (runs/RUN/alone), and floors: the training mean, patch-ridge regression and
 the mixture of tissues, of methods that see whole volumes the voxelwise ones; all fitted on all sites' training cohorts
@@ -10,17 +11,19 @@ told apart: a sample keeps texture and costs decibels.
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from server.evaluation import calibrate
-from server.evaluation.ways import Asked, find_world, finished
+from server.evaluation.ways import Asked, find_tested, finished
 from server.runs import runs
 from shared.base.errors import ConfigError
 from shared.base.options import plain
 from shared.diffusion.samplers import Sampler
 from shared.methods.baselines.voxelwise import floors_3d
 from shared.model.evaluation import (
+    HATS,
     MEAN,
     MIXTURE,
     RIDGE,
@@ -34,7 +37,7 @@ from shared.model.evaluation import (
 )
 from shared.model.model import read_model
 from shared.model.scorecard import worth_of_samples, write_scorecard
-from shared.model.tables import Frame
+from shared.model.tables import Frame, stacked
 from shared.plan.settings import load_sampler
 from shared.plan.training import find_device
 
@@ -48,7 +51,7 @@ def compare(asked: Asked, *, samplers: Sequence[str] = (), every: int) -> tuple[
     """
     folder = asked.runs / asked.names[0]
     config = finished(folder)
-    trained, heldout = find_world(config, strangers=asked.strangers)
+    trained, tested = find_tested(config, strangers=asked.strangers)
     model = read_model(folder / "final")
     scoring = Scoring.of(model, every=every)
     chosen = {FEDERATED if len(samplers) == 1 else f"{FEDERATED}, {word}": named(word) for word in samplers}
@@ -74,9 +77,11 @@ def compare(asked: Asked, *, samplers: Sequence[str] = (), every: int) -> tuple[
     made |= (
         floors_3d(cohorts, model.modalities, model.method.slab)
         if scoring.whole
-        else floors(cohorts, model.modalities, (MEAN, RIDGE, MIXTURE))
+        else floors(cohorts, model.modalities, (MEAN, RIDGE, HATS, MIXTURE))
     )
-    scores = evaluate(made, heldout, model.modalities, scoring, alone=alone, progress=asked.progress)
+    scores = _numbered(
+        [evaluate(made, part, model.modalities, scoring, alone=alone, progress=asked.progress) for part in tested]
+    )
     never = never_acquired(trained, model.modalities)
     how = {
         "run": folder.name,
@@ -99,6 +104,16 @@ def named(word: str) -> Sampler:
     if not samples.isdecimal() or int(samples) < 1:
         raise ConfigError(f"--sampler {word}: must be KIND or KIND:SAMPLES, such as multistep:8")
     return dataclasses.replace(sampler, samples=int(samples))
+
+
+def _numbered(parts: Sequence[Frame]) -> Frame:
+    """As one table: a site's subjects of one part count on from those of the part before."""
+    so_far: Counter[str] = Counter()
+    numbered = []
+    for part in parts:
+        numbered.append(part.assign(subject=part["subject"] + part["site"].map(so_far)))
+        so_far.update(part.groupby("site")["subject"].max().add(1).to_dict())
+    return stacked(numbered)
 
 
 def headline_figures(folder: Path) -> dict[str, float]:

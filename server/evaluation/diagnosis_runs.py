@@ -10,7 +10,6 @@ from server.evaluation.diagnosis import DROP, Findings, Study, find_study, run
 from server.evaluation.ways import (
     Asked,
     Way,
-    check_apart,
     find_cohorts,
     prepared,
     read_runs,
@@ -21,6 +20,7 @@ from server.evaluation.ways import (
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import plain
 from shared.base.vocabulary import SiteName
+from shared.data.apart import check_apart
 from shared.data.cohort import Cohort
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler

@@ -4,8 +4,7 @@ A run that reads the chart can also be asked for as RUN:scores (not told the dia
 else) or RUN:images (told nothing).
 """
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from server.runs import runs
 from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 from shared.base.vocabulary import Modality, SiteName
+from shared.data.apart import check_apart, tested
 from shared.data.cohort import Cohort, cache_folder, prepare
 from shared.data.preparation import hash_file
 from shared.data.slices import Slices, Stack
@@ -153,28 +153,16 @@ def find_world(
     return trained, heldout
 
 
-def check_apart(
-    heldout: Mapping[SiteName, Cohort], trained: Mapping[SiteName, Cohort], *, strangers: bool = False
-) -> None:
-    """Nobody that a model was trained on: by the images that were read and, but for `strangers`, by name."""
-    names = set() if strangers else {s.name for cohort in trained.values() for s in cohort.subjects}
-    files = {digest for cohort in trained.values() for digest in _files(cohort)}
-    for site, cohort in heldout.items():
-        again = sum(s.name in names for s in cohort.subjects)
-        copied = sum(digest in files for digest in _files(cohort))
-        if again or copied:
-            other = "" if copied else "; if they are other people of the same names, say strangers=true"
-            raise DataError(
-                f"held-out cohort {site}: {again} subjects by name and {copied} image files are among those that "
-                f"the models were trained on; must be apart{other}"
-            )
-
-
-def _files(cohort: Cohort) -> Iterator[str]:
-    """Images, not masks: those of two people can both be empty."""
-    for subject in cohort.subjects:
-        meta = json.loads((cohort.folder / subject.name / "meta.json").read_text(encoding="utf-8"))
-        yield from (digest for name, digest in meta["read"].items() if not name.endswith("_mask.nii.gz"))
+def find_tested(
+    config: Config, *, strangers: bool
+) -> tuple[dict[SiteName, Cohort], tuple[dict[SiteName, Cohort], ...]]:
+    """The world's training cohorts; its held-out ones and who is of split test: nobody of these was trained on."""
+    trained, heldout = find_cohorts(config, "sites"), find_cohorts(config, "heldout")
+    check_apart(heldout, trained, strangers=strangers)
+    inside = {site: found for site, cohort in trained.items() if (found := tested(cohort)) is not None}
+    if not heldout and not inside:
+        raise DataError(f"{config.world}: neither heldout/ nor a subject of split test to score on")
+    return trained, tuple(part for part in (heldout, inside) if part)
 
 
 def complete(cohorts: Mapping[SiteName, Cohort], modalities: Sequence[Modality]) -> list[Person]:

@@ -104,7 +104,7 @@ def _check_plan(config: Config, manifest: Manifest | None) -> None:
             f"federation.min_sites={federation.min_sites}: the federation agreed on {manifest.quorum} or more"
         )
     if manifest.grid is not None:
-        for key in ("height", "width", "spacing_mm"):
+        for key in ("height", "width", "spacing_mm", "slice_mm"):
             wanted, agreed = getattr(config.grid, key), getattr(manifest.grid, key)
             if wanted != agreed:
                 raise ConfigError(f"grid.{key}={wanted}: the federation agreed on {agreed}")

@@ -114,6 +114,10 @@ class Cohort:
             preparation=content.get("preparation", ""),
         )
 
+    def of(self, *splits: str) -> "Cohort":
+        """The same cache, with the subjects of these splits alone."""
+        return replace(self, subjects=tuple(subject for subject in self.subjects if subject.split in splits))
+
     def patterns(self, split: str | None = None) -> dict[tuple[Modality, ...], int]:
         """Present modalities -> subjects that have just these."""
         counts = Counter(s.modalities for s in self.subjects if split is None or s.split == split)
@@ -226,8 +230,10 @@ def _check_disk(sources: Sequence[Sources], grid: Grid, folder: Path) -> None:
         if not (folder / subject.subject).exists():
             for path in subject.files.values():
                 with suppress(DataError):  # its line comes when it is read
-                    (depth, _, _), _ = shape_and_affine(path)
-                    needed += depth * grid.height * grid.width * 3  # float16, and a share of the masks
+                    (depth, _, _), affine = shape_and_affine(path)
+                    needed += (
+                        grid.slices(depth, affine) * grid.height * grid.width * 3
+                    )  # float16, and a share of the masks
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(f"the cache needs up to {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")

@@ -20,9 +20,9 @@ from shared.base.options import build, plain
 from shared.base.vocabulary import Modality
 from shared.data.bids import Remark, Sources
 from shared.data.intensities import Scaling, find_brain, find_scaling, rules_version
-from shared.data.volumes import Grid, Placement, Volume, read
+from shared.data.volumes import LEAST_SHARE, Grid, Placement, Volume, read, within
 
-PIPELINE = "1"  # raise it when the same files would give other bytes
+PIPELINE = "2"  # raise it when the same files would give other bytes
 BRAIN_SLICE = 1 / 6  # of the largest slice's brain area; 5 % of BraTS's field is that (docs/methods/amm_diff.md)
 MISPLACED = 0.25  # of a voxel: how far the corners of two volumes of a subject may lie apart
 
@@ -36,11 +36,19 @@ class Loaded:
 
     images_MDHW: NDArray[np.float32]
     brain_DHW: NDArray[np.bool_]
+    own_brain_DHW: NDArray[np.bool_]  # the same in the subject's whole volume
     lesion_DHW: NDArray[np.uint8] | None
     scalings: Mapping[Modality, Scaling]  # of the modalities present, in the order of the images
     placement: Placement
     affine: NDArray[np.float64]  # of the subject's whole RAS volume
     reference: Path | None  # the file whose geometry the others share; None: the affine alone says it
+
+    def brought_back(self, stack_DHW: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """What was made on the grid, in the subject's whole volume, and the brain as far as the grid says it there."""
+        share = self.placement.from_grid(self.brain_DHW)
+        inside = self.own_brain_DHW & (share > LEAST_SHARE)
+        made_DHW = within(self.placement.from_grid(np.where(self.brain_DHW, stack_DHW, 0)), share)
+        return np.where(inside, made_DHW, 0), inside
 
 
 def load(sources: Sources, grid: Grid, leave: Leave, *, grow: bool = False) -> Loaded:
@@ -52,14 +60,16 @@ def load(sources: Sources, grid: Grid, leave: Leave, *, grow: bool = False) -> L
     reference = next(iter(volumes))
     brain = find_brain({modality: volume.data_DHW for modality, volume in volumes.items()})
     placement = grid.place(brain, volumes[reference].affine, grow=grow)
-    inside = placement.to_grid(brain) >= 0.5
+    share = placement.to_grid(brain)
+    inside = share >= 0.5
     images = [
-        np.where(inside, placement.to_grid(scalings[modality].apply(volume.data_DHW, brain)), 0)
+        np.where(inside, within(placement.to_grid(scalings[modality].apply(volume.data_DHW, brain)), share), 0)
         for modality, volume in volumes.items()
     ]
     return Loaded(
         images_MDHW=np.stack(images),
         brain_DHW=inside,
+        own_brain_DHW=brain,
         lesion_DHW=_read_lesion(sources.lesion, volumes[reference], placement, leave),
         scalings=scalings,
         placement=placement,

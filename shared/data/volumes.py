@@ -1,4 +1,4 @@
-"""NIfTI files to arrays and back, and the fixed in-plane grid that every subject is brought onto.
+"""NIfTI files to arrays and back, and the grid in millimetres that every subject is brought onto.
 
 A volume is held as D H W of a RAS array (vocabulary.py), whatever the order and direction of its axes on disk.
 A `Placement` is the exact geometry between one subject's volumes and the grid, in both directions.
@@ -33,6 +33,8 @@ MAX_OBLIQUE = 40.0  # degrees; beyond it an axial slice means nothing
 SPACING_LIMITS = (0.05, 20.0)  # mm
 MAX_SHRINK = 1.25  # how much coarser than asked a subject's spacing may get for a large brain to fit
 MAX_OFFSET = 2**26  # bytes of header extensions before the voxels
+LEAST_SHARE = 0.05  # of a voxel that must be brain for its mean to say something
+_SAME = 1e-3  # of a voxel: two sizes this near are one, and nothing is blurred for a header's rounding
 _SLACK = 2**20  # bytes that may follow the voxels
 
 
@@ -101,45 +103,52 @@ def write_like(path: Path, data_DHW: NDArray[Any], like: Path, *, dtype: DTypeLi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """The in-plane grid of a run. Slices keep their own distance: only the plane is resampled, and only if asked."""
+    """The grid of a run: so many pixels in the plane, and slices as far up and down as the brain reaches."""
 
-    spacing_mm: float | None = None  # None: each subject's own
+    spacing_mm: float | None = None  # of a pixel; None: each subject's own
+    slice_mm: float | None = None  # from one slice to the next; None: each subject's own
     height: int
     width: int
 
     def __post_init__(self) -> None:
         require(self.height >= 1, "height", self.height, "1 or more")
         require(self.width >= 1, "width", self.width, "1 or more")
-        if self.spacing_mm is not None:
-            require(
-                SPACING_LIMITS[0] <= self.spacing_mm <= SPACING_LIMITS[1],
-                "spacing_mm",
-                self.spacing_mm,
-                f"null or {SPACING_LIMITS[0]} to {SPACING_LIMITS[1]} mm",
-            )
+        low, high = SPACING_LIMITS
+        for key, value in (("spacing_mm", self.spacing_mm), ("slice_mm", self.slice_mm)):
+            require(value is None or low <= value <= high, key, value, f"null or {low} to {high} mm")
 
     @property
     def name(self) -> str:
         spacing = "native" if self.spacing_mm is None else f"{self.spacing_mm:g}mm"
-        return f"{spacing}-{self.height}x{self.width}"
+        slices = "" if self.slice_mm is None else f"-slices-{self.slice_mm:g}mm"
+        return f"{spacing}-{self.height}x{self.width}{slices}"
+
+    def slices(self, depth: int, affine: Affine) -> int:
+        """At most so many hold a volume of that depth."""
+        return depth if self.slice_mm is None else _count((0, depth), _step(self.slice_mm, _sizes(affine)[2]))
 
     def place(self, brain_DHW: NDArray[np.bool_], affine: Affine, *, grow: bool = False) -> "Placement":
         """Centre the brain's box in the plane, and keep the slices that the brain reaches.
 
         `grow`: a brain too large for the grid gets a larger one of the same spacing, and is not shrunk to fit.
         """
-        z, y, x = (_extent(brain_DHW, axis) for axis in range(3))
-        dx, dy = np.linalg.norm(affine[:3, :2], axis=0).tolist()
-        grid_HW = (self.height, self.width)
+        z, y, x = extents = tuple(_extent(brain_DHW, axis) for axis in range(3))
+        dx, dy, dz = _sizes(affine)
+        step = 1.0 if self.slice_mm is None else _step(self.slice_mm, dz)
+        height, width = self.height, self.width
         if grow:
-            steps = (1.0, 1.0) if self.spacing_mm is None else (self.spacing_mm / dy, self.spacing_mm / dx)
-            needed = [math.ceil((e[1] - e[0]) / step) for e, step in zip((y, x), steps, strict=True)]
-            grid_HW = (max(self.height, needed[0]), max(self.width, needed[1]))
+            steps = (1.0, 1.0) if self.spacing_mm is None else (_step(self.spacing_mm, dy), _step(self.spacing_mm, dx))
+            height, width = max(height, _count(y, steps[0])), max(width, _count(x, steps[1]))
         else:
             steps = self._steps(y[1] - y[0], x[1] - x[0], dy, dx)
-        starts = (_start(y, grid_HW[0], steps[0]), _start(x, grid_HW[1], steps[1]))
-        depth, height, width = brain_DHW.shape
-        return Placement(shape_DHW=(depth, height, width), z=z, start_yx=starts, step_yx=steps, grid_HW=grid_HW)
+        grid, steps_zyx = (_count(z, step), height, width), (step, *steps)
+        starts = [_start(*each) for each in zip(extents, grid, steps_zyx, strict=True)]
+        return Placement(
+            shape_DHW=cast(tuple[int, int, int], brain_DHW.shape),
+            grid_DHW=grid,
+            start_zyx=(starts[0], starts[1], starts[2]),
+            step_zyx=steps_zyx,
+        )
 
     def _steps(self, height: int, width: int, dy: float, dx: float) -> tuple[float, float]:
         """Voxels from one grid row, and column, to the next."""
@@ -157,23 +166,37 @@ class Grid:
                 f"take a larger grid, or a grid.spacing_mm of {math.ceil(100 * needed) / 100:g} or more"
             )
         spacing = max(self.spacing_mm, needed)
-        return spacing / dy, spacing / dx
+        return _step(spacing, dy), _step(spacing, dx)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where a subject's volume lies on the grid: row i of the grid is voxel row start + i * step."""
+    """Where a subject's volume lies on the grid: its index i along an axis is the voxel start + i * step."""
 
     shape_DHW: tuple[int, int, int]  # of the subject's whole volume
-    z: tuple[int, int]  # its slices on the grid, from and up to
-    start_yx: tuple[float, float]
-    step_yx: tuple[float, float]
-    grid_HW: tuple[int, int]
+    grid_DHW: tuple[int, int, int]
+    start_zyx: tuple[float, float, float]
+    step_zyx: tuple[float, float, float]
+
+    @property
+    def z(self) -> tuple[int, int]:
+        """The volume's slices that are the grid's, from and up to; where slices keep their own distance."""
+        assert self.step_zyx[0] == 1.0, "slices of another distance are no slices of the volume"
+        first = int(self.start_zyx[0])
+        return first, first + self.grid_DHW[0]
+
+    def slice_at(self, z: int) -> int:
+        """The volume's slice that is nearest to one of the grid."""
+        return min(self.shape_DHW[0] - 1, max(0, round(self.start_zyx[0] + z * self.step_zyx[0])))
 
     def to_grid(self, data_DHW: NDArray[Any]) -> Array:
-        """Volume to grid: exact for native spacing, else bilinear with antialiasing; beyond the image is 0."""
-        rows, columns = self._weights_to()
-        return cast(Array, rows @ data_DHW[..., slice(*self.z), :, :].astype(np.float32) @ columns.T)
+        """Volume to grid: exact where voxels keep their size, else linear with antialiasing; beyond the image is 0."""
+        rows, columns = self._weights_to(1), self._weights_to(2)
+        if self.step_zyx[0] == 1.0:
+            part_DHW = data_DHW[..., slice(*self.z), :, :].astype(np.float32)
+        else:
+            part_DHW = _along_slices(self._weights_to(0), data_DHW)
+        return cast(Array, rows @ part_DHW @ columns.T)
 
     def labels_to_grid(self, labels_DHW: NDArray[Any]) -> NDArray[np.uint8]:
         """As `to_grid` for a map of small whole numbers: each pixel takes the label that covers most of it."""
@@ -185,24 +208,29 @@ class Placement:
     def from_grid(self, stack_DHW: NDArray[Any]) -> Array:
         """Grid to the subject's whole volume, 0 where the grid does not reach."""
         rows, columns = self.weights_from()
+        part_DHW = cast(Array, rows @ stack_DHW.astype(np.float32) @ columns.T)
+        if self.step_zyx[0] != 1.0:
+            return _along_slices(self._weights_from(0), part_DHW)
         data_DHW = np.zeros((*stack_DHW.shape[:-3], *self.shape_DHW), np.float32)
-        data_DHW[..., slice(*self.z), :, :] = rows @ stack_DHW.astype(np.float32) @ columns.T
+        data_DHW[..., slice(*self.z), :, :] = part_DHW
         return data_DHW
-
-    def _weights_to(self) -> tuple[Array, Array]:
-        _, height, width = self.shape_DHW
-        return (
-            _weights(self.start_yx[0] + self.step_yx[0] * np.arange(self.grid_HW[0]), height, self.step_yx[0]),
-            _weights(self.start_yx[1] + self.step_yx[1] * np.arange(self.grid_HW[1]), width, self.step_yx[1]),
-        )
 
     def weights_from(self) -> tuple[Array, Array]:
         """`from_grid` in the plane, as matrices: image = rows @ grid @ columns.T."""
-        _, height, width = self.shape_DHW
-        return (
-            _weights((np.arange(height) - self.start_yx[0]) / self.step_yx[0], self.grid_HW[0], 1 / self.step_yx[0]),
-            _weights((np.arange(width) - self.start_yx[1]) / self.step_yx[1], self.grid_HW[1], 1 / self.step_yx[1]),
-        )
+        return self._weights_from(1), self._weights_from(2)
+
+    def _weights_to(self, axis: int) -> Array:
+        start, step = self.start_zyx[axis], self.step_zyx[axis]
+        return _weights(start + step * np.arange(self.grid_DHW[axis]), self.shape_DHW[axis], step)
+
+    def _weights_from(self, axis: int) -> Array:
+        start, step = self.start_zyx[axis], self.step_zyx[axis]
+        return _weights((np.arange(self.shape_DHW[axis]) - start) / step, self.grid_DHW[axis], 1 / step)
+
+
+def within(values: Array, share: Array) -> Array:
+    """Means over the brain alone, of what was resampled with 0 outside of it; `share`: its mask, resampled too."""
+    return np.divide(values, share, out=np.zeros_like(values), where=share > LEAST_SHARE)
 
 
 def _weights(at_N: NDArray[np.floating[Any]], size: int, step: float) -> Array:
@@ -217,6 +245,13 @@ def _weights(at_N: NDArray[np.floating[Any]], size: int, step: float) -> Array:
     return matrix
 
 
+def _along_slices(weights: Array, data_DHW: NDArray[Any]) -> Array:
+    """The slices of a volume, or of several, resampled."""
+    *several, depth, height, width = data_DHW.shape
+    lines = data_DHW.reshape(*several, depth, height * width).astype(np.float32)
+    return cast(Array, (weights @ lines).reshape(*several, len(weights), height, width))
+
+
 def _extent(mask_DHW: NDArray[np.bool_], axis: int) -> tuple[int, int]:
     reached = np.flatnonzero(mask_DHW.any(axis=tuple(a for a in range(3) if a != axis)))
     if not len(reached):
@@ -224,8 +259,25 @@ def _extent(mask_DHW: NDArray[np.bool_], axis: int) -> tuple[int, int]:
     return int(reached[0]), int(reached[-1]) + 1
 
 
+def _sizes(affine: Affine) -> tuple[float, float, float]:
+    """Of a voxel, x, y and z in mm."""
+    dx, dy, dz = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    return dx, dy, dz
+
+
+def _step(wanted_mm: float, own_mm: float) -> float:
+    """Voxels from one index of the grid to the next."""
+    step = wanted_mm / own_mm
+    return 1.0 if abs(step - 1) <= _SAME else step
+
+
+def _count(extent: tuple[int, int], step: float) -> int:
+    """So many steps reach over an extent."""
+    return math.ceil((extent[1] - extent[0]) / step - _SAME)
+
+
 def _start(extent: tuple[int, int], size: int, step: float) -> float:
-    """Voxel at grid index 0 that centres the extent; a whole voxel for native spacing, so that nothing is blurred."""
+    """Voxel at grid index 0 that centres the extent; a whole voxel where voxels keep their size: nothing is blurred."""
     start = (extent[0] + extent[1] - 1) / 2 - step * (size - 1) / 2
     return float(math.ceil(start)) if step == 1.0 else start
 

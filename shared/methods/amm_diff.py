@@ -2,8 +2,9 @@
 
 Phase `pretext` teaches the encoder (IFFN) to see the complete subject in a patch-masked one; phase `translate` trains
 encoder and diffusion U-Net end to end, reconstructing every existing modality from a random shown subset. With
-`anchor=ridge` a phase `anchor` comes first: the linear prediction of the hidden modalities, solved from sums that the
-sites pool exactly; the network then sees it and predicts around it.
+an `anchor` a phase of sums comes first, which the sites pool exactly: what is hidden, as a mixture of tissues (or a
+linear regression) tells it. The network then sees that and predicts around it; of the mixture it also moves the shares
+of the tissues, by what it sees around a pixel.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from shared.base.vocabulary import SHARED, Owner, source, target
 from shared.data.missing import random_shown
 from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.samplers import Guess, Kind, Sampler, draw, from_noise
-from shared.methods.anchors.mixture import COMPONENTS, ITERATIONS, Mixture
+from shared.methods.anchors.mixture import COMPONENTS, ITERATIONS, Mixture, Told
 from shared.methods.anchors.ridge import PatchRidge
 from shared.methods.contract import Method, Network
 from shared.methods.nets.iffn import IFFN, IffnShape, PlainEncoder, Predictor
@@ -42,6 +43,7 @@ SIZES: Mapping[str, tuple[IffnShape, UNetShape]] = {
     ),
     "paper": (IffnShape(width=64, out=32), UNetShape(base=128, mult=(1, 1, 2, 3, 4), blocks=2, attention=2)),
 }
+SPREAD = 5.0  # what brings the mixture's standard deviations to about 1
 ENCODERS: Mapping[str, type[IFFN] | type[PlainEncoder]] = {"iffn": IFFN, "unet": PlainEncoder}
 
 
@@ -55,6 +57,7 @@ class AmmDiff(Method):
     times: int = 1000
     noisiest: float = 0.0  # share of samples at the last time, which the sampler `mean` reads; the others are uniform
     outside: float = 1.0  # weight of pixels outside the brain
+    shown: float = 1.0  # weight of modalities that are shown
     hide_target: float = 0.0  # chance that an existing modality is treated as if it had no ground truth
     mask_patch: int = 16  # pretext: side of the masked patches, in pixels
     mask_ratio: float = 0.6  # pretext: part of the patches that are masked, in each modality for itself
@@ -70,7 +73,7 @@ class AmmDiff(Method):
         Method.__post_init__(self)
         require(len(self.modalities) >= 2, "modalities", self.modalities, "at least two")
         require(self.times >= 2, "times", self.times, "2 or more")
-        for key in ("noisiest", "outside", "hide_target", "mask_ratio", "drop"):
+        for key in ("noisiest", "outside", "shown", "hide_target", "mask_ratio", "drop"):
             require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
         require(self.mask_patch >= 1, "mask_patch", self.mask_patch, "1 or more")
         require(self.ridge_patch % 2 == 1, "ridge_patch", self.ridge_patch, "odd")
@@ -105,15 +108,15 @@ class AmmDiff(Method):
         if phase == "anchor":
             return owners
         for name, seen in net.encoder.sources(self.modalities).items():
-            owners[f"encoder.{name}"] = Cut(dim=1, owners=tuple(map(source, seen)))
+            if self.anchor == "none" or name == IFFN.EDGES:  # an anchor fills the images in: they are there for all
+                owners[f"encoder.{name}"] = Cut(dim=1, owners=tuple(map(source, seen)))
         if phase == "translate":
             area = net.unet.shape.patch**2  # space to depth keeps a channel's pixels together
             targets = [target(m) for m in self.modalities]
-            anchors = [SHARED] * (net.linear_channels)  # like the map, there for every sample
-            stem = [owner for owner in (*targets, *anchors, *targets) for _ in range(area)]
-            stem += [SHARED] * net.map_channels
-            rows = tuple(owner for owner in targets for _ in range(area))
-            owners["unet.stem.weight"] = Cut(dim=1, owners=tuple(stem))
+            if self.anchor == "none":  # an anchor is there for every sample, and stands in for what has no truth
+                stem = [owner for owner in (*targets, *targets) for _ in range(area)]
+                owners["unet.stem.weight"] = Cut(dim=1, owners=(*stem, *[SHARED] * net.map_channels))
+            rows = tuple(owner for owner in (*targets, *[SHARED] * net.tissues) for _ in range(area))
             owners["unet.out.weight"] = Cut(dim=0, owners=rows)
             owners["unet.out.bias"] = Cut(dim=0, owners=rows)
         return owners
@@ -138,12 +141,15 @@ class AmmDiff(Method):
             random_shown(complete_BM, generator, proper=True),
             complete_BM,
         )
-        open_BMHW = kept_BM[:, :, None, None] & self._open_patches(images_BMHW, generator)
+        open_BMHW = self._open_patches(images_BMHW, generator)
+        edges_open_BMHW = kept_BM[:, :, None, None] & open_BMHW
         with autocast(images_BMHW.device, self.precision):
-            seen = [torch.where(open_BMHW, x, 0.0) for x in (images_BMHW, edges_BMHW)]
-            guess_BCHW = net.predictor(net.encoder(*seen, kept_BM)).float()
+            seen = torch.where(open_BMHW, net.filled(_shown(images_BMHW, kept_BM), kept_BM), 0.0)
+            guess_BCHW = net.predictor(
+                net.encoder(seen, torch.where(edges_open_BMHW, edges_BMHW, 0.0), kept_BM)
+            ).float()
             with torch.no_grad():
-                fixed_BCHW = net.encoder(images_BMHW, edges_BMHW, complete_BM).float()
+                fixed_BCHW = net.encoder(net.filled(images_BMHW, complete_BM), edges_BMHW, complete_BM).float()
         spread = fixed_BCHW.std(dim=(0, 2, 3)).mean()  # goes to 0 when all maps become one: the trivial solution
         return Losses(
             loss_B=1 - F.cosine_similarity(guess_BCHW, fixed_BCHW, dim=1).mean(dim=(1, 2)),
@@ -166,27 +172,30 @@ class AmmDiff(Method):
     def _translate(self, net: "AmmDiffNet", batch: Batch, generator: torch.Generator) -> Losses:
         """Mean over the existing modalities and pixels of the network's squared error, for every sample alone."""
         device = batch.images_BMHW.device
-        shown_BM = random_shown(batch.shown_BM, generator)
+        shown_BM = random_shown(batch.shown_BM, generator, proper=self.anchor != "none")
         spared = _uniform(batch.exists_BM.shape, device, generator) >= self.hide_target
         wanted_BM = batch.exists_BM & (spared | shown_BM)
         x0 = 2 * _shown(batch.images_BMHW, wanted_BM) - 1
+        with autocast(device, self.precision):
+            condition = net.condition(batch.images_BMHW, shown_BM)
+        if condition.anchor is not None:  # stands in for what has no truth, as it does at the start of a synthesis
+            x0 = torch.where(wanted_BM[:, :, None, None], x0, condition.anchor)
         t_B = self._times(len(x0), device, generator)
         eps = torch.randn(x0.shape, generator=generator, device=device)
         x_t = self._schedule.noised(x0, t_B, eps)
         with autocast(device, self.precision):
-            condition = net.condition(batch.images_BMHW, shown_BM)
-            raw = self._raw(net, x_t, t_B, condition, wanted_BM)
-        wanted = self._wanted(x_t, t_B, x0, eps, condition.anchor)
-        error = torch.where(wanted_BM[:, :, None, None], (raw - wanted).square(), 0.0)
+            raw, anchor = self._raw(net, x_t, t_B, condition, wanted_BM)
+        wanted = self._wanted(x_t, t_B, x0, eps, anchor)
+        weight_BM = torch.where(shown_BM, self.shown, 1.0) * wanted_BM
+        error = torch.where(weight_BM[:, :, None, None] > 0, (raw - wanted).square(), 0.0)
 
         inside = brain(batch.images_BMHW, batch.exists_BM)
-        weight = torch.where(inside, 1.0, self.outside)
-        total_B = weight.sum(dim=(1, 2, 3)) * wanted_BM.sum(1)
+        weight = torch.where(inside, 1.0, self.outside) * weight_BM[:, :, None, None]
         return Losses(
-            loss_B=(error * weight).sum(dim=(1, 2, 3)) / total_B.clamp(min=1e-6),
+            loss_B=(error * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)).clamp(min=1e-6),
             gave={
-                **self._gave(wanted_BM.any(1), shown_BM),
-                **{target(m): wanted_BM[:, i] for i, m in enumerate(self.modalities)},
+                **self._gave((weight_BM > 0).any(1), shown_BM),
+                **{target(m): weight_BM[:, i] > 0 for i, m in enumerate(self.modalities)},
             },
         )
 
@@ -210,11 +219,19 @@ class AmmDiff(Method):
             return self._schedule.given(x_t, t_B, 0.0, 1.0)
         return self._schedule.given(x_t, t_B, anchor, self.ridge_error)
 
-    def _raw(self, net: "AmmDiffNet", x_t: Tensor, t_B: Tensor, condition: "Condition", exists_BM: Tensor) -> Tensor:
-        """`eps` hears x_t itself; `v` hears the prior's mean, in which noise fades as it stops telling anything."""
+    def _raw(
+        self, net: "AmmDiffNet", x_t: Tensor, t_B: Tensor, condition: "Condition", exists_BM: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the network says, and the anchor once it had its say in it.
+
+        `eps` hears x_t itself; `v` hears the prior's mean, in which noise fades as it stops telling anything.
+        """
+        M = len(self.modalities)
         heard = x_t if self.parameterisation == "eps" else self._prior(x_t, t_B, condition.anchor)[0]
-        out: Tensor = net(heard, t_B, condition.map, exists_BM, condition.linear)
-        return out.float()
+        out: Tensor = net(heard, t_B, condition.map, exists_BM, condition.told).float()
+        if net.tissues == 0 or condition.mixture is None:
+            return out, condition.anchor
+        return out[:, :M], 2 * condition.mixture.weighed(out[:, M:]) - 1
 
     def _wanted(self, x_t: Tensor, t_B: Tensor, x0: Tensor, eps: Tensor, anchor: Tensor | None) -> Tensor:
         """eps; or what is left of x0, in the prior's sd. With x0 ~ N(0, 1) that is v: (alpha x_t - x0) / sigma."""
@@ -258,8 +275,8 @@ class AmmDiff(Method):
         def denoise(x_t: Tensor, t: int) -> Guess:
             t_B = torch.full((len(x_t),), t, device=x_t.device)
             with autocast(x_t.device, self.precision):
-                raw = self._raw(net, x_t, t_B, condition, everything_BM)
-            return self._guess(x_t, t_B, raw, condition.anchor)
+                raw, anchor = self._raw(net, x_t, t_B, condition, everything_BM)
+            return self._guess(x_t, t_B, raw, anchor)
 
         noise = normal(images_BMHW.float(), generator)
         x0 = draw(denoise, self._schedule, noise, sampler, generator, self.samplers)
@@ -271,12 +288,9 @@ class Condition:
     """All that the denoiser is told about the shown images; made once per image."""
 
     map: Tensor  # the unified map
-    linear: Tensor | None  # the anchor in [0, 1], as the network sees it
-
-    @property
-    def anchor(self) -> Tensor | None:
-        """The linear prediction on the scale of x_0, [-1, 1]."""
-        return None if self.linear is None else 2 * self.linear - 1
+    anchor: Tensor | None = None  # on the scale of x_0, [-1, 1]
+    told: Tensor | None = None  # all of the anchor that the network sees
+    mixture: Told | None = None
 
 
 class AmmDiffNet(Network):
@@ -288,41 +302,58 @@ class AmmDiffNet(Network):
         self.encoder: IFFN | PlainEncoder = ENCODERS[options.encoder](M, iffn, patch=shape.patch)
         self.predictor = Predictor(iffn.out) if options.pretext else None
         self.anchor: PatchRidge | Mixture | None = None
+        self.tissues = 0  # kinds that the network has a say in
+        beside = M  # channels beside x: which modalities have a truth, or what the anchor tells
         if options.anchor == "ridge":
             self.anchor = PatchRidge(M, patch=options.ridge_patch, strength=options.ridge_strength)
+            beside = 2 * M
         elif options.anchor == "mixture":
             self.anchor = Mixture(M, options.components)
-        self.map_channels, self.linear_channels = iffn.out, M if self.anchor is not None else 0
-        self.unet = UNet(M + self.linear_channels + M, M, shape, context=self.map_channels)
+            self.tissues = options.components if options.parameterisation == "v" else 0
+            beside = 3 * M + options.components
+        self.map_channels, self.told_channels = iffn.out, beside if self.anchor is not None else 0
+        self.unet = UNet(M + beside, M + self.tissues, shape, context=self.map_channels)
         self.multiple = max(self.encoder.multiple, shape.multiple)  # of the images' height and width
 
     def condition(self, images_BMHW: Tensor, shown_BM: Tensor) -> Condition:
         images_BMHW = _shown(images_BMHW, shown_BM)
-        map_BCHW = self.encoder(images_BMHW, spectral(images_BMHW, shown_BM), shown_BM)
-        return Condition(map=map_BCHW, linear=None if self.anchor is None else self.anchor(images_BMHW, shown_BM))
+        mixture = self.anchor.tell(images_BMHW, shown_BM) if isinstance(self.anchor, Mixture) else None
+        filled_BMHW = self.filled(images_BMHW, shown_BM) if mixture is None else mixture.mean_BMHW
+        map_BCHW = self.encoder(filled_BMHW, spectral(images_BMHW, shown_BM), shown_BM)
+        if self.anchor is None:
+            return Condition(map=map_BCHW)
+        anchor = 2 * filled_BMHW - 1
+        told = [anchor, shown_BM[:, :, None, None].to(anchor.dtype).expand_as(anchor)]
+        if mixture is not None:
+            told += [SPREAD * mixture.sd_BMHW, mixture.share_BKHW]
+        return Condition(map=map_BCHW, anchor=anchor, told=torch.cat(told, 1), mixture=mixture)
+
+    def filled(self, images_BMHW: Tensor, shown_BM: Tensor) -> Tensor:
+        """What is hidden as the anchor tells it; without one, blank."""
+        return images_BMHW if self.anchor is None else self.anchor(images_BMHW, shown_BM)
 
     def forward(
-        self, x_BMHW: Tensor, t_B: Tensor, map_BCHW: Tensor, exists_BM: Tensor, linear_BMHW: Tensor | None = None
+        self, x_BMHW: Tensor, t_B: Tensor, map_BCHW: Tensor, exists_BM: Tensor, told_BCHW: Tensor | None = None
     ) -> Tensor:
-        """The denoiser: what is exported. A modality without ground truth is blank at its input."""
-        exists_BM11 = exists_BM[:, :, None, None]
-        x_BMHW = torch.where(exists_BM11, x_BMHW, 0.0)
-        code_BMHW = exists_BM11.to(x_BMHW.dtype).expand_as(x_BMHW)
-        linear = [] if linear_BMHW is None else [linear_BMHW]
-        out: Tensor = self.unet(torch.cat([x_BMHW, *linear, code_BMHW], dim=1), t_B, map_BCHW)
+        """The denoiser: what is exported. Without an anchor, a modality that has no ground truth is blank."""
+        if told_BCHW is None:
+            exists_BM11 = exists_BM[:, :, None, None]
+            x_BMHW = torch.where(exists_BM11, x_BMHW, 0.0)
+            told_BCHW = exists_BM11.to(x_BMHW.dtype).expand_as(x_BMHW)
+        out: Tensor = self.unet(torch.cat([x_BMHW, told_BCHW], dim=1), t_B, map_BCHW)
         return out
 
     def example(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
         """Inputs that `forward` takes, for exporters."""
         patch = self.unet.shape.patch
-        M = self.unet.out.out_channels // patch**2
+        M = self.unet.out.out_channels // patch**2 - self.tissues
         inputs = (
             torch.zeros(batch, M, height, width),
             torch.zeros(batch, dtype=torch.long),
             torch.zeros(batch, self.map_channels, height // patch, width // patch),
             torch.ones(batch, M, dtype=torch.bool),
         )
-        return inputs if self.anchor is None else (*inputs, torch.zeros(batch, M, height, width))
+        return inputs if self.anchor is None else (*inputs, torch.zeros(batch, self.told_channels, height, width))
 
 
 def _shown(images_BMHW: Tensor, shown_BM: Tensor) -> Tensor:

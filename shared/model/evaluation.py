@@ -42,12 +42,13 @@ Fill: TypeAlias = Callable[[Tensor, Tensor, Keys, Clinical], Filled]  # the same
 Either: TypeAlias = Callable[[Tensor, Tensor, Keys, Clinical], Tensor | Filled]
 Never: TypeAlias = Mapping[SiteName, tuple[Modality, ...]]  # what no training subject of a site has
 
-MEAN, RIDGE, MIXTURE, ALONE = "mean image", "patch ridge", "mixture", "alone"
+MEAN, RIDGE, HATS, MIXTURE, ALONE = "mean image", "patch ridge", "hat ridge", "mixture", "alone"
 MEASURED: Mapping[str, tuple[str, ...]] = {
-    "brain": ("psnr", "ssim", "mse", "mae", "nmi"),
+    "brain": ("psnr", "psnr_fitted", "ssim", "mse", "mae", "nmi"),
     "lesion": ("psnr", "mse"),
 }
 TEXTURE = "wasserstein"
+LEVELS = 8  # hats of the hat ridge
 POOL = 64  # slices at once for the floors' sums
 
 
@@ -133,6 +134,7 @@ def floors(
     made: Mapping[str, Callable[[], MeanImage | PatchRidge | Mixture]] = {
         MEAN: lambda: MeanImage(len(modalities), grid.height, grid.width),
         RIDGE: lambda: PatchRidge(len(modalities)),
+        HATS: lambda: PatchRidge(len(modalities), levels=LEVELS),
         MIXTURE: lambda: Mixture(len(modalities), COMPONENTS),
     }
     with torch.random.fork_rng(devices=[]):
@@ -148,10 +150,12 @@ def floors(
             if not totals:
                 raise DataError(f"training cohorts: no subject of split train has any of {', '.join(modalities)}")
             net.settle(totals)
-    return {name: _floor(net) for name, net in nets.items()}
+    return {name: of_slices(net) for name, net in nets.items()}
 
 
-def _floor(net: nn.Module) -> Filler:
+def of_slices(net: nn.Module) -> Filler:
+    """What is hidden, slice by slice, by a network without noise."""
+
     def fill_all(images_MDHW: Tensor, shown_M: Tensor, keys: Keys, clinical: Clinical) -> Tensor:
         images_DMHW = images_MDHW.transpose(0, 1)
         with torch.no_grad():

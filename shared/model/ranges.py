@@ -19,14 +19,19 @@ LEAST_SUBJECTS = 2
 WIDTH = 0.1  # of an intensity's range, at least: two subjects don't show how far subjects differ
 FACTOR = 1.3  # of a size's range, at least, between its ends
 UNUSUAL, FAR = 0.5, 2.0  # widths beyond an end: said, refused
-HUMAN: Mapping[
-    str, tuple[float, float]
-] = {  # where a bundle says nothing: heads of children and adults, usual scanners
+HUMAN: Mapping[str, tuple[float, float]] = {  # where a bundle says nothing: children to adults, usual scanners
     "brain volume in ml": (500.0, 2200.0),
     "slice distance in mm": (0.3, 8.0),
-    "pixel size in mm": (0.2, 3.0),
+    "pixel size in mm": (0.2, 3.75),
     "width in mm": (90.0, 180.0),
     "length in mm": (110.0, 220.0),
+}
+SIZES: Mapping[str, tuple[str, str]] = {  # below and above, in words
+    "brain volume in ml": ("brain smaller", "brain larger"),
+    "slice distance in mm": ("slices closer", "slices further apart"),
+    "pixel size in mm": ("pixels finer", "pixels coarser"),
+    "width in mm": ("brain narrower", "brain wider"),
+    "length in mm": ("brain shorter", "brain longer"),
 }
 
 Case = Mapping[str, Mapping[str, float]]  # "geometry" or a modality: name to value
@@ -34,24 +39,24 @@ Case = Mapping[str, Mapping[str, float]]  # "geometry" or a modality: name to va
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One value that lies outside, and how."""
+    """A modality, or a size, that lies outside: what that means, and the figures."""
 
-    text: str
+    words: str  # such as "T2 darker"
+    figures: tuple[str, ...]
     far: bool
 
 
 def measure(loaded: Loaded) -> Case:
     """The numbers of one subject, of the modalities that it has."""
-    steps = np.linalg.norm(loaded.affine[:3, :3], axis=0)
-    x, y, z = (float(s) for s in steps)
-    dy, dx = y * loaded.placement.step_yx[0], x * loaded.placement.step_yx[1]
-    voxel = abs(float(np.linalg.det(loaded.affine[:3, :3]))) * dy * dx / (y * x)
+    z, y, x = (float(size) for size in np.linalg.norm(loaded.affine[:3, 2::-1], axis=0))
+    dz, dy, dx = (size * step for size, step in zip((z, y, x), loaded.placement.step_zyx, strict=True))
+    voxel = abs(float(np.linalg.det(loaded.affine[:3, :3]))) * math.prod(loaded.placement.step_zyx)
     brain = loaded.brain_DHW
     rows, columns = (np.flatnonzero(brain.any(axis=axes)) for axes in ((0, 2), (0, 1)))
     geometry = {
         "brain volume in ml": float(brain.sum()) * voxel / 1000,
-        "slice distance in mm": z,
-        "pixel size in mm": (x * y) ** 0.5,
+        "slice distance in mm": dz,
+        "pixel size in mm": (dx * dy) ** 0.5,
         "width in mm": (columns[-1] - columns[0] + 1) * dx,
         "length in mm": (rows[-1] - rows[0] + 1) * dy,
     }
@@ -80,35 +85,68 @@ def source_of(ranges: Any) -> str:
 
 
 def judge(ranges: Any, case: Case) -> tuple[Finding, ...]:
-    """What of an input lies outside of a bundle's ranges. Without them, an unlikely geometry is said, never refused."""
+    """What of an input lies outside of a bundle's ranges. Without them, an unlikely geometry is said, never refused.
+
+    A modality is judged by the mean over its quantiles: a single tail differs from scanner to scanner, all of them in
+    another contrast (docs/log.md, "2026-11-30 Real patients through a demo's bundle").
+    """
+    geometry = case["geometry"]
     if not _usable(ranges):
-        outside = {n: case["geometry"][n] for n, (lo, hi) in HUMAN.items() if not lo <= case["geometry"][n] <= hi}
+        outside = {n: geometry[n] for n, (low, high) in HUMAN.items() if not low <= geometry[n] <= high}
         return tuple(
-            Finding(text=f"{n} is {v:.3g}: usual are {HUMAN[n][0]:g} to {HUMAN[n][1]:g}", far=False)
+            Finding(
+                words=SIZES[n][v > HUMAN[n][1]],
+                figures=(f"{n} is {v:.3g}: usual are {HUMAN[n][0]:g} to {HUMAN[n][1]:g}",),
+                far=False,
+            )
             for n, v in outside.items()
         )
-    findings = []
-    for part, values in case.items():
-        for name, value in values.items():
-            limits = cast(Mapping[str, Any], ranges["limits"]).get(part, {}).get(name)
-            if limits is None:
-                continue
-            low, high = map(float, limits)
-            beyond = _beyond(value, low, high, log=part == "geometry")
-            if beyond > UNUSUAL:
-                what = name if part == "geometry" else f"{part}: its {name} in the brain"
-                text = f"{what} is {value:.3g}, trained on {low:.3g} to {high:.3g} ({ranges['from']})"
-                findings.append(Finding(text=text, far=beyond > FAR))
-    return tuple(findings)
+    limits = cast(Mapping[str, Mapping[str, Sequence[float]]], ranges["limits"])
+    findings = [
+        _finding(SIZES[n], {n: v}, {n: limits["geometry"][n]}, n, log=True)
+        for n, v in geometry.items()
+        if n in limits.get("geometry", {})
+    ]
+    findings += [
+        _finding((f"{m} darker", f"{m} brighter"), values, limits[m], f"{m}: its {{}} in the brain")
+        for m, values in case.items()
+        if m != "geometry" and m in limits
+    ]
+    return tuple(finding for finding in findings if finding is not None)
+
+
+def _finding(
+    ways: tuple[str, str],
+    values: Mapping[str, float],
+    limits: Mapping[str, Sequence[float]],
+    called: str,
+    *,
+    log: bool = False,
+) -> Finding | None:
+    """Of numbers that are judged together; `ways`: what it is called below and above."""
+    apart = {n: _beyond(v, *map(float, limits[n]), log=log) for n, v in values.items() if n in limits}
+    beyond = sum(map(abs, apart.values())) / max(1, len(apart))
+    if beyond <= UNUSUAL:
+        return None
+    one_way = len({d > 0 for d in apart.values() if d}) == 1
+    return Finding(
+        words=ways[sum(apart.values()) > 0] if one_way else f"{ways[0].partition(' ')[0]} of another contrast",
+        figures=tuple(
+            f"{called.format(n)} is {values[n]:.3g}, trained on {limits[n][0]:.3g} to {limits[n][1]:.3g}"
+            for n, d in apart.items()
+            if abs(d) > UNUSUAL
+        ),
+        far=beyond > FAR,
+    )
 
 
 def _beyond(value: float, low: float, high: float, *, log: bool) -> float:
-    """How far outside, in widths of the range; 0 inside."""
+    """How far outside, in widths of the range, with its sign; 0 inside."""
     least = WIDTH
     if log:
         value, low, high = (math.log(max(number, 1e-6)) for number in (value, low, high))
         least = math.log(FACTOR)
-    return max(0.0, low - value, value - high) / max(high - low, least)
+    return (max(0.0, value - high) - max(0.0, low - value)) / max(high - low, least)
 
 
 def _usable(ranges: Any) -> bool:

@@ -1,7 +1,8 @@
 """Scores as files: a tidy table, a summary, what the federation bought, and two figures.
 
 scores.csv      model, site, shown, target, region, metric, per (volume | slice), value, n
-bought.csv      task, region, model, psnr, lead of the first model over it with its 95 % interval, subjects
+bought.csv      task, region, model, psnr, the same after one gain and offset a volume (in the brain), lead of the first
+                model over it with its 95 % interval, subjects
 summary.json    the headlines, and how they were measured
 heat_map.png    PSNR of the first model by shown subset and target
 bought.png      the first model beside the others
@@ -24,7 +25,8 @@ from shared.model.evaluation import TEXTURE, Never
 from shared.model.tables import Column, Frame, Printable, compare, records, screen, stacked, write_csv
 
 SCORES = ("model", "site", "shown", "target", "region", "metric", "per", "value", "n")
-BOUGHT = ("task", "region", "model", "psnr", "lead", "low", "high", "subjects")
+BOUGHT = ("task", "region", "model", "psnr", "fitted", "lead", "low", "high", "subjects")
+FIGURES = "PSNR in dB (after one gain and offset a volume); differences with 95 % intervals over subjects"
 MOST_BY_SITE = 8  # groups of bars
 
 
@@ -79,20 +81,27 @@ def untrainable(scores: Frame, never: Never, site: SiteName | None = None) -> Fr
 
 def bought(scores: Frame, modalities: Sequence[Modality], never: Never) -> Frame:
     """The first model against all others, in dB of PSNR per volume: one hidden modality, and what each site can't train
-    by itself. `only` is the site that a task is of, "" for all.
+    by itself. `only` is the site that a task is of, "" for all; `fitted` is the PSNR after one gain and offset.
     """
-    psnr = scores[scores["metric"] == "psnr"].assign(value=scores["volume"])
     models = list(dict.fromkeys(scores["model"]))
+    line = ["task", "only", "region"]
+    found, fitted = (
+        compare(_of_tasks(scores, metric, modalities, never), line, "model", ["site", "subject"], models[0])
+        for metric in ("psnr", "psnr_fitted")
+    )
+    every = found[line].drop_duplicates().merge(tables.tidy([(m,) for m in models], ["model"]), how="cross")
+    after = fitted[[*line, "model", "mean"]].rename(columns={"mean": "fitted"})
+    return every.merge(found, how="left").merge(after, how="left")
+
+
+def _of_tasks(scores: Frame, metric: str, modalities: Sequence[Modality], never: Never) -> Frame:
+    psnr = scores[scores["metric"] == metric].assign(value=scores["volume"])
     tasks = [("one hidden, all others shown", "", one_hidden(psnr, modalities))]
     for site, lacking in never.items():
         if lacking:
             tasks.append((f"{site}: never acquires {', '.join(lacking)}", site, untrainable(psnr, never, site)))
     tasks.append(("what a site never acquires", "", untrainable(psnr, never)))
-    asked = stacked(part.assign(task=name, only=site) for name, site, part in tasks)
-    line = ["task", "only", "region"]
-    found = compare(asked, line, "model", ["site", "subject"], models[0])
-    every = found[line].drop_duplicates().merge(tables.tidy([(m,) for m in models], ["model"]), how="cross")
-    return every.merge(found, how="left")
+    return stacked(part.assign(task=name, only=site) for name, site, part in tasks)
 
 
 def headlines(lines: Frame) -> dict[str, float]:
@@ -106,9 +115,15 @@ def headlines(lines: Frame) -> dict[str, float]:
 
 def printable(lines: Frame) -> Printable:
     models = list(dict.fromkeys(lines["model"]))
-    cells = [Column(model, model, tables.mean(2)) for model in models]
+    cells = [Column(model, model, _with_fitted) for model in models]
     cells += [Column(f"{models[0]} - {model}", model, tables.lead(2)) for model in models[1:]]
     return screen(records(lines), ("task", "region"), "model", cells)
+
+
+def _with_fitted(row: Mapping[str, Any]) -> str:
+    """The mean, and in brackets what it would be after one gain and offset."""
+    fitted = row.get("fitted", math.nan)
+    return tables.mean(2)(row) + ("" if math.isnan(fitted) else f" ({fitted:.2f})")
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
@@ -199,7 +214,7 @@ def _bars(lines: Frame, path: Path) -> None:
         return
     models = list(dict.fromkeys(lines["model"]))
     means = lines.pivot(index=["task", "only", "region"], columns="model", values="mean")
-    across = 2.5 + 1.3 * len(places)
+    across = max(2.5 + 1.3 * len(places), 1.9 * len(models))
     figure, axes = blank_figure(across, 4.2)
     width = 0.8 / len(models)
     for i, model in enumerate(models):

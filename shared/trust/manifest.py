@@ -36,25 +36,35 @@ class Intensities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plane:
-    """The in-plane grid of all runs."""
+    """The grid of all runs, as shared/data/volumes.py has it."""
 
     height: int
     width: int
     spacing_mm: float | None = None  # None: each subject's own
+    slice_mm: float | None = None  # None: each subject's own
 
     def __post_init__(self) -> None:
         require(1 <= self.height <= 4096, "height", self.height, "1 to 4096")
         require(1 <= self.width <= 4096, "width", self.width, "1 to 4096")
-        require(self.spacing_mm is None or 0 < self.spacing_mm <= 100, "spacing_mm", self.spacing_mm, "0 to 100 mm")
+        for key, value in (("spacing_mm", self.spacing_mm), ("slice_mm", self.slice_mm)):
+            require(value is None or 0 < value <= 100, key, value, "0 to 100 mm")
 
     @staticmethod
     def parse(text: str) -> "Plane":
-        """Read `96x96` or `96x96@2`: height, width, mm."""
-        found = re.fullmatch(r"(\d{1,4})x(\d{1,4})(?:@(\d{1,3}(?:\.\d{1,3})?))?", text)
+        """Read `96x96`, `96x96@2` or `96x96@2x3`: height, width, mm of a pixel, mm from slice to slice, or `own`."""
+        mm = r"(own|\d{1,3}(?:\.\d{1,3})?)"
+        found = re.fullmatch(rf"(\d{{1,4}})x(\d{{1,4}})(?:@{mm}(?:x{mm})?)?", text)
         if found is None:
-            raise ConfigError(f"grid={text[:40]!r}: must be HEIGHTxWIDTH, or HEIGHTxWIDTH@MM")
-        height, width, spacing = found.groups()
-        return Plane(height=int(height), width=int(width), spacing_mm=None if spacing is None else float(spacing))
+            raise ConfigError(f"grid={text[:40]!r}: must be HEIGHTxWIDTH, HEIGHTxWIDTH@MM or HEIGHTxWIDTH@MMxMM")
+        height, width, *sizes = found.groups()
+        spacing, slices = (None if size in (None, "own") else float(size) for size in sizes)
+        return Plane(height=int(height), width=int(width), spacing_mm=spacing, slice_mm=slices)
+
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        spacing, slices = ("own" if mm is None else f"{mm:g}" for mm in (self.spacing_mm, self.slice_mm))
+        size = "" if spacing == slices == "own" else f"@{spacing}" if slices == "own" else f"@{spacing}x{slices}"
+        return f"{self.height}x{self.width}{size}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +100,10 @@ class Manifest:
         require(self.quorum >= self.min_holders, "quorum", self.quorum, f"min_holders={self.min_holders} or more")
 
     def content(self) -> bytes:
-        return canonical(plain(self))
+        record = plain(self)
+        if self.grid is not None and self.grid.slice_mm is None:
+            del record["grid"]["slice_mm"]  # the hash of what was agreed on before there was such a key
+        return canonical(record)
 
     @property
     def digest(self) -> str:

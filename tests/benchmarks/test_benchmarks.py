@@ -12,7 +12,9 @@ pytestmark = pytest.mark.slow  # left out of `make fast`
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PARTS = {"noop_flower_ray", "noop_lacuna", "noop_nvflare", "private_rounds"}  # of simulation.py and privacy.py
-TINY = "size=tiny federation.min_cell=1 method.depth=16 grid.height=16 grid.width=16"
+TINY = (
+    "size=tiny federation.min_cell=1 method.depth=16 grid.height=16 grid.width=16 grid.spacing_mm=12 grid.slice_mm=12"
+)
 SMALLEST = {
     "simulation": ("--tensors 1 --rounds 1 --sites 2", ("lacuna", "flower-ray")),
     "mip": ("--slices 8 --height 16 --width 16", ("scan",)),

@@ -27,7 +27,8 @@ SITES = {  # TOF for the method of test_figures.py alone
     "south": [("T1", "T2", "FLAIR", "TOF")] * 5,
 }
 SERVICES = ("superlink", "executor", "mlflow", "postgres", "proxy")
-PLAN = ("size=tiny", f"method.modalities=[{','.join(MODALITIES)}]", "seed=11")
+VOXELS = ("grid.spacing_mm=null", "grid.slice_mm=null")  # as write_world prepares
+PLAN = ("size=tiny", *VOXELS, f"method.modalities=[{','.join(MODALITIES)}]", "seed=11")
 ISOLATED = """
 services: {{site: {{networks: [alone], environment: {{OMP_NUM_THREADS: "1"}}}}}}
 networks: {{alone: {{name: {network}, external: true}}}}

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from containers.deployed import Deployed
+from containers.deployed import VOXELS, Deployed
 from containers.engine import IMAGES
 
 BIG = (  # a network of the paper's width on small pictures: its weights are what is measured
@@ -19,6 +19,7 @@ BIG = (  # a network of the paper's width on small pictures: its weights are wha
     "seed=3",
     "grid.height=32",
     "grid.width=32",
+    *VOXELS,
     "training.diffusion.rounds=2",
     "training.diffusion.steps=1",
     "training.diffusion.batch=1",

@@ -21,11 +21,12 @@ from shared.base.records import Batch
 from shared.methods.nets.spectral import brain
 from shared.methods.threads import threads
 
-COMPONENTS, ITERATIONS = 32, 30  # what it usually has, and rounds of sums after the first
+COMPONENTS, ITERATIONS = 48, 40  # what it usually has, and rounds of sums after the first
 FEATURES = 2  # of a modality: its intensity, and the mean around it
 LEAST = 0.02  # standard deviation that every component has at least, in intensity
 FEW = 20.0  # pixels: a component of fewer stays as it was
 LATTICE = (2, 5)  # of the pixels those are used whose row + 2 column is a multiple of 5
+HOPELESS = -14.0  # a log share, below the likeliest, from which nothing is told apart
 START = 0.8  # of the pooled standard deviation: how far apart the components begin
 
 
@@ -91,11 +92,13 @@ class Mixture(nn.Module):
 
     def _explain(self, total: dict[str, Tensor], x_NO: Tensor, seen: Tensor) -> None:
         """Given a component, the missing is linear in the seen: so sums over the seen alone say it all."""
-        given = self.given(seen)
-        part_KN = given.posterior(x_NO).double()
-        x_NO = x_NO.double()
-        n_K, x_KO = part_KN.sum(1), part_KN @ x_NO
-        xx_KOO = torch.einsum("kn,no,np->kop", part_KN, x_NO, x_NO)
+        given, wide = self.given(seen), len(seen)
+        products_FN = _products(x_NO.double().T)
+        sums_KF = given.share(products_FN) @ products_FN.T
+        n_K, x_KO = sums_KF[:, -1], sums_KF[:, -1 - wide : -1]
+        xx_KOO = sums_KF.new_zeros(len(n_K), wide, wide)
+        rows, columns = _pairs(wide, x_NO.device)
+        xx_KOO[:, rows, columns] = xx_KOO[:, columns, rows] = sums_KF[:, : len(rows)]
         total["pixels"] += n_K
         mean_KD = torch.einsum("kdo,ko->kd", given.gain_KDO, x_KO)
         total["x"] += mean_KD + given.offset_KD * n_K[:, None]
@@ -128,24 +131,50 @@ class Mixture(nn.Module):
 
     def forward(self, images_BMHW: Tensor, shown_BM: Tensor) -> Tensor:
         """All modalities in [0, 1]; 0 outside the brain. What is hidden is never looked at."""
+        return self.tell(images_BMHW, shown_BM).mean_BMHW
+
+    @torch.no_grad()
+    def tell(self, images_BMHW: Tensor, shown_BM: Tensor) -> "Told":
+        """Say all that it makes of the shown, each image by itself: no bit of another's."""
         with torch.autocast(images_BMHW.device.type, enabled=False), threads(1):  # many small sums: more only wait
             images = torch.where(shown_BM[:, :, None, None], images_BMHW.float(), 0.0)
-            out = images.clone()
-            if not self.fitted:
-                return out
-            inside_BHW = brain(images, shown_BM)[:, 0]
-            features = _features(images).movedim(1, -1)
-            for pattern in torch.unique(shown_BM, dim=0):
-                seen, hidden = _places(pattern), (~pattern).nonzero().flatten()
-                if len(seen) == 0 or len(hidden) == 0:
+            B, M, H, W = images.shape
+            mean_BMP, sd_BMP = images.flatten(2).clone(), images.new_zeros(B, M, H * W)
+            share_BKP = images.new_zeros(B, len(self.weight_K), H * W)
+            features_BDP, inside_BP = _features(images).flatten(2), brain(images, shown_BM)[:, 0].flatten(1)
+            rows: list[Row | None] = []
+            for b in range(B):
+                row = self._row(features_BDP[b], inside_BP[b].nonzero().flatten(), shown_BM[b])
+                rows.append(row)
+                if row is None:
                     continue
-                given = self.given(seen)
-                for b in (shown_BM == pattern).all(dim=1).nonzero().flatten().tolist():  # alone: no bit of another's
-                    x_NO = features[b][inside_BHW[b]][:, seen]
-                    told_TN = given.told(x_NO, hidden * FEATURES).clamp(0, 1)  # of the intensities themselves
-                    for m, told_N in zip(hidden.tolist(), told_TN, strict=True):
-                        out[b, m][inside_BHW[b]] = told_N
-            return out
+                share_KN = torch.softmax(row.score_KN, 0)
+                each_KTN = (row.gain_KTC.flatten(0, 1) @ row.seen_CN).view(*row.gain_KTC.shape[:2], -1)
+                mean_TN = (share_KN[:, None] * each_KTN).sum(0)
+                square_TN = (share_KN[:, None] * (each_KTN.square() + row.left_KT[:, :, None])).sum(0)
+                places = (row.hidden_T[:, None], row.inside_N)
+                mean_BMP[b][places] = mean_TN.clamp(0, 1)
+                sd_BMP[b][places] = (square_TN - mean_TN.square()).clamp(min=0).sqrt()
+                share_BKP[b].index_copy_(1, row.inside_N, share_KN)
+            mean, sd, share = (v.reshape(B, -1, H, W) for v in (mean_BMP, sd_BMP, share_BKP))
+            return Told(mean_BMHW=mean, sd_BMHW=sd, share_BKHW=share, rows=tuple(rows))
+
+    def _row(self, features_DP: Tensor, inside_N: Tensor, shown_M: Tensor) -> "Row | None":
+        """Work out what one image shows; None where nothing is hidden, or nothing is known."""
+        seen, hidden = _places(shown_M), (~shown_M).nonzero().flatten()
+        if not self.fitted or len(seen) == 0 or len(hidden) == 0:
+            return None
+        given, features = self.given(seen), hidden * FEATURES  # of the hidden, the intensities themselves
+        x_ON = features_DP[seen][:, inside_N]
+        score_KN = given.score(_products(x_ON))
+        return Row(
+            inside_N=inside_N,
+            hidden_T=hidden,
+            score_KN=(score_KN - score_KN.amax(0)).clamp(min=HOPELESS),
+            gain_KTC=torch.cat([given.gain_KDO[:, features], given.offset_KD[:, features, None]], 2).float(),
+            left_KT=given.left_KDD[:, features, features].float(),
+            seen_CN=torch.cat([x_ON, torch.ones_like(x_ON[:1])]),
+        )
 
     def given(self, seen: Tensor) -> "Given":
         """What each component makes of features `seen`; worked out once for as long as the components stay."""
@@ -169,15 +198,17 @@ class Mixture(nn.Module):
         left_KDD[:, seen] = 0.0
         left_KDD[:, :, seen] = 0.0
         root_KOO = torch.linalg.cholesky(seen_KOO)
-        size_K = root_KOO.diagonal(dim1=1, dim2=2).log().sum(1) + len(seen) / 2 * math.log(2 * math.pi)
-        white_KOO = torch.linalg.solve_triangular(root_KOO, eye, upper=False)
+        sizes_K = root_KOO.diagonal(dim1=1, dim2=2).log().sum(1) + len(seen) / 2 * math.log(2 * math.pi)
+        inverse_KOO = torch.cholesky_inverse(root_KOO)
+        pull_KO = (inverse_KOO @ mean_KD[:, seen, None])[..., 0]
+        rows, columns = _pairs(len(seen), seen.device)
+        twice = torch.where(rows == columns, 0.5, 1.0)
+        constant_K = self.weight_K.double().log() - sizes_K - (pull_KO * mean_KD[:, seen]).sum(1) / 2
         return Given(
             gain_KDO=gain_KDO,
             offset_KD=offset_KD,
             left_KDD=left_KDD,
-            white_KOO=white_KOO,
-            shift_KO=(white_KOO @ mean_KD[:, seen, None])[..., 0],
-            constant_K=self.weight_K.double().log() - size_K,
+            score_KF=torch.cat([-inverse_KOO[:, rows, columns] * twice, pull_KO, constant_K[:, None]], 1),
         )
 
 
@@ -187,24 +218,65 @@ class Given(NamedTuple):
     gain_KDO: Tensor  # every feature is expected to be gain x + offset ...
     offset_KD: Tensor
     left_KDD: Tensor  # ... with this covariance
-    white_KOO: Tensor  # white x - shift is standard normal
-    shift_KO: Tensor
-    constant_K: Tensor  # of the log density
+    score_KF: Tensor  # the log density, as a linear function of x's products
 
-    def score(self, x_NO: Tensor) -> Tensor:
+    def score(self, products_FN: Tensor) -> Tensor:
         """log(weight) + log density of each component, K N."""
-        white, shift, constant = (v.to(x_NO.dtype) for v in (self.white_KOO, self.shift_KO, self.constant_K))
-        score_KN: Tensor = constant[:, None] - (white @ x_NO.T - shift[:, :, None]).square().sum(1) / 2
-        return score_KN
+        return self.score_KF.to(products_FN.dtype) @ products_FN
 
-    def posterior(self, x_NO: Tensor) -> Tensor:
+    def share(self, products_FN: Tensor) -> Tensor:
         """How likely each component is, K N."""
-        return torch.softmax(self.score(x_NO), dim=0)
+        return torch.softmax(self.score(products_FN), dim=0)
 
-    def told(self, x_NO: Tensor, features: Tensor) -> Tensor:
-        """The expectation of these features, T N."""
-        gain, offset = (v[:, features].to(x_NO.dtype) for v in (self.gain_KDO, self.offset_KD))
-        return (self.posterior(x_NO)[:, None] * (gain @ x_NO.T + offset[:, :, None])).sum(0)
+
+class Row(NamedTuple):
+    """One image: what its pixels in the brain show, and what each component makes of it."""
+
+    inside_N: Tensor  # places in the flat image
+    hidden_T: Tensor
+    score_KN: Tensor  # log shares, up to a constant for each pixel
+    gain_KTC: Tensor  # a hidden modality, given its component: gain . (seen features, 1)
+    left_KT: Tensor  # ... with this variance
+    seen_CN: Tensor
+
+    def weighed(self, by_KN: Tensor) -> Tensor:
+        """Expect the hidden, T N, with the components' log shares moved by so much."""
+        share_KN = torch.softmax(self.score_KN + by_KN, 0)
+        _, T, C = self.gain_KTC.shape
+        gain_NTC = (share_KN.T @ self.gain_KTC.flatten(1)).view(-1, T, C)
+        return torch.einsum("ntc,cn->tn", gain_NTC, self.seen_CN)
+
+
+class Told(NamedTuple):
+    """What the mixture makes of the shown images."""
+
+    mean_BMHW: Tensor  # in [0, 1]; a shown one is itself
+    sd_BMHW: Tensor  # how far the hidden may lie from it; 0 for the shown
+    share_BKHW: Tensor  # how likely each component is
+    rows: tuple[Row | None, ...]
+
+    def weighed(self, by_BKHW: Tensor) -> Tensor:
+        """The mean, had another (a network that sees more than a pixel) a say in what kind of tissue it is."""
+        made, by_BKP = [], by_BKHW.flatten(2)
+        for mean_MP, by_KP, row in zip(self.mean_BMHW.flatten(2), by_BKP, self.rows, strict=True):
+            if row is None:
+                made.append(mean_MP)
+                continue
+            told_TN = row.weighed(by_KP[:, row.inside_N])
+            told_TP = mean_MP.new_zeros(len(told_TN), mean_MP.shape[1]).index_copy(1, row.inside_N, told_TN)
+            made.append(mean_MP.index_copy(0, row.hidden_T, told_TP))
+        return torch.stack(made).view_as(self.mean_BMHW)
+
+
+def _pairs(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    rows, columns = torch.triu_indices(n, n, device=device)
+    return rows, columns
+
+
+def _products(x_ON: Tensor) -> Tensor:
+    """x_i x_j for i <= j, x_i, and 1: a Gaussian's log density is linear in them, and so are its sums. F N."""
+    rows, columns = _pairs(len(x_ON), x_ON.device)
+    return torch.cat([x_ON[rows] * x_ON[columns], x_ON, torch.ones_like(x_ON[:1])])
 
 
 def _features(images_BMHW: Tensor) -> Tensor:

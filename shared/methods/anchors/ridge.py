@@ -1,4 +1,4 @@
-"""The two floors: patch-ridge regression from the shown modalities, and the mean image.
+"""Floors: ridge regression from the shown modalities' patches, and the mean image.
 
 Both come from sums alone, so sites can pool them exactly in one round. The ridge's normal equations are kept per
 *pair* of modalities, over the pixels of the slices in which both exist, each pair with its own count: hospitals with
@@ -24,32 +24,33 @@ class PatchRidge(nn.Module):
     weights_PMF: Tensor  # P shown patterns, M targets, F = M * patch^2 features
     offsets_PM: Tensor
 
-    def __init__(self, modalities: int, *, patch: int = 3, strength: float = 0.1) -> None:
+    def __init__(self, modalities: int, *, patch: int = 3, levels: int = 0, strength: float = 0.1) -> None:
+        """With `levels`, a pixel and its patch's mean are told as so many hats besides: any curve, not lines alone."""
         super().__init__()
         assert patch % 2 == 1, "a patch has a centre"
-        self.modalities, self.patch, self.strength = modalities, patch, strength
-        self.register_buffer("weights_PMF", torch.zeros(2**modalities, modalities, modalities * patch**2))
+        self.modalities, self.patch, self.levels, self.strength = modalities, patch, levels, strength
+        features = patch**2 + 2 * levels
+        self.register_buffer("weights_PMF", torch.zeros(2**modalities, modalities, modalities * features))
         self.register_buffer("offsets_PM", torch.zeros(2**modalities, modalities))
 
     def sums(self, batch: Batch) -> dict[str, Tensor]:
-        """fp64 moments of the in-brain patches of every pair (i, j) of modalities, where both exist.
+        """fp64 moments of the in-brain features of every pair (i, j) of modalities, where both exist.
 
         gram[i, :, j, :] = sum x_i x_j^T; total[i, j] = sum x_i; pixels[i, j] = how many.
         """
-        M, K = self.modalities, self.patch**2
+        M = self.modalities
         exists_BM = batch.exists_BM
         images = torch.where(exists_BM[:, :, None, None], batch.images_BMHW.double(), 0.0)
         inside_BHW = brain(images, exists_BM)[:, 0]
-        margin = self.patch // 2
-        padded = F.pad(images, (margin, margin, margin, margin))
+        features_BMKHW = self._features(images)
+        K = features_BMKHW.shape[2]
         gram = images.new_zeros(M, K, M, K)
         total = images.new_zeros(M, M, K)
         pixels = images.new_zeros(M, M)
         for pattern in torch.unique(exists_BM, dim=0):
             here = (exists_BM == pattern).all(dim=1)
             have = pattern.nonzero().flatten()
-            windows = padded[here][:, have].unfold(2, self.patch, 1).unfold(3, self.patch, 1)
-            x_NF = windows.permute(0, 2, 3, 1, 4, 5)[inside_BHW[here]].flatten(1)
+            x_NF = features_BMKHW[here][:, have].permute(0, 3, 4, 1, 2)[inside_BHW[here]].flatten(1)
             both = (have[:, None], have[None, :])
             gram_ = (x_NF.T @ x_NF).reshape(len(have), K, len(have), K)
             gram[have[:, None], :, have[None, :], :] += gram_.permute(0, 2, 1, 3)
@@ -66,7 +67,7 @@ class PatchRidge(nn.Module):
             shown = [m for m in range(self.modalities) if code >> m & 1]
             for target in range(self.modalities):
                 if target not in shown:
-                    weight_MK, offset = solve(moments, shown, target, self.strength)
+                    weight_MK, offset = solve(moments, shown, target, self.patch**2 // 2, self.strength)
                     weights[code, target] = weight_MK.flatten()
                     offsets[code, target] = offset
         self.weights_PMF.copy_(weights)
@@ -79,13 +80,31 @@ class PatchRidge(nn.Module):
         powers_M = 2 ** torch.arange(self.modalities, device=shown_BM.device)
         code_B = (shown_BM * powers_M).sum(1)
         with torch.autocast(images_BMHW.device.type, enabled=False):
-            x_BFP = F.unfold(images_BMHW, self.patch, padding=self.patch // 2)  # F = (modality, place in the patch)
+            x_BFP = self._features(images_BMHW).flatten(1, 2).flatten(2)
             y_BMP = self.weights_PMF[code_B] @ x_BFP + self.offsets_PM[code_B][:, :, None]
         y_BMHW = y_BMP.reshape(images_BMHW.shape).clamp(0, 1)
         return torch.where(shown_BM11, images_BMHW, torch.where(brain(images_BMHW, shown_BM), y_BMHW, 0.0))
 
+    def _features(self, images_BMHW: Tensor) -> Tensor:
+        """The patch around each pixel, then its hats: BMKHW."""
+        B, M, H, W = images_BMHW.shape
+        x_BMKHW = F.unfold(images_BMHW, self.patch, padding=self.patch // 2).view(B, M, self.patch**2, H, W)
+        if self.levels == 0:
+            return x_BMKHW
+        coded = [hats(x, self.levels) for x in (images_BMHW, x_BMKHW.mean(2))]
+        return torch.cat([x_BMKHW, *coded], dim=2)
 
-def solve(sums: Mapping[str, Tensor], shown: list[int], target: int, strength: float) -> tuple[Tensor, float]:
+
+def hats(x_BMHW: Tensor, levels: int) -> Tensor:
+    """How near each intensity in [0, 1] is to levels 0 .. 1: BMKHW."""
+    centres_K = torch.linspace(0, 1, levels, dtype=x_BMHW.dtype, device=x_BMHW.device)
+    near = 1 - (x_BMHW[:, :, None] - centres_K[:, None, None]).abs() * (levels - 1)
+    return near.clamp(min=0)
+
+
+def solve(
+    sums: Mapping[str, Tensor], shown: list[int], target: int, centre: int, strength: float
+) -> tuple[Tensor, float]:
     """(C_SS + lambda I) w = C_St and its offset. `strength` is lambda as a part of the patches' mean variance.
 
     Blocks that come from different hospitals need not fit together: the joint covariance is brought to the nearest
@@ -107,12 +126,12 @@ def solve(sums: Mapping[str, Tensor], shown: list[int], target: int, strength: f
     cov = torch.where((pixels[order][:, order] > 0)[:, :, None, None], cov, 0.0)
     cov_FF = _positive(cov.permute(0, 2, 1, 3).reshape(len(order) * K, len(order) * K))
 
-    S, t = len(known) * K, len(known) * K + K // 2  # the features, and the target's centre
+    S, t = len(known) * K, len(known) * K + centre  # the features, and the target's pixel
     lambda_ = strength * cov_FF[:S, :S].diagonal().mean().clamp(min=1e-12)
     w_F = torch.linalg.solve(cov_FF[:S, :S] + lambda_ * torch.eye(S, dtype=torch.float64), cov_FF[:S, t])
     weight_MK[known] = w_F.reshape(len(known), K)
     beside = pixels[known, target] / pixels[known, target].sum()  # the means where the target exists too
-    mean_target = (beside * total[target, known, K // 2] / pixels[known, target]).sum()
+    mean_target = (beside * total[target, known, centre] / pixels[known, target]).sum()
     mean_shown = total[known, target] / pixels[known, target][:, None]
     return weight_MK, float(mean_target - (weight_MK[known] * mean_shown).sum())
 

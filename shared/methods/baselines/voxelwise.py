@@ -146,7 +146,7 @@ def floors_3d(cohorts: Sequence[Cohort], modalities: Sequence[Modality], depth: 
         raise DataError(f"training cohorts: no subject of split train has any of {', '.join(modalities)}")
     mean.settle(totals[MEAN_VOLUME])
     regression.settle(totals[VOXELWISE])
-    return {MEAN_VOLUME: _filler(mean.fill, depth), VOXELWISE: _filler(regression.fill, depth)}
+    return {MEAN_VOLUME: of_volumes(mean.fill, depth), VOXELWISE: of_volumes(regression.fill, depth)}
 
 
 def _volumes(cohorts: Sequence[Cohort], modalities: Sequence[Modality], depth: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -157,17 +157,17 @@ def _volumes(cohorts: Sequence[Cohort], modalities: Sequence[Modality], depth: i
         held = Slices(cohort, modalities, split="train")
         for i in range(len(held.subjects)):
             stack = held.volume(i)
-            yield _deep(stack.images_MDHW, depth), stack.exists_M
+            yield deep(stack.images_MDHW, depth), stack.exists_M
 
 
-def _filler(fill: Callable[[Tensor, Tensor], Tensor], depth: int) -> Fill:
+def of_volumes(fill: Callable[[Tensor, Tensor], Tensor], depth: int) -> Fill:
     def fill_all(images_MDHW: Tensor, shown_M: Tensor, keys: tuple[str | int, ...], chart: Clinical) -> Tensor:
-        return fill(_deep(images_MDHW, depth), shown_M)[:, : images_MDHW.shape[1]]
+        return fill(deep(images_MDHW, depth), shown_M)[:, : images_MDHW.shape[1]]
 
     return fill_all
 
 
-def _deep(images_MDHW: Tensor, depth: int) -> Tensor:
+def deep(images_MDHW: Tensor, depth: int) -> Tensor:
     lacking = depth - images_MDHW.shape[1]
     if lacking < 0:
         raise DataError(f"depth={depth}: a subject has {images_MDHW.shape[1]} slices; must be at least every subject's")

@@ -33,8 +33,9 @@ class IffnShape:
 
 
 class IFFN(nn.Module):
-    """Output is a function of (shown, the shown images) alone; hidden images must already be 0."""
+    """Output is a function of (shown, the shown images) alone; hidden ones are 0, or filled in from the shown."""
 
+    EDGES = "spectral_stem.weight"
     multiple = 2
 
     def __init__(self, modalities: int, shape: IffnShape, *, patch: int) -> None:
@@ -74,7 +75,7 @@ class IFFN(nn.Module):
         coded = [m for m in modalities for _ in range(self.shape.levels)]
         return {
             "spatial_stem.weight": (*modalities, *coded, *modalities),
-            "spectral_stem.weight": tuple(modalities),
+            self.EDGES: tuple(modalities),
         }
 
 

@@ -51,7 +51,7 @@ def bundle_with(tmp_path: Path, ranges: Any) -> Bundle:
 def dark(values: np.ndarray) -> np.ndarray:
     """A contrast of another kind: nearly all at the lower end."""
     top = values.max()
-    return np.where(values > 0, top * (values / top) ** 12 + 0.01 * top, 0).astype(np.float32)
+    return np.where(values > 0, top * (values / top) ** 60 + 0.01 * top, 0).astype(np.float32)
 
 
 def test_the_subjects_that_made_a_range_lie_in_it(tmp_path: Path) -> None:
@@ -65,28 +65,34 @@ def test_the_subjects_that_made_a_range_lie_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "line"),
+    ("options", "words", "figure"),
     [
-        ({"change": dark}, "T1: its 25 % quantile in the brain is"),
-        ({"step": 3.0}, "brain volume in ml is"),
-        ({"step": 18.0}, "slice distance in mm is 18, trained on 9 to 9 "),
+        ({"change": dark}, "T1 darker", "T1: its 25 % quantile in the brain is"),
+        ({"step": 3.0}, "brain smaller, slices closer", "brain volume in ml is"),
+        ({"step": 18.0}, "brain larger, slices further apart", "slice distance in mm is 18, trained on 9 to 9"),
     ],
 )
-def test_what_is_far_outside_is_refused_unless_forced(options: dict[str, Any], line: str, tmp_path: Path) -> None:
+def test_what_is_far_outside_is_refused_unless_forced(
+    options: dict[str, Any], words: str, figure: str, tmp_path: Path
+) -> None:
     ranges = ranges_of([case(tmp_path / "own", seed) for seed in (1, 2, 3)], "the coordinator's 3 subjects")
     bundle = bundle_with(tmp_path, ranges)
     folder = subject(tmp_path / "site", 7, **options)
     with pytest.raises(
-        DataError, match=r"far from what the bundle was trained on: .*--force to go on, which is recorded"
+        DataError, match=rf"far from what the bundle was trained on: {words}.*--force to go on, which is recorded"
     ):
         synthesize(bundle, folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     done = synthesize(bundle, folder, tmp_path / "out", Asked(force=True))
-    assert any(line in remark for remark in done.unusual), done.unusual
+    assert done.unusual is not None
+    assert done.unusual.startswith(words)
+    assert "what is made may look right and be wrong" in done.unusual
     sidecar = json.loads(done.made["FLAIR"].with_name("sub-07_desc-synthetic_FLAIR.json").read_text())
+    found = sidecar["Guard"].pop("Unusual")
+    assert any(one.startswith(figure) for one in found), found
     assert sidecar["Guard"] == {
         "ComparedWith": "the coordinator's 3 subjects",
-        "Unusual": list(done.unusual),
+        "Meaning": done.unusual,
         "Forced": True,
     }
 
@@ -94,7 +100,7 @@ def test_what_is_far_outside_is_refused_unless_forced(options: dict[str, Any], l
 def test_a_usual_input_passes_in_silence(tmp_path: Path) -> None:
     ranges = ranges_of([case(tmp_path / "own", seed) for seed in (1, 2, 3)], "the coordinator's 3 subjects")
     done = synthesize(bundle_with(tmp_path, ranges), subject(tmp_path / "site", 7), tmp_path / "out")
-    assert done.unusual == ()
+    assert done.unusual is None
     sidecar = json.loads(done.made["FLAIR"].with_name("sub-07_desc-synthetic_FLAIR.json").read_text())
     assert (sidecar["Guard"]["Unusual"], sidecar["Guard"]["Forced"]) == ([], False)
 
@@ -113,11 +119,30 @@ def test_between_usual_and_far_it_is_said() -> None:
     assert found(0.4 - 1.1 * FAR * WIDTH, 2.0) == found(0.45, 2.0 * FACTOR ** (1.1 * FAR)) == [True]
 
 
+def test_one_tail_of_a_contrast_is_said_and_all_of_it_is_refused() -> None:
+    """T2 of a real patient beside a phantom's: its brightest parts are three widths darker, the rest is not far."""
+    limits = {"T2": {f"{q} % quantile": [0.1 * i, 0.1 * i + 0.05] for i, q in enumerate((5, 25, 50, 75, 95), start=1)}}
+    ranges = {"version": 1, "from": "x", "subjects": 2, "limits": limits}
+
+    def found(*shift: float) -> list[tuple[str, int, bool]]:
+        values = {q: low + d for (q, (low, _)), d in zip(limits["T2"].items(), shift, strict=True)}
+        return [(f.words, len(f.figures), f.far) for f in judge(ranges, {"T2": values, "geometry": {}})]
+
+    assert found(0, 0, 0, 0, -0.3) == [("T2 darker", 1, False)]
+    assert found(0, 0, 0, 0, -0.2) == []
+    assert found(-0.3, -0.3, -0.3, -0.3, -0.3) == [("T2 darker", 5, True)]
+    assert found(0.35, 0.35, 0, -0.3, -0.3) == [("T2 of another contrast", 4, True)]
+
+
 def test_a_bundle_without_ranges_gets_geometry_alone_and_says_so(tmp_path: Path) -> None:
     bundle = bundle_with(tmp_path, None)
     folder = subject(tmp_path, 7, step=3.0)
     guarded = guard(bundle, load_subject(find_files(tmp_path, folder), GRID, lambda *_: None), force=False)
-    assert any("brain volume in ml is" in remark and "usual are 500 to 2200" in remark for remark in guarded.remarks)
+    assert (
+        guarded.remark
+        == "brain smaller, brain narrower, brain shorter than usual: what is made may look right and be wrong"
+    )
+    assert "usual are 500 to 2200" in guarded.facts["Unusual"][0]
     assert guarded.facts["ComparedWith"].startswith("none: the bundle has no ranges")
     assert guarded.facts["Forced"] is False
 

@@ -212,6 +212,6 @@ def test_the_bundle_is_scored_on_the_sites_own_subjects(bundle: Bundle, tmp_path
     subject(tmp_path / "bids", ("T1", "FDG", "AV45"))
     prepare(tmp_path / "bids", bundle.model.grid, workers=0)
     cohort = Cohort.open(cache_folder(tmp_path / "bids", bundle.model.grid))
-    scores = evaluate_here(bundle, cohort, tmp_path / "scores", sampler=DDIM).query("metric == 'psnr'")
+    scores = evaluate_here(bundle, cohort, tmp_path / "scores", sampler=DDIM).scores.query("metric == 'psnr'")
     assert len(scores[["target", "shown"]].drop_duplicates()) == 9
     assert np.isfinite(scores["volume"]).all()

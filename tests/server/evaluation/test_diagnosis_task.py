@@ -20,8 +20,9 @@ from server.cli.cli import app
 from server.evaluation import diagnosis_tables
 from server.evaluation.diagnosis import DROP, ORACLE, Cell, Findings, Study, find_study, run
 from server.evaluation.diagnosis_runs import diagnose
-from server.evaluation.ways import Asked, Way, check_apart
+from server.evaluation.ways import Asked, Way
 from shared.base.errors import ConfigError, DataError
+from shared.data.apart import check_apart
 from shared.data.bids import Clinical
 from shared.data.cohort import Cohort, cache_folder
 from shared.data.volumes import Grid

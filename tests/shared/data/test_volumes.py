@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shared.base.errors import ConfigError, DataError
 from shared.base.options import build, plain
-from shared.data.volumes import Grid, Placement, read, shape_and_affine, write, write_like
+from shared.data.volumes import Grid, Placement, read, shape_and_affine, within, write, write_like
 
 nib: Any = nibabel
 AFFINE = np.array([[2.0, 0, 0, -7], [0, 1.5, 0, 3], [0, 0, 3.0, 11], [0, 0, 0, 1]])
@@ -127,7 +127,7 @@ def test_resampling_goes_and_returns_up_to_interpolation(spacing: float) -> None
     _, y, x = np.indices(brain.shape)
     data = (2 + np.sin(y / 9) + np.cos(x / 8)).astype(np.float32)
     placement = Grid(spacing_mm=spacing, height=64, width=64).place(brain, affine)
-    assert placement.step_yx == (spacing / 1.5, spacing / 2.0)
+    assert placement.step_zyx == (1.0, spacing / 1.5, spacing / 2.0)
     back = placement.from_grid(placement.to_grid(data))
     assert np.abs(back - data)[brain].max() < 0.02
     assert np.array_equal(placement.labels_to_grid(brain), placement.to_grid(brain) > 0.5)
@@ -156,10 +156,74 @@ def test_a_brain_larger_than_a_native_grid_names_the_size_it_needs() -> None:
 def test_with_a_spacing_a_large_brain_is_shrunk_a_little_and_never_cut() -> None:
     brain = ball((20, 60, 60), 15.0)
     placement = Grid(spacing_mm=1.0, height=26, width=26).place(brain, np.eye(4))
-    assert placement.step_yx == (29 / 26, 29 / 26)  # as coarse in both directions
+    assert placement.step_zyx == (1.0, 29 / 26, 29 / 26)  # as coarse in both directions
     assert placement.to_grid(brain).sum() * (29 / 26) ** 2 == pytest.approx(brain.sum(), rel=0.02)
     with pytest.raises(DataError, match=r"29 x 29 mm: far more than grid 1mm-16x16.*spacing_mm of 1\.82"):
         Grid(spacing_mm=1.0, height=16, width=16).place(brain, np.eye(4))
+
+
+SIZES_MM = (4.0, 1.5, 2.0)  # z, y, x
+
+
+def smooth(shape: tuple[int, int, int]) -> np.ndarray:
+    z, y, x = (i * mm for i, mm in zip(np.indices(shape), SIZES_MM, strict=True))
+    return (2 + np.sin(y / 14) + np.cos(x / 16) + np.sin(z / 20)).astype(np.float32)
+
+
+@pytest.mark.parametrize("slice_mm", [2.0, 4.0, 6.0, 12.0])
+def test_slices_go_to_the_distance_of_the_grid_and_come_back_up_to_interpolation(slice_mm: float) -> None:
+    brain, affine = ball((24, 60, 60), 11.0), np.diag([2.0, 1.5, 4.0, 1.0])
+    data = smooth(brain.shape)
+    placement = Grid(spacing_mm=2.0, slice_mm=slice_mm, height=64, width=64).place(brain, affine)
+    assert placement.grid_DHW[0] * slice_mm == pytest.approx(21 * 4.0, abs=slice_mm)  # as far as the brain reaches
+    stack = placement.to_grid(data)
+    assert stack.shape == placement.grid_DHW
+    inner = ball(brain.shape, 11.0 - 2 * max(1.0, slice_mm / 4))
+    assert np.abs(placement.from_grid(stack) - data)[inner].max() < 0.04 * max(1.0, slice_mm / 4)
+    several = np.stack([data, 2 * data])
+    assert np.allclose(placement.from_grid(placement.to_grid(several))[1], 2 * placement.from_grid(stack), atol=1e-5)
+    assert [placement.slice_at(z) for z in (0, placement.grid_DHW[0] - 1)] == pytest.approx([2, 22], abs=slice_mm / 8)
+
+
+def test_a_slice_of_the_grid_is_the_mean_of_those_that_it_covers() -> None:
+    data = np.zeros((30, 8, 8), np.float32)
+    data[12:15] = 3.0
+    placement = Grid(slice_mm=3.0, height=8, width=8).place(np.ones(data.shape, bool), np.eye(4))
+    assert placement.grid_DHW == (10, 8, 8)
+    stack = placement.to_grid(data)
+    assert stack.sum() * 3 == pytest.approx(data.sum(), rel=1e-5)
+    assert int(stack[:, 4, 4].argmax()) == 4
+    assert np.array_equal(stack[:, 0, 0] > 0, [z in (3, 4, 5) for z in range(10)])
+
+
+@pytest.mark.parametrize("rounding", [1.0, 1 + 2e-4, 1 - 5e-4])
+def test_a_grid_of_the_volumes_own_sizes_changes_no_bit(rounding: float) -> None:
+    """Nor does a header that says 0.9995 mm for 1 mm: 3 mm phantoms are what they were on a grid of voxels."""
+    brain, affine = ball((20, 30, 26), 7.5), np.diag([3.0 * rounding, 3.0 * rounding, 3.0 * rounding, 1.0])
+    data = np.where(brain, RNG.random(brain.shape), 0).astype(np.float32)
+    own, mm = (
+        Grid(height=32, width=30, **sizes).place(brain, affine) for sizes in ({}, {"spacing_mm": 3.0, "slice_mm": 3.0})
+    )
+    assert mm == own
+    assert np.array_equal(mm.from_grid(mm.to_grid(data)), data)
+
+
+def test_a_brain_of_190_mm_in_voxels_of_1_mm_fits_64_pixels_of_3_mm() -> None:
+    brain = np.zeros((170, 230, 200), bool)
+    brain[5:165, 20:210, 30:180] = True
+    placement = Grid(spacing_mm=3.0, slice_mm=3.0, height=64, width=64).place(brain, np.diag([-1.0, 1.0, 1.0, 1.0]))
+    assert placement.step_zyx == (3.0, 3.0, 3.0)
+    assert placement.grid_DHW == (54, 64, 64)
+    assert placement.to_grid(brain).sum() * 27 == pytest.approx(brain.sum(), rel=0.02)  # all of it is there
+
+
+def test_means_over_the_brain_alone_are_not_darker_at_its_rim() -> None:
+    brain = ball((40, 60, 60), 17.3)
+    placement = Grid(spacing_mm=3.0, slice_mm=3.0, height=14, width=14).place(brain, np.eye(4))
+    share = placement.to_grid(brain)
+    flat = within(placement.to_grid(np.where(brain, 0.7, 0)), share)
+    assert np.allclose(flat[share >= 0.5], 0.7, atol=1e-5)
+    assert placement.to_grid(np.where(brain, 0.7, 0))[share >= 0.5].min() < 0.4
 
 
 def test_labels_take_what_covers_most_of_a_pixel() -> None:
@@ -175,14 +239,16 @@ def test_labels_take_what_covers_most_of_a_pixel() -> None:
 def test_grid_has_a_name_for_its_folder_and_checks_its_values() -> None:
     assert Grid(height=64, width=48).name == "native-64x48"
     assert Grid(spacing_mm=1.5, height=64, width=48).name == "1.5mm-64x48"
+    assert Grid(spacing_mm=1.5, slice_mm=3.0, height=64, width=48).name == "1.5mm-64x48-slices-3mm"
     for key, grid in {
         "height": {"height": 0, "width": 4},
         "spacing_mm": {"spacing_mm": 0.0, "height": 4, "width": 4},
+        "slice_mm": {"slice_mm": 50.0, "height": 4, "width": 4},
     }.items():
         with pytest.raises(ConfigError, match=rf"grid\.{key}="):
             build(Grid, grid, "grid")
 
 
 def test_a_placement_survives_json() -> None:
-    placement = Grid(spacing_mm=1.1, height=30, width=30).place(ball((20, 30, 26), 7.5), AFFINE)
+    placement = Grid(spacing_mm=1.1, slice_mm=2.2, height=30, width=30).place(ball((20, 30, 26), 7.5), AFFINE)
     assert build(Placement, plain(placement), "placement") == placement

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -69,6 +70,24 @@ def test_a_shift_by_a_tenth(name: str, value: float) -> None:
     _, truth, mask = images()
     truth = truth * 0.8
     assert METRICS[name](truth + 0.1, truth, mask).volume == pytest.approx(value, rel=1e-4)
+
+
+def test_psnr_after_a_gain_and_offset_is_that_of_what_no_line_explains() -> None:
+    """Against numpy's least squares; a wrong gain and offset cost nothing, and a shift of one slice alone does."""
+    near, truth, mask = images()
+    gain, offset = np.polyfit(near[mask].double().numpy(), truth[mask].double().numpy(), 1)
+    left = (gain * near.double() + offset - truth)[mask].square().mean().item()
+    found = METRICS["psnr_fitted"](near, truth, mask)
+    assert found.volume == pytest.approx(-10 * math.log10(left), abs=1e-6)
+    assert METRICS["psnr_fitted"](0.4 * near + 0.3, truth, mask).volume == pytest.approx(found.volume, abs=1e-4)
+    assert METRICS["psnr_fitted"](1 - truth, truth, mask).volume == pytest.approx(PSNR_CAP, abs=1e-9)
+    assert METRICS["psnr"](near, truth, mask).volume < found.volume
+    one_slice = torch.where(torch.arange(5)[:, None, None] == 2, 0.5 * truth, truth)
+    assert METRICS["psnr_fitted"](one_slice, truth, mask).volume < 35
+    flat = torch.full_like(truth, 0.2)  # nothing to fit: the mean of the truth
+    assert METRICS["psnr_fitted"](flat, truth, mask).volume == pytest.approx(
+        -10 * math.log10(truth[mask].double().var(correction=0).item()), abs=1e-6
+    )
 
 
 def test_per_slice_psnr_lies_above_the_pooled_one() -> None:

@@ -1,5 +1,6 @@
 """A run's text to its settings: what a size stands for is in its method's YAML, and every key can still be given."""
 
+import numpy as np
 import pytest
 import yaml
 
@@ -26,6 +27,22 @@ def test_a_methods_yaml_holds_the_training_of_every_size(name: str) -> None:
         assert (made.grid.height, made.grid.width) == (its["grid"]["height"], its["grid"]["width"])
         assert {"size": size, **its.get("method", {})}.items() <= dict(made.method.options).items()
         assert "sizes" not in made.method.options
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_size_takes_a_brain_in_voxels_of_1_mm_and_one_in_those_of_a_clinic(name: str, size: str) -> None:
+    """A grid of voxels refused every real scan: a brain is 180 mm long, 145 wide and 150 high."""
+    grid, slab = (made := load([f"method={name}", f"size={size}"])).grid, made.build_method().slab
+    assert grid.spacing_mm is not None
+    assert grid.slice_mm is not None
+    for z, y, x in ((1.0, 1.0, 1.0), (5.0, 0.5, 0.5)):
+        brain = np.zeros([round(200 / mm) for mm in (z, y, x)], bool)
+        brain[tuple(slice(round(10 / mm), round((10 + n) / mm)) for mm, n in ((z, 150), (y, 180), (x, 145)))] = True
+        placement = grid.place(brain, np.diag([x, y, z, 1.0]))
+        assert placement.step_zyx[1] * y <= 1.05 * grid.spacing_mm  # all but as fine as it was asked for
+        assert placement.grid_DHW[0] * grid.slice_mm == pytest.approx(150, abs=grid.slice_mm)
+        assert name not in ("aca_diff", "ldm") or placement.grid_DHW[0] <= slab  # whole in one piece
 
 
 def test_what_a_size_stands_for_can_be_changed_added_to_and_taken_from_another() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shared.base.records import Batch
-from shared.methods.anchors.mixture import LEAST, Mixture, _features, _lattice
+from shared.methods.anchors.mixture import LEAST, Mixture, _features, _lattice, _products
 from shared.methods.anchors.ridge import PatchRidge
 
 M = 3
@@ -103,7 +103,7 @@ def likelihood(mixture: Mixture, batch: Batch) -> float:
     for row, exists in enumerate(batch.exists_BM):
         seen = (exists.nonzero().flatten()[:, None] * 2 + torch.arange(2)).flatten()
         x = features[row][inside][:, seen]
-        total += float(torch.logsumexp(mixture.given(seen).score(x).double(), 0).sum())
+        total += float(torch.logsumexp(mixture.given(seen).score(_products(x.double().T)), 0).sum())
         count += len(x)
     return total / count
 
