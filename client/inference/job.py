@@ -25,6 +25,7 @@ from shared.data.bids import Clinical, Sources
 from shared.data.preparation import Loaded
 from shared.diffusion.samplers import Sampler
 from shared.model.bundle import Bundle
+from shared.model.calibration import COVER, NORMAL
 from shared.model.fill import Filled, Filling, Scanned, fill
 from shared.plan.training import find_device
 
@@ -48,6 +49,7 @@ class Asked:
 
 
 DEFAULT = Asked()
+CALIBRATED = f"standard deviation, calibrated: {NORMAL:.3g} of it to each side held {COVER:.0%} of the voxels of"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +116,15 @@ class Job:
         """Give mean and spread of one modality."""
         row = self._bundle.model.modalities.index(modality)
         return filled.mean_MDHW[row], None if filled.sd_MDHW is None else filled.sd_MDHW[row]
+
+    def calibrated(
+        self, modality: Modality, sd_DHW: Tensor | None, *, shown: int
+    ) -> tuple[Tensor | None, dict[str, str]]:
+        """The spread of what so many images made, as the bundle's calibration has it; and words for a sidecar."""
+        known = self._bundle.calibration
+        if sd_DHW is None or known is None or known.sampler != self._sampler or not known.knows(modality, shown):
+            return sd_DHW, {}
+        return known.sd(modality, shown, sd_DHW), {"Uncertainty": f"{CALIBRATED} {known.source}, in the same units"}
 
     def write(
         self,

@@ -65,7 +65,7 @@ def synthesize(
         filled = job.fill(loaded, store, "synthesize", clinical=clinical, wanted=wanted, progress=progress)
         facts = {"Inputs": outputs.inputs_facts(inputs), **outputs.model_facts(bundle, sampler, asked.seed)}
         facts |= {"Guard": guarded.facts, **({} if chart is None else {"Chart": chart.facts})}
-        made = {m: _made(m, *job.row(filled, m), {**facts, "Key": job.keys[m]}) for m in wanted}
+        made = {m: _made(job, m, *job.row(filled, m), facts, shown=len(inputs)) for m in wanted}
         given = [(f"{m}, measured", image) for m, image in zip(loaded.scalings, loaded.images_MDHW, strict=True)]
         drawn = {f"{m}, SYNTHETIC": one for m, one in made.items()}
         job.write(store, preview, loaded, made, given=given, named=drawn, warning=WARNING)
@@ -105,5 +105,9 @@ def _check(
     check_there(inputs.values())
 
 
-def _made(modality: Modality, mean_DHW: Tensor, sd_DHW: Tensor | None, facts: Mapping[str, object]) -> Made:
-    return Made(mean_DHW=mean_DHW, sd_DHW=sd_DHW, scaling=usual_scaling(modality), facts=facts)
+def _made(
+    job: Job, m: Modality, mean_DHW: Tensor, spread_DHW: Tensor | None, facts: Mapping[str, object], *, shown: int
+) -> Made:
+    sd_DHW, said = job.calibrated(m, spread_DHW, shown=shown)
+    facts = {**facts, **said, "Key": job.keys[m]}
+    return Made(mean_DHW=mean_DHW, sd_DHW=sd_DHW, scaling=usual_scaling(m), facts=facts)

@@ -37,27 +37,30 @@ def parse(words: Sequence[str]) -> tuple[str | None, tuple[str, ...], dict[str, 
     return task, names, keys
 
 
-def carry_out(words: Sequence[str], sampler: str | None, every: int, *, runs: Path, seed: int, device: str) -> None:
+def carry_out(words: Sequence[str], samplers: Sequence[str], every: int, *, runs: Path, seed: int, device: str) -> None:
     """The task that is named; of one run, the usual evaluation where none is."""
     task, names, keys = parse(words)
     strangers = keys.pop("strangers", False)
     if not isinstance(strangers, bool):
         raise ConfigError(f"strangers={strangers}: must be true or false")
-    chosen = load_sampler(sampler) if sampler is not None else None
     asked = Asked(names=names, runs=runs, seed=seed, device=device, out=_folder(keys, "out"), strangers=strangers)
     if task is None:
-        _usual(asked, chosen, every)
-    else:
-        TASKS[task](asked, chosen, keys)
+        _usual(asked, samplers, every)
+        return
+    if len(samplers) > 1:
+        raise ConfigError(f"--sampler {samplers[1]}: task={task} takes one sampler")
+    TASKS[task](asked, load_sampler(samplers[0]) if samplers else None, keys)
 
 
-def _usual(asked: Asked, sampler: Sampler | None, every: int) -> None:
+def _usual(asked: Asked, samplers: Sequence[str], every: int) -> None:
     from server.evaluation.compare import compare
-    from shared.model.scorecard import FIGURES, printable
+    from shared.model.scorecard import FIGURES, printable, printable_samples
 
     with terminal.bar("scoring") as advance:
-        lines = compare(replace(asked, progress=advance), sampler=sampler, every=every)
+        lines, sampled = compare(replace(asked, progress=advance), samplers=samplers, every=every)
     terminal.table(FIGURES, *printable(lines))
+    title = "one modality hidden; texture; how many truths lie in intervals for 90 %, in all tasks"
+    terminal.table(title, *printable_samples(sampled))
 
 
 def _diagnosis(asked: Asked, sampler: Sampler | None, keys: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import typer
 from server.cli.options import RUNS, Run, Runs
 
 app = typer.Typer(rich_markup_mode="markdown")
+NOT_CALIBRATED = "not calibrated: a site's uncertainty is how far samples differ (lacuna calibrate {run})"
 
 
 @app.command()
@@ -37,6 +38,7 @@ def export(
     """
     import json
 
+    from server.evaluation import calibrate
     from server.evaluation.compare import headline_figures
     from server.runs.trained_on import ranges_for
     from shared.model import bundle
@@ -51,12 +53,21 @@ def export(
         typer.echo(
             "no subjects of the coordinator's own: sites can't check what they show the bundle (--ranges)", err=True
         )
+    intervals = calibrate.read(folder)
+    if intervals is None:
+        typer.echo(NOT_CALIBRATED.format(run=run), err=True)
     audits = [read_summary(path) for path in audit or []]
     for path, found in zip(audit or [], audits, strict=True):
         for warning in found.warnings:
             typer.echo(f"warning: {path}: {warning}", err=True)
     done = bundle.export(
-        folder / "final", out, key=key, metrics=headline_figures(folder), ranges=made_for, audits=audits
+        folder / "final",
+        out,
+        key=key,
+        metrics=headline_figures(folder),
+        ranges=made_for,
+        audits=audits,
+        calibration=intervals,
     )
     for line in json.loads((done / bundle.MANIFEST).read_text())["privacy"]["statement"]:
         typer.echo(line)

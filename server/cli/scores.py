@@ -20,7 +20,12 @@ def evaluate(
     ],
     runs_folder: Runs = RUNS,
     sampler: Annotated[
-        str | None, typer.Option(help="mean | multistep | ddim | ancestral. Default: the run's.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            help="mean | multistep | ddim | ancestral, or KIND:SAMPLES (multistep:1); repeat it to compare. "
+            "Default: the run's.",
+            show_default=False,
+        ),
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="Use one brain slice in so many.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the samplers that draw noise; paired over models.")] = 0,
@@ -28,7 +33,8 @@ def evaluate(
 ) -> None:
     """Score a run on held-out subjects: every shown subset x target x site, against floors and each site alone.
 
-    Writes scores.csv, bought.csv, summary.json and figures to runs/RUN/evaluation; prints what the federation bought.
+    Writes scores.csv, bought.csv, summary.json and figures to runs/RUN/evaluation; prints what the federation bought,
+    and what samples are worth: texture, and how many truths their intervals hold (`lacuna calibrate` mends those).
     Refused where a held-out subject was trained on, by its images or its name; `strangers=true` says that those of one
     name are different people.
 
@@ -44,7 +50,39 @@ def evaluate(
     """
     from server.cli import evaluate as evaluate_cli
 
-    evaluate_cli.carry_out(words, sampler, every, runs=runs_folder, seed=seed, device=device)
+    evaluate_cli.carry_out(words, sampler or [], every, runs=runs_folder, seed=seed, device=device)
+
+
+@app.command()
+def calibrate(
+    run: Run,
+    runs_folder: Runs = RUNS,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="KIND or KIND:SAMPLES that draws. Default: the run's, or multistep.", show_default=False),
+    ] = None,
+    cohort: Annotated[
+        Path | None,
+        typer.Option(help="Subjects whom nobody trained on, as BIDS. Default: WORLD/coordinator.", show_default=False),
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, help="Use one brain slice in so many.")] = 6,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Tell from the coordinator's own subjects how wide an interval about a model's samples holds nine truths in ten.
+
+    Kept in runs/RUN/calibration.json, for that sampler alone: `lacuna evaluate --sampler` says how well it holds on
+    held-out subjects, `lacuna export` puts it into the bundle, and a site's uncertainty maps are then calibrated.
+    """
+    from server.evaluation import calibrate as work
+    from server.evaluation.compare import named
+    from server.evaluation.ways import Asked
+    from shared.base.display import terminal
+
+    with terminal.bar("drawing") as advance:
+        asked = Asked(names=(run,), runs=runs_folder, seed=seed, device=device, progress=advance)
+        found = work.calibrate(asked, sampler=named(sampler) if sampler else None, cohort=cohort, every=every)
+    terminal.table(f"half widths for 90 %, in % of the range, from {found.source}", *work.intervals(found))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,41 +4,73 @@ those of split test within the sites' own.
 The global model, each site trained alone (runs/RUN/alone), and floors: the training mean, patch-ridge regression and
 the mixture of tissues, of methods that see whole volumes the voxelwise ones; all fitted on all sites' training cohorts
 together (sums that a federation can pool exactly as well).
+
+With several samplers the global model stands there once for each, so that what is a mean and what is a sample can be
+told apart: a sample keeps texture and costs decibels.
 """
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from server.evaluation import calibrate
 from server.evaluation.ways import Asked, find_tested, finished
 from server.runs import runs
+from shared.base.errors import ConfigError
 from shared.base.options import plain
 from shared.diffusion.samplers import Sampler
 from shared.methods.baselines.voxelwise import floors_3d
-from shared.model.evaluation import FLOORS, MIXTURE, Scoring, evaluate, filler, floors, never_acquired
+from shared.model.evaluation import (
+    FLOORS,
+    MIXTURE,
+    Either,
+    Scoring,
+    evaluate,
+    filled_by,
+    filler,
+    floors,
+    never_acquired,
+)
 from shared.model.model import read_model
-from shared.model.scorecard import write_scorecard
+from shared.model.scorecard import worth_of_samples, write_scorecard
 from shared.model.tables import Frame, stacked
+from shared.plan.settings import load_sampler
 from shared.plan.training import find_device
 
 FEDERATED = "federated"
 
 
-def compare(asked: Asked, *, sampler: Sampler | None, every: int) -> Frame:
-    """Scores of a finished run into its evaluation/ folder; gives the lines of the table."""
+def compare(asked: Asked, *, samplers: Sequence[str] = (), every: int) -> tuple[Frame, Frame]:
+    """Scores of a finished run into its evaluation/ folder; gives the lines of the table, and those of the samples.
+
+    `samplers`: KIND or KIND:SAMPLES; the first is also that of the sites alone. By default the run's own.
+    """
     folder = asked.runs / asked.names[0]
     config = finished(folder)
     trained, tested = find_tested(config, strangers=asked.strangers)
     model = read_model(folder / "final")
     scoring = Scoring.of(model, every=every)
-    sampler, on = sampler or model.sampler, find_device(asked.device)
+    chosen = {FEDERATED if len(samplers) == 1 else f"{FEDERATED}, {word}": named(word) for word in samplers}
+    chosen = chosen or {FEDERATED: model.sampler}
+    first, on = next(iter(chosen.values())), find_device(asked.device)
+    calibrated = calibrate.read(folder)
+    made: dict[str, Either] = {
+        name: filled_by(
+            model,
+            sampler=sampler,
+            seed=asked.seed,
+            device=on,
+            calibration=calibrated if calibrated is not None and calibrated.sampler == sampler else None,
+        )
+        for name, sampler in chosen.items()
+    }
     alone = {
-        site: filler(read_model(folder / "alone" / site / "final"), sampler=sampler, seed=asked.seed, device=on)
+        site: filler(read_model(folder / "alone" / site / "final"), sampler=first, seed=asked.seed, device=on)
         for site in trained
         if runs.finished(folder / "alone" / site)
     }
-    made = {FEDERATED: filler(model, sampler=sampler, seed=asked.seed, device=on)}
     cohorts = list(trained.values())
     made |= (
         floors_3d(cohorts, model.modalities, model.method.slab)
@@ -49,8 +81,27 @@ def compare(asked: Asked, *, sampler: Sampler | None, every: int) -> Frame:
         [evaluate(made, part, model.modalities, scoring, alone=alone, progress=asked.progress) for part in tested]
     )
     never = never_acquired(trained, model.modalities)
-    how = {"run": folder.name, "sampler": plain(sampler), "seed": asked.seed, "every": every}
-    return write_scorecard(scores, asked.into("evaluation"), model.modalities, never, how=how)
+    how = {
+        "run": folder.name,
+        "sampler": plain(first),
+        "samplers": {name: plain(sampler) for name, sampler in chosen.items()},
+        "calibrated": None if calibrated is None else calibrated.source,
+        "seed": asked.seed,
+        "every": every,
+    }
+    lines = write_scorecard(scores, asked.into("evaluation"), model.modalities, never, how=how)
+    return lines, worth_of_samples(scores, list(chosen))
+
+
+def named(word: str) -> Sampler:
+    """KIND, or KIND:SAMPLES for another number of samples than its preset has."""
+    kind, given, samples = word.partition(":")
+    sampler = load_sampler(kind)
+    if not given:
+        return sampler
+    if not samples.isdecimal() or int(samples) < 1:
+        raise ConfigError(f"--sampler {word}: must be KIND or KIND:SAMPLES, such as multistep:8")
+    return dataclasses.replace(sampler, samples=int(samples))
 
 
 def _numbered(parts: Sequence[Frame]) -> Frame:

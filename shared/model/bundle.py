@@ -1,7 +1,7 @@
 """A model leaves the federation as a bundle: a folder of files, their hashes in bundle.json, one signature over that.
 
     bundle.json          method, options, grid, modalities, intensity rules, provenance, metrics; sha256 of the others;
-                         what may be said of its privacy, and what sites' audits found
+                         what may be said of its privacy, what sites' audits found, and how sure its samples may be
     bundle.sig           Ed25519 over the bytes of bundle.json
     model.safetensors    the weights, from which `load` rebuilds the method
     denoiser.pt2, .onnx  the denoiser alone, for other programs
@@ -27,6 +27,8 @@ from shared.base.errors import ConfigError, DataError
 from shared.base.files import canonical, hash_file, new_folder, sha256, write_bytes
 from shared.base.options import plain
 from shared.data.intensities import RULES, rules_version
+from shared.model.calibration import Calibration
+from shared.model.calibration import read as calibration_of
 from shared.model.denoiser import export_denoiser
 from shared.model.model import Model, read_model, rebuild
 from shared.trust.audits import Summary
@@ -60,6 +62,7 @@ class Bundle:
     signer: str  # id of the key that signed it
     trusted: bool  # was that the key the reader asked for? If not, only damage is excluded, not forgery
     record: Mapping[str, Any]  # bundle.json
+    calibration: Calibration | None = None  # of its samples
 
 
 # --- out ------------------------------------------------------------------------------------------------------------
@@ -73,6 +76,7 @@ def export(
     metrics: Mapping[str, float] | None = None,
     ranges: Mapping[str, Any] | None = None,
     audits: Sequence[Summary] = (),
+    calibration: Calibration | None = None,
 ) -> Path:
     """Write the released model in `run_final` as a signed bundle at `out`; an older bundle there is replaced whole.
 
@@ -88,7 +92,12 @@ def export(
         write_bytes(made / WEIGHTS, dump_safetensors(tensors), durable=False)
         _check_audits(audits, made / WEIGHTS)
         checked = export_denoiser(model, made)
-        manifest = canonical(_manifest(model, checked, made, metrics or {}, ranges, audits))
+        manifest = canonical(
+            {
+                **_manifest(model, checked, made, metrics or {}, ranges, audits),
+                "calibration": None if calibration is None else calibration.record(),
+            }
+        )
         write_bytes(made / MANIFEST, manifest, durable=False)
         write_bytes(made / SIGNATURE, _FOLDER.sign(manifest, signing), durable=False)
     return out
@@ -162,7 +171,15 @@ def load(folder: Path, *, trusted: Ed25519PublicKey | None) -> Bundle:
         signer=key_id(signer),
         trusted=trusted is not None,
         record=record,
+        calibration=_calibration(record, where),
     )
+
+
+def _calibration(record: Mapping[str, Any], where: str) -> Calibration | None:
+    try:
+        return calibration_of(record.get("calibration"))
+    except ConfigError as error:
+        raise DataError(f"{where}: {error}") from None
 
 
 def _parse(manifest: bytes, where: str) -> dict[str, Any]:

@@ -4,8 +4,13 @@ Every model fills the same slices from the same shown images with noise from the
 Floors are the mean image, patch-ridge regression and the mixture of tissues, all from sums pooled over the training
 cohorts. `alone` is each site's own model, scored at its own site. Names of subjects are not kept: a score knows its
 subject by number only.
+
+Of a model that draws several samples it is also counted how many truths lie in the interval that they tell (`covered`),
+and in the calibrated one (`calibrated`, shared/model/calibration.py). Texture (`wasserstein`) is looked at where one
+modality is hidden: it is slow, and says least where much is missing.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,14 +31,16 @@ from shared.methods import ReadsChart
 from shared.methods.anchors.lookup import LookUp
 from shared.methods.anchors.mixture import COMPONENTS, ITERATIONS, Mixture
 from shared.methods.anchors.ridge import MeanImage, PatchRidge
+from shared.model.calibration import Calibration
 from shared.model.fill import Filled, Filling, fill
-from shared.model.metrics import METRICS
+from shared.model.metrics import METRICS, shares
 from shared.model.model import Model
 from shared.model.tables import Frame, tidy
 
 Keys: TypeAlias = tuple[str | int, ...]
 Filler: TypeAlias = Callable[[Tensor, Tensor, Keys, Clinical], Tensor]  # (images_MDHW, shown_M, keys, chart) -> MDHW
 Fill: TypeAlias = Callable[[Tensor, Tensor, Keys, Clinical], Filled]  # the same, with the spread of its samples
+Either: TypeAlias = Callable[[Tensor, Tensor, Keys, Clinical], Tensor | Filled]
 Never: TypeAlias = Mapping[SiteName, tuple[Modality, ...]]  # what no training subject of a site has
 
 MEAN, RIDGE, HATS, TABLE = "mean image", "patch ridge", "hat ridge", "look-up table"
@@ -43,6 +50,7 @@ MEASURED: Mapping[str, tuple[str, ...]] = {
     "brain": ("psnr", "psnr_fitted", "ssim", "mse", "mae", "nmi"),
     "lesion": ("psnr", "mse"),
 }
+TEXTURE = "wasserstein"
 LEVELS = 8  # hats of the hat ridge
 POOL = 64  # slices at once for the floors' sums
 
@@ -84,7 +92,13 @@ class Scoring:
 
 
 def filled_by(
-    model: Model, *, sampler: Sampler, seed: int, device: torch.device, told: Collection[str] | None = None
+    model: Model,
+    *,
+    sampler: Sampler,
+    seed: int,
+    device: torch.device,
+    told: Collection[str] | None = None,
+    calibration: Calibration | None = None,
 ) -> Fill:
     """What is hidden, by a trained model; `told`: the fields of the chart that it hears, by default all."""
 
@@ -96,7 +110,8 @@ def filled_by(
             clinical={name: value for name, value in clinical.items() if told is None or name in told},
             wanted=[m for m, shown in zip(model.modalities, shown_M.tolist(), strict=True) if not shown],
         )
-        return fill(model, images_MDHW, shown_M, range(images_MDHW.shape[1]), how)
+        filled = fill(model, images_MDHW, shown_M, range(images_MDHW.shape[1]), how)
+        return dataclasses.replace(filled, calibration=calibration)
 
     return fill_all
 
@@ -164,7 +179,7 @@ def never_acquired(cohorts: Mapping[SiteName, Cohort], modalities: Sequence[Moda
 
 
 def evaluate(
-    models: Mapping[str, Filler],
+    models: Mapping[str, Either],
     heldout: Mapping[SiteName, Cohort],
     modalities: Sequence[Modality],
     scoring: Scoring | None = None,
@@ -181,7 +196,7 @@ def evaluate(
     scores: list[Score] = []
     for done, (site, number) in enumerate(subjects):
         brain = slices[site].subjects[number].brain_slices
-        chosen = list(brain[min(scoring.every // 2, len(brain) - 1) :: scoring.every])
+        chosen = spread_over(brain, scoring.every)
         compared = {**models, **({ALONE: alone[site]} if site in alone else {})}
         stack = slices[site].volume(number)
         scores += _subject(compared, (site, number), stack, chosen, list(modalities), scoring)
@@ -190,32 +205,60 @@ def evaluate(
 
 
 def _subject(
-    models: Mapping[str, Filler],
+    models: Mapping[str, Either],
     who: tuple[SiteName, int],
     stack: Stack,
     chosen: Sequence[int],
     modalities: Sequence[Modality],
     scoring: Scoring,
 ) -> Iterator[Score]:
-    given_MDHW = stack.images_MDHW if scoring.whole else stack.images_MDHW[:, chosen]
     images_MDHW = stack.images_MDHW[:, chosen]
     regions = {"brain": stack.brain_DHW[chosen]}
     if stack.lesion_DHW is not None:
         regions["lesion"] = (stack.lesion_DHW[chosen] > 0) & regions["brain"]
+    for one in tasks_of(stack, chosen, modalities, scoring):
+        shown, texture = "+".join(one.shown), (TEXTURE,) if one.alone else ()
+        for model, fill_all in models.items():
+            made = fill_all(one.visible_MDHW, one.shown_M, ("evaluate", *who, shown), stack.clinical)
+            filled = made if isinstance(made, Filled) else Filled(mean_MDHW=made, sd_MDHW=None)
+            if scoring.whole:
+                filled = filled.slices(chosen)
+            for target, (region, mask_DHW) in itertools.product(one.targets, regions.items()):
+                row = modalities.index(target)
+                if not bool(mask_DHW.any()):
+                    continue
+                for metric in (*MEASURED[region], *(texture if region == "brain" else ())):
+                    volume, mean, n = METRICS[metric](filled.mean_MDHW[row], images_MDHW[row], mask_DHW)
+                    yield Score(model, *who, shown, target, region, metric, volume, mean, n)
+                for metric, width_DHW in filled.half_widths(row, target).items():
+                    off_DHW = (filled.mean_MDHW[row] - images_MDHW[row]).abs()
+                    volume, mean, n = shares(off_DHW <= width_DHW, mask_DHW)
+                    yield Score(model, *who, shown, target, region, metric, volume, mean, n)
+
+
+class Task(NamedTuple):
+    """What is shown of a subject, and what of the rest is made."""
+
+    shown: tuple[Modality, ...]
+    targets: tuple[Modality, ...]
+    shown_M: Tensor
+    visible_MDHW: Tensor
+    alone: bool  # all that the subject has is shown but one
+
+
+def tasks_of(stack: Stack, chosen: Sequence[int], modalities: Sequence[Modality], scoring: Scoring) -> Iterator[Task]:
+    """Every shown subset of what a subject has."""
+    given_MDHW = stack.images_MDHW if scoring.whole else stack.images_MDHW[:, chosen]
     held = [m for m, exists in zip(modalities, stack.exists_M.tolist(), strict=True) if exists]
     for shown in all_patterns(held):
-        targets = [m for m in held if m not in shown and (m in scoring.targets or not scoring.targets)]
-        if not targets:
-            continue
-        shown_M = torch.tensor([m in shown for m in modalities])
-        visible_MDHW = torch.where(shown_M[:, None, None, None], given_MDHW, torch.nan)  # a peek would not go unseen
-        for model, fill_all in models.items():
-            keys = ("evaluate", *who, "+".join(shown))
-            made_MDHW = fill_all(visible_MDHW, shown_M, keys, stack.clinical)
-            if scoring.whole:
-                made_MDHW = made_MDHW[:, chosen]
-            for target, (region, mask_DHW) in itertools.product(targets, regions.items()):
-                row = modalities.index(target)
-                for metric in MEASURED[region] if bool(mask_DHW.any()) else ():
-                    volume, mean, n = METRICS[metric](made_MDHW[row], images_MDHW[row], mask_DHW)
-                    yield Score(model, *who, "+".join(shown), target, region, metric, volume, mean, n)
+        targets = tuple(m for m in held if m not in shown and (m in scoring.targets or not scoring.targets))
+        if targets:
+            shown_M = torch.tensor([m in shown for m in modalities])
+            # a peek would not go unseen
+            visible_MDHW = torch.where(shown_M[:, None, None, None], given_MDHW, torch.nan)
+            yield Task(shown, targets, shown_M, visible_MDHW, len(shown) == len(held) - 1)
+
+
+def spread_over(brain: Sequence[int], every: int) -> list[int]:
+    """One brain slice in so many."""
+    return list(brain[min(every // 2, len(brain) - 1) :: every])

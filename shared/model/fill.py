@@ -7,7 +7,7 @@ A method of slabs goes over the volume in overlapping windows, which are numbere
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
 import torch
@@ -21,6 +21,7 @@ from shared.data.bids import Clinical
 from shared.diffusion.operators import Measured, clean, none
 from shared.diffusion.samplers import Sampler
 from shared.methods import TAKE_RAW, ReadsChart, Restores
+from shared.model.calibration import CALIBRATED, COVERED, Calibration, uncalibrated
 from shared.model.model import Model
 from shared.model.taught import passes
 from shared.model.windows import Blend, cut, lay
@@ -67,6 +68,22 @@ class Filled:
 
     mean_MDHW: Tensor
     sd_MDHW: Tensor | None  # over the Monte-Carlo samples of each voxel; None for a single sample
+    samples: int = 1
+    shown: int = 0  # modalities
+    calibration: Calibration | None = None  # of these samples
+
+    def slices(self, chosen: Sequence[int]) -> "Filled":
+        sd_MDHW = None if self.sd_MDHW is None else self.sd_MDHW[:, chosen]
+        return replace(self, mean_MDHW=self.mean_MDHW[:, chosen], sd_MDHW=sd_MDHW)
+
+    def half_widths(self, row: int, modality: Modality) -> dict[str, Tensor]:
+        """Of intervals for nine truths in ten: as the samples tell it, and as it was calibrated."""
+        if self.sd_MDHW is None:
+            return {}
+        found = {COVERED: uncalibrated(self.sd_MDHW[row], self.samples)}
+        if self.calibration is not None and self.calibration.knows(modality, self.shown):
+            found[CALIBRATED] = self.calibration.half_width(modality, self.shown, self.sd_MDHW[row])
+        return found
 
 
 def fill(model: Model, images_MDHW: Tensor, shown_M: Tensor, slices: Sequence[int], how: Filling) -> Filled:
@@ -85,7 +102,7 @@ def _by_slices(samples: "_Samples", shown_MDHW: Tensor, slices: Sequence[int]) -
     sd_MDHW = torch.zeros_like(mean_MDHW)
     for z, mean_MHW, sd_MHW in _each(samples, slices, "slice", lambda some: shown_MDHW[:, some].transpose(0, 1)):
         mean_MDHW[:, z], sd_MDHW[:, z] = mean_MHW, sd_MHW
-    return Filled(mean_MDHW=mean_MDHW, sd_MDHW=sd_MDHW if samples.how.sampler.samples > 1 else None)
+    return samples.filled(mean_MDHW, sd_MDHW)
 
 
 def _by_windows(samples: "_Samples", shown_MDHW: Tensor, slices: Sequence[int]) -> Filled:
@@ -103,7 +120,7 @@ def _by_windows(samples: "_Samples", shown_MDHW: Tensor, slices: Sequence[int]) 
 
     for w, *made in _each(samples, range(len(windows)), "slab", take):
         blend.add(windows[w], *made)
-    return Filled(mean_MDHW=mean_MDHW, sd_MDHW=None if spread_MDHW is None else spread_MDHW.sqrt())
+    return samples.filled(mean_MDHW, None if spread_MDHW is None else spread_MDHW.sqrt())
 
 
 def _each(samples: "_Samples", numbers: Sequence[int], what: str, take: Take) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -153,6 +170,11 @@ class _Samples:
     net: nn.Module
     shown_M: Tensor
     how: Filling
+
+    def filled(self, mean_MDHW: Tensor, sd_MDHW: Tensor | None) -> Filled:
+        n = self.how.sampler.samples
+        shown = int(self.shown_M.sum())
+        return Filled(mean_MDHW=mean_MDHW, sd_MDHW=sd_MDHW if n > 1 else None, samples=n, shown=shown)
 
     def moments(self, images_BMHW: Tensor, numbers: Numbers, *, together: int) -> tuple[Tensor, Tensor]:
         """Mean and sd over samples, by Welford's recurrence: memory does not grow with their number.

@@ -55,6 +55,14 @@ def psnr(prediction: Tensor, truth: Tensor, mask: Tensor) -> float:
     return min(PSNR_CAP, -10 * math.log10(max(error, 1e-30)))
 
 
+def shares(true_DHW: Tensor, mask_DHW: Tensor) -> Value:
+    """How much of the mask it is true of."""
+    reached_D = mask_DHW.flatten(1).any(dim=1)
+    return _adding(lambda x, _, mask: _summed(x, mask), _mean)(
+        true_DHW[reached_D], mask_DHW[reached_D], mask_DHW[reached_D]
+    )
+
+
 # --- metrics whose parts add up over slices -------------------------------------------------------------------------
 
 

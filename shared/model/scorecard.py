@@ -20,7 +20,8 @@ from shared.base.files import write_json, writing
 from shared.base.vocabulary import Modality, SiteName
 from shared.data.missing import all_patterns
 from shared.model import tables
-from shared.model.evaluation import Never
+from shared.model.calibration import CALIBRATED, COVERED
+from shared.model.evaluation import TEXTURE, Never
 from shared.model.tables import Column, Frame, Printable, compare, records, screen, stacked, write_csv
 
 SCORES = ("model", "site", "shown", "target", "region", "metric", "per", "value", "n")
@@ -127,6 +128,58 @@ def _with_fitted(row: Mapping[str, Any]) -> str:
     return tables.mean(2)(row) + ("" if math.isnan(fitted) else f" ({fitted:.2f})")
 
 
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+SAMPLED = (
+    "model",
+    "target",
+    "psnr",
+    "lesion psnr",
+    "wasserstein",
+    "covered",
+    "lesion covered",
+    "calibrated",
+    "lesion calibrated",
+)
+ALL = "all"
+
+
+def worth_of_samples(scores: Frame, models: Sequence[str]) -> Frame:
+    """Of some models, by target and over all: PSNR of one hidden modality and its texture, and how many truths lie in
+    nine-in-ten intervals, over every task; means over subjects.
+    """
+    own = scores[scores["model"].isin(models)].assign(value=scores["volume"])
+    widest = own["shown"].str.count(r"\+").groupby([own["site"], own["subject"]]).transform("max")
+    alone = own["shown"].str.count(r"\+") == widest
+    own = own[alone | own["metric"].isin([COVERED, CALIBRATED])]
+    own = own.assign(what=np.where(own["region"] == "lesion", "lesion ", "") + own["metric"])
+    every = stacked([own, own.assign(target=ALL)])
+    means = every.groupby(["model", "target", "site", "subject", "what"], sort=False)["value"].mean()
+    table = means.groupby(["model", "target", "what"], sort=False).mean().unstack("what").reset_index()
+    order = {model: i for i, model in enumerate(models)}
+    table = table.sort_values("model", key=lambda names: names.map(order), kind="stable")
+    return table.reindex(columns=list(SAMPLED)).reset_index(drop=True)
+
+
+def printable_samples(table: Frame) -> Printable:
+    """A line for each model and target: decibels, texture in thousandths, and per cent of the truths."""
+
+    def words(row: Mapping[str, Any], name: str) -> str:
+        value = row[name]
+        if not math.isfinite(value):
+            return ""
+        if name.endswith((COVERED, CALIBRATED)):
+            return f"{100 * value:.1f} %"
+        return f"{1000 * value:.1f}" if name == TEXTURE else f"{value:.2f}"
+
+    shown = [name for name in SAMPLED[2:] if table[name].notna().any()]
+    titles = {TEXTURE: "SW x 1000", COVERED: "in 90 %", f"lesion {COVERED}": "in 90 %, lesion"}
+    titles |= {CALIBRATED: "calibrated", f"lesion {CALIBRATED}": "calibrated, lesion"}
+    titles |= {"psnr": "PSNR", "lesion psnr": "PSNR, lesion"}
+    lines = [(str(row["model"]), str(row["target"]), *(words(row, name) for name in shown)) for row in records(table)]
+    return ("model", "target", *(titles[name] for name in shown)), lines
+
+
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
@@ -163,7 +216,8 @@ def _bars(lines: Frame, path: Path) -> None:
         return
     models = list(dict.fromkeys(lines["model"]))
     means = lines.pivot(index=["task", "only", "region"], columns="model", values="mean")
-    figure, axes = blank_figure(max(2.5 + 1.3 * len(places), 1.9 * len(models)), 4.2)
+    across = max(2.5 + 1.3 * len(places), 1.9 * len(models))
+    figure, axes = blank_figure(across, 4.2)
     width = 0.8 / len(models)
     for i, model in enumerate(models):
         values = means.loc[places, model].fillna(0.0).tolist()
@@ -174,8 +228,14 @@ def _bars(lines: Frame, path: Path) -> None:
     axes.set_xticks(range(len(places)), [f"{_wrapped(task)}\n{region}" for task, _, region in places], fontsize=7)
     axes.set(ylabel="PSNR per volume, dB", title="What the federation bought")
     axes.margins(x=0.01, y=0.18)  # room for the legend
+    columns = max(1, min(len(models), int(across / (0.6 + 0.07 * max(map(len, models))))))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, ncols=len(models), loc="upper left", frameon=False)
+    axes.legend(
+        fontsize=8,
+        ncols=columns,
+        loc="upper left",
+        frameon=False,
+    )
     save_figure(figure, path)
 
 

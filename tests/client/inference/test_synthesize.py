@@ -20,6 +20,7 @@ from shared.base.errors import ConfigError, DataError
 from shared.data.modalities import MODALITIES, bids_path, modality_of
 from shared.data.volumes import write
 from shared.diffusion.samplers import Sampler
+from shared.model import calibration
 from shared.model.bundle import Bundle
 from shared.model.fill import Filling, fill
 from shared.model.model import read_model
@@ -364,3 +365,26 @@ def test_a_wrong_question_is_refused(bundle: Bundle, tmp_path: Path) -> None:
         assert line in str(caught.value)
     with pytest.raises(ConfigError, match="must be one of"):
         synthesize(bundle, folder, out, Asked(targets=["X-ray"]))
+
+
+def test_a_calibrated_bundle_says_how_sure_it_may_be(bundle: Bundle, tmp_path: Path) -> None:
+    """Twice the spread everywhere, in the map and in words; with another sampler the samples' own, as before."""
+    edges = [calibration.FIRST * 2 ** ((s - 0.5) / calibration.PER_OCTAVE) for s in range(calibration.SPREADS)]
+    widths = tuple(min(1.0, 2 * calibration.NORMAL * sd) for sd in edges)
+    known = calibration.Calibration(sampler=DDIM, widths={"FLAIR from 2": widths}, source="3 subjects")
+    sure = dataclasses.replace(bundle, calibration=known)
+    other = dataclasses.replace(DDIM, samples=2)
+    maps, words = {}, {}
+    for name, made_by, sampler in (("plain", bundle, DDIM), ("sure", sure, DDIM), ("other", sure, other)):
+        out = tmp_path / name
+        synthesize(made_by, subject(tmp_path / "in" / name), out, Asked(sampler=sampler, seed=4))
+        stem = out / "sub-07/anat/sub-07_desc-"
+        maps[name] = nibabel.load(f"{stem}uncertainty_FLAIR.nii.gz").get_fdata()
+        words[name] = json.loads(Path(f"{stem}synthetic_FLAIR.json").read_text())["Uncertainty"]
+    seen = maps["plain"] > 4  # of 1000: below that the narrowest interval stands
+    assert seen.sum() > 100
+    ratio = maps["sure"][seen] / maps["plain"][seen]
+    assert np.median(ratio) == pytest.approx(2.0, rel=0.05)
+    assert words["plain"] == words["other"] == "standard deviation over samples, in the same units"
+    held = "1.64 of it to each side held 90% of the voxels of 3 subjects"
+    assert words["sure"].startswith(f"standard deviation, calibrated: {held}")

@@ -10,9 +10,11 @@ from support.rounds.federation import config, write
 from typer.testing import CliRunner
 
 from server.cli.cli import app
-from shared.base.errors import ConfigError
+from shared.base.errors import ConfigError, DataError
 from shared.base.options import plain
+from shared.diffusion.samplers import Sampler
 from shared.model import bundle
+from shared.model.calibration import SPREADS, Calibration
 from shared.trust.claims import Certificate, PrivacyRecord, statement
 
 pytestmark = pytest.mark.usefixtures("probe")
@@ -108,3 +110,22 @@ def test_an_audit_of_another_model_is_refused(run: Path) -> None:
     done = export(run, "--audit", str(summary_of(run, weights="0" * 64)))
     assert isinstance(done.exception, ConfigError)
     assert json.loads((run / "bundle" / "bundle.json").read_text())["audits"] == []
+
+
+def test_a_runs_calibration_travels_in_its_bundle(run: Path) -> None:
+    done = export(run)
+    assert "not calibrated" in done.stderr
+    assert json.loads((run / "bundle" / "bundle.json").read_text())["calibration"] is None
+    known = Calibration(
+        sampler=Sampler(kind="multistep", steps=8, samples=8),
+        widths={"T1 from 2": (0.1,) * SPREADS},
+        source="3 subjects",
+    )
+    (run / "calibration.json").write_text(json.dumps(known.record()))
+    done = export(run)
+    assert "not calibrated" not in done.stderr
+    record = json.loads((run / "bundle" / "bundle.json").read_text())
+    assert record["calibration"] == known.record()
+    assert bundle._calibration(record, "bundle x") == known
+    with pytest.raises(DataError, match=r"bundle x: calibration\.widths\.T1 from 2"):
+        bundle._calibration({"calibration": {**known.record(), "widths": {"T1 from 2": [2.0]}}}, "bundle x")

@@ -45,17 +45,17 @@ def run_on(root: Path) -> Asked:
 def test_held_out_cohorts_and_subjects_of_split_test_are_scored(
     heldout: bool, splits: str, subjects: int, tmp_path: Path
 ) -> None:
-    lines = compare(run_on(world(tmp_path, heldout=heldout, splits=splits)), sampler=None, every=6)
+    lines, _ = compare(run_on(world(tmp_path, heldout=heldout, splits=splits)), every=6)
     hidden = lines.query("task == 'one hidden, all others shown' and region == 'brain' and model == 'federated'")
     assert hidden["n"].tolist() == [subjects]
 
 
 def test_a_copy_of_a_trained_subject_and_an_empty_world_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="neither heldout/ nor a subject of split test to score on"):
-        compare(run_on(world(tmp_path / "none", heldout=False, splits="train train train")), sampler=None, every=6)
+        compare(run_on(world(tmp_path / "none", heldout=False, splits="train train train")), every=6)
     root = world(tmp_path / "copied", heldout=False, splits="train train test")
     bids = root / "sites" / "north"
     for path in (bids / "sub-northsecret000").rglob("*.nii.gz"):
         shutil.copy(path, bids / "sub-northsecret002" / "anat" / path.name.replace("secret000", "secret002"))
     with pytest.raises(DataError, match="3 image files are among those that the models were trained on"):
-        compare(run_on(root), sampler=None, every=6)
+        compare(run_on(root), every=6)

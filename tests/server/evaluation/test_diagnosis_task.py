@@ -246,7 +246,7 @@ def test_no_task_scores_whom_a_model_was_trained_on(root: Path, tmp_path: Path, 
     release(federation.write(tmp_path / "runs" / "aca", config) / "final", "aca_diff", ACA)
     for also, says in ((["strangers=true"], "0 subjects by name and 7 image files"), ([], "3 subjects by name")):
         with pytest.raises(DataError, match=says):
-            evaluate_cli.carry_out([*words, *also], None, 1, runs=tmp_path / "runs", seed=0, device="cpu")
+            evaluate_cli.carry_out([*words, *also], (), 1, runs=tmp_path / "runs", seed=0, device="cpu")
 
 
 def test_values_that_are_no_numbers_are_refused(root: Path, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_rows_that_can_not_be_are_named(runs: Path, names: list[str], says: str)
 )
 def test_wrong_words_are_named(runs: Path, words: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        evaluate_cli.carry_out(words, None, 1, runs=runs, seed=0, device="cpu")
+        evaluate_cli.carry_out(words, (), 1, runs=runs, seed=0, device="cpu")
 
 
 def test_one_run_without_keys_is_the_usual_evaluation() -> None:

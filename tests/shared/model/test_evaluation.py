@@ -35,7 +35,7 @@ from shared.model.evaluation import (
     floors,
     never_acquired,
 )
-from shared.model.metrics import PSNR_CAP
+from shared.model.metrics import METRICS
 from shared.model.model import read_model
 from shared.model.scorecard import bought, by_site, headlines, one_hidden, printable, untrainable, write_scorecard
 from shared.model.tables import Frame, compare
@@ -94,13 +94,14 @@ def psnr(scores: Frame, first: str) -> Frame:
 def test_truth_scores_the_cap_and_every_cell_has_its_row(heldout: dict[str, Cohort]) -> None:
     scores = evaluate({"oracle": oracle(heldout)}, heldout, MODALITIES)
     for s in scores.itertuples():
-        best = {"psnr": PSNR_CAP, "psnr_fitted": PSNR_CAP, "ssim": 1, "mse": 0, "mae": 0, "nmi": 1}[s.metric]
+        best = METRICS[s.metric].best
         assert s.volume == pytest.approx(best, abs=1e-9)
         assert s.slice == pytest.approx(best, abs=1e-9)
     table = list(by_site(scores).itertuples())
     cells = 3 * 2 + 3 * 1  # one shown: two targets; two shown: one target
     per_cell = 2 * (len(MEASURED["brain"]) + len(MEASURED["lesion"]))
-    assert len(table) == cells * len(heldout) * per_cell
+    textures = 2 * 3  # where one is hidden
+    assert len(table) == (cells * per_cell + textures) * len(heldout)
     assert len({(r.shown, r.target, r.site, r.region, r.metric, r.per) for r in table}) == len(table)
     assert all(r.target not in r.shown.split("+") for r in table)
     assert {r.n for r in table if r.per == "volume" and r.region == "brain"} == {2}

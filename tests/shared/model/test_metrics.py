@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from shared.base.errors import DataError
+from shared.model import metrics
 from shared.model.metrics import METRICS, PSNR_CAP, psnr, ssim_map
 
 
@@ -171,3 +172,29 @@ def test_a_prediction_outside_the_range_is_refused(bad: float) -> None:
         METRICS["mae"](near, truth, mask)
     with pytest.raises(DataError, match="empty mask"):
         METRICS["mae"](truth, truth, torch.zeros_like(mask))
+
+
+def test_wasserstein_of_two_noises_is_that_of_two_gaussians() -> None:
+    """Patches of white noise of sd a: a projection is normal, of sd a |direction|; W2 is the gap of sds."""
+    g = torch.Generator().manual_seed(0)
+    one, two = (0.5 + sd * torch.randn(4, 64, 64, generator=g) for sd in (0.05, 0.11))
+    length = metrics._directions().norm(dim=0).square().mean().sqrt().item()
+    mask = torch.ones(4, 64, 64).bool()
+    assert METRICS["wasserstein"](one, two, mask).volume == pytest.approx(0.06 * length, rel=0.05)
+    again = 0.5 + 0.05 * torch.randn(4, 64, 64, generator=g)
+    assert METRICS["wasserstein"](one, again, mask).volume < 0.006 * length
+    assert METRICS["wasserstein"](one, one, mask).volume == 0
+
+
+def test_a_sample_keeps_texture_where_a_mean_keeps_decibels() -> None:
+    """The posterior of a texture that nothing tells: its mean is smooth, a sample of it is as good a texture as any."""
+    g = torch.Generator().manual_seed(0)
+    mean = 0.5 + 0.2 * torch.linspace(-1, 1, 64).expand(4, 64, 64)
+    truth, sample = (mean + 0.06 * torch.randn(4, 64, 64, generator=g) for _ in range(2))
+    mask = torch.ones(4, 64, 64).bool()
+
+    def value(metric: str, made: torch.Tensor) -> float:
+        return METRICS[metric](made, truth, mask).volume
+
+    assert value("wasserstein", sample) < 0.3 * value("wasserstein", mean)
+    assert value("psnr", mean) - value("psnr", sample) == pytest.approx(10 * math.log10(2), abs=0.2)
