@@ -7,7 +7,7 @@ say() { printf '\n\033[1m== %s\033[0m\n' "$*" >&2; }
 say "1/7 three hospitals, each without one modality (site-a no FLAIR, site-b no T1CE, site-c no T2)"
 lacuna phantom "$out/world" --family glioma --sites 3
 
-say "2/7 they train AMM-Diff together, then each alone with the same effort"
+say "2/7 they train AMM-Diff together"
 if [ -f "$out/runs/demo/config.json" ]; then
   lacuna simulate experiment=demo world="$out/world" runs="$out/runs" resume=demo
 else
