@@ -37,7 +37,7 @@ class Policy:
     epsilon: float | None = None  # train with differential privacy only, and spend no more than this, ever
     delta: float | None = None
     about: int | None = None  # a public round figure of its subjects; None: their number to the nearest ten
-    manifest: str | None = None  # installed, or a hash: a plan must name it; None: it may not name another
+    manifest: str | None = None  # that a plan must name; None: the installed kit's, where there is one
     approve: Literal["auto", "ask"] = "auto"
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class Policy:
             delta = "the run's" if self.delta is None else f"{self.delta:g}"
             yield "epsilon", f"trains privately only, and spends {self.epsilon:g} in all, at delta {delta}"
         says = {
-            None: "a plan that names one must name the installed kit's, and keep to it",
+            None: "a plan must name the installed kit's, where there is one, and keep to it",
             "any": "is not looked at",
             "installed": "a plan must name the installed kit's, and keep to it",
         }

@@ -13,6 +13,7 @@ import torch
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
+from server.federation.lead import Lead
 from server.journal import facts
 from server.journal.events import CoverageFound, PhaseStarted, RoundFinished, View
 from server.journal.facts import RoundFacts
@@ -49,10 +50,15 @@ class Rounds:
         self.method = config.build_method()
         self.settings = config.for_sites()
         self.strategy = build_strategy(config)
-        self.run_name = config.run or folder.name
-        self.ledgers = Ledgers.of(config, folder)
+        self.run_name = config.name_of(folder)
+        self.ledgers, self.lead = Ledgers.of(config, folder), Lead.read(folder)
         self.collector = Collector(
-            grid=grid, federation=config.federation, ledgers=self.ledgers, receipts=Receipts(folder), view=view
+            grid=grid,
+            federation=config.federation,
+            lead=self.lead,
+            ledgers=self.ledgers,
+            receipts=Receipts(folder),
+            view=view,
         )
         self.phases = self.settings.phases(self.method)
         net = self.settings.build_net(self.method)  # for its names and first values; the network itself is not kept
@@ -75,6 +81,7 @@ class Rounds:
             settings=self.settings,
             federation=self.config.federation,
             run=self.run_name,
+            lead=self.lead,
             check=self.ledgers.greet,
             say=self.view.note,
         )

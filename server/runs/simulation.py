@@ -8,6 +8,7 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
+from server.federation.lead import make_up
 from server.runs import runs
 from server.runs.local_grid import LocalGrid
 from server.runs.serve import FOLDER_VARIABLE
@@ -67,16 +68,21 @@ def _extra(config: Config) -> dict[str, Path]:
 
 
 def _node_configs(config: Config, folder: Path, cohorts: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """What each site's SuperNode would be started with; a simulated site's disk is a folder in the run, or kept."""
+    """What each site's SuperNode would be started with; a simulated site's disk is a folder in the run, or kept.
+
+    The run is signed, and the sites have keys and a federation to believe, as deployed ones do.
+    """
     disks = folder / "sites" if config.federation.disks is None else Path(config.federation.disks)
     for site in config.privacy.sites:
         if site not in cohorts:
             raise ConfigError(f"privacy.sites.{site}: no such site; there are {', '.join(cohorts)}")
+    states = {site: (disks / site).resolve() for site in cohorts}
+    make_up(folder, config.name_of(folder), config.for_sites().text(), states, disks)
     return {
         site: {
             "site": site,
             "cohort": str(bids.resolve()),
-            "state": str((disks / site).resolve()),
+            "state": str(states[site]),
             "device": config.device,
             **({"epsilon": str(config.privacy.sites[site])} if site in config.privacy.sites else {}),
         }

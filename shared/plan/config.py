@@ -5,9 +5,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from shared.base.errors import ConfigError
+from shared.base.names import check_run
 from shared.base.options import build, plain, require
 from shared.clinical.attach import planned_fingerprint, reads_text
 from shared.clinical.probes import same_encoder
@@ -89,6 +91,14 @@ class Config:
     public: str | None = None
     privacy: Privacy = field(default_factory=Privacy)
     tuning: Tuning = field(default_factory=Tuning)
+
+    def __post_init__(self) -> None:
+        if self.run is not None:
+            check_run(self.run, "run")
+
+    def name_of(self, folder: Path) -> str:
+        """What the run in this folder is called, at the sites too."""
+        return check_run(self.run or folder.name, "run")
 
     def build_method(self) -> Method:
         return build_method(self.method)

@@ -17,8 +17,9 @@ from support.rounds.spoilt import about, failed, start
 from server.journal import facts, receipts
 from shared import methods
 from shared.base.errors import RunFailed
-from shared.plan import wire
 from shared.plan.settings import Limits
+from shared.plan.tensors import pack as packed
+from shared.plan.tensors import unpack as tensors_of
 
 pytestmark = pytest.mark.slow  # left out of `make fast`
 
@@ -51,9 +52,9 @@ def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Attack:
     """Other tensors, packed as ours are."""
 
     def attack(content: RecordDict, stash: Stash) -> None:
-        tensors = wire._unpack(content.array_records["delta"], free=False)
+        tensors = tensors_of(content.array_records["delta"], free=False)
         change(tensors)
-        content["delta"] = wire._pack(tensors)
+        content["delta"] = packed(tensors)
 
     return attack
 

@@ -130,7 +130,7 @@ class Deployed:
             "--isolation",
             "process",
             "--node-config",
-            f'site="{site}" cohort="{cohort}" state="{state / "work"}" device="cpu"',
+            f'site="{site}" cohort="{cohort}" state="{state}" device="cpu"',
         )
         node = self._start("flower-supernode", *flags, name=site)
         wait(lambda: answers(own))
