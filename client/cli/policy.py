@@ -41,7 +41,7 @@ def policy(
     sizes = ["tiny", "small"]
     max_rounds_per_day = 50        # in any 24 hours, over all runs
     max_hours_per_day = 8.0        # of work; a round that gets there ends
-    min_subjects = 20
+    min_subjects = 20              # 5 if left out; also of people in each cell of a sum
     min_holders = 2                # what fewer sites trained stays unsaid
     metrics = ["loss", "samples"]  # others are left out of what is sent
     epsilon = 8.0                  # private only, and never more than this
@@ -49,8 +49,8 @@ def policy(
     approve = "ask"                # each run waits for a yes, see `plans`
     ```
 
-    A key that is left out is no rule. A key that is not known is an error: nothing is trained until it is mended. The
-    same keys may stand in Flower's node config (`max-rounds-per-day=50`), but not with another value.
+    A key that is left out is no rule, but `min_subjects`. A key that is not known is an error: nothing is trained until
+    it is mended. The same keys may stand in Flower's node config (`max-rounds-per-day=50`), but not with another value.
     """
     from client.site.plans import used
     from client.site.policy import make_policy

@@ -43,6 +43,13 @@ class Roster:
         refused = {site: self.inventories[site].refused.get(phase) for site in sorted(self.nodes)}
         return {site: why for site, why in refused.items() if why is not None} | self.left
 
+    def held_by_fewer(
+        self, least: int, sites: Sequence[SiteName], modalities: Sequence[Modality]
+    ) -> tuple[Modality, ...]:
+        """Which modalities some of these sites hold, and fewer than so many."""
+        holders = {m: sum(m in self.inventories[site].summed for site in sites) for m in modalities}
+        return tuple(m for m, n in holders.items() if 0 < n < least)
+
     def drawn(self, phase: str, round: int, *, seed: int, federation: Federation) -> list[SiteName]:
         """Choose the sites asked in a round: all that are willing, or a fraction of them drawn by seed."""
         willing = self.willing(phase)

@@ -35,10 +35,11 @@ def pretrain(config: Config, folder: Path) -> Path:
             mine = folder if first else _copy_of(folder, Path(scratch))
             state, own = (mine / "sites" / runs.POOLED).resolve(), runs.read_config(mine)
             make_up(mine, own.name_of(mine), own.for_sites().text(), {runs.POOLED: state}, state.parent)
-            node = {
+            node: dict[str, str | int] = {
                 "site": runs.POOLED,
                 "cohort": os.pathsep.join(str(bids.resolve()) for bids in cohorts.values()),
                 "state": str(state),
+                "min-subjects": own.federation.min_subjects,
                 "device": config.device,
             }
             serve(LocalGrid(client_app(), {runs.POOLED: node}), mine, quiet=not first)

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
@@ -67,7 +68,7 @@ def _extra(config: Config) -> dict[str, Path]:
     return {"the coordinator's cohort": coordinator} if coordinator.is_dir() else {}
 
 
-def _node_configs(config: Config, folder: Path, cohorts: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+def _node_configs(config: Config, folder: Path, cohorts: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     """What each site's SuperNode would be started with; a simulated site's disk is a folder in the run, or kept.
 
     The run is signed, and the sites have keys and a federation to believe, as deployed ones do.
@@ -84,13 +85,14 @@ def _node_configs(config: Config, folder: Path, cohorts: Mapping[str, Path]) -> 
             "cohort": str(bids.resolve()),
             "state": str(states[site]),
             "device": config.device,
+            "min-subjects": config.federation.min_subjects,
             **({"epsilon": str(config.privacy.sites[site])} if site in config.privacy.sites else {}),
         }
         for site, bids in cohorts.items()
     }
 
 
-def _run(config: Config, folder: Path, node_configs: Mapping[str, Mapping[str, str]]) -> None:
+def _run(config: Config, folder: Path, node_configs: Mapping[str, Mapping[str, Any]]) -> None:
     if config.federation.engine == "ray":
         _run_ray(folder, node_configs)
     else:
@@ -101,7 +103,7 @@ def _run(config: Config, folder: Path, node_configs: Mapping[str, Mapping[str, s
         doors.load(doors.SERVER_APP)(grid, context)
 
 
-def _run_ray(folder: Path, node_configs: Mapping[str, Mapping[str, str]]) -> None:
+def _run_ray(folder: Path, node_configs: Mapping[str, Mapping[str, Any]]) -> None:
     """Flower's own simulation; its actors read the list of sites from a file, since Flower only numbers them."""
     os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     from flwr.simulation import run_simulation

@@ -40,6 +40,7 @@ class Federation:
     min_cell: int = 5
     limits: Limits = field(default_factory=Limits)
     alone: bool = False
+    min_subjects: int = 1  # simulation: what its sites' policies ask for; a deployed site says its own
     disks: str | None = None  # simulation: folder of the sites' own disks, kept over runs; null: in the run
     manifest: str | None = None  # hash of what the federation agreed on; a site's policy may ask that a plan names it
     mixed_preparation: bool = False  # sites whose images were prepared in different ways may train together
@@ -50,6 +51,7 @@ class Federation:
         require(self.min_holders >= 1, "min_holders", self.min_holders, "1 or more")
         require(self.deadline > 0, "deadline", self.deadline, "above 0 seconds")
         require(self.retries >= 0, "retries", self.retries, "0 or more")
+        require(self.min_subjects >= 1, "min_subjects", self.min_subjects, "1 or more")
         require(self.min_cell >= 1, "min_cell", self.min_cell, "1 or more")
         known = self.manifest is None or _HASH.fullmatch(self.manifest) is not None
         require(known, "manifest", self.manifest, "64 hex digits, or null")

@@ -76,7 +76,7 @@ def pack_weights(weights: Weights) -> Packed:
 
 def pack_plan(plan: RoundPlan, packed: Packed, leader: Leader, *, to: SiteName, until: float) -> RecordDict:
     """Write a plan for one site, good until then; of its tensors, which are not copied, the hash is signed."""
-    head = {key: getattr(plan, key) for key in ("run", "phase", "round", "config", "schema", "known")}
+    head = {key: getattr(plan, key) for key in ("run", "phase", "round", "config", "schema", "hidden", "known")}
     question = Question.make(leader, {**head, "what": "plan", "to": to, "until": until, "weights": packed.sha256})
     return RecordDict({"plan": _pack_question(question), "weights": packed.record})
 
@@ -105,6 +105,7 @@ def unpack_plan(content: RecordDict, reader: Reader) -> RoundPlan:
             config=record["config"],
             schema=check_text(record["schema"]),
             weights=unpack(content.array_records["weights"], free=False),
+            hidden=tuple(check_text(modality) for modality in record["hidden"]),
             known=None if known is None else (whole(known[0]), check_text(known[1])),
         )
     except _MALFORMED as error:
@@ -208,6 +209,7 @@ def pack_inventory(inventory: Inventory) -> RecordDict:
         "subjects": inventory.subjects,
         "patterns": json.dumps([[list(pattern), n] for pattern, n in sorted(inventory.patterns.items())]),
         "refused": json.dumps(dict(inventory.refused), sort_keys=True),
+        "summed": list(inventory.summed),
         "preparation": inventory.preparation,
         "spent": _pack_spent(inventory.spent),
     }
@@ -229,6 +231,7 @@ def unpack_inventory(content: RecordDict) -> Inventory:
             subjects=int(head["subjects"]),  # type: ignore[arg-type]
             patterns={tuple(map(str, pattern)): int(n) for pattern, n in json.loads(str(head["patterns"]))},
             refused={str(k): str(v)[:500] for k, v in json.loads(str(head["refused"])).items()},
+            summed=tuple(check_text(modality) for modality in head["summed"]),  # type: ignore[union-attr]
             preparation=preparation,
             spent=_unpack_spent(str(head["spent"])),
         )
@@ -248,10 +251,10 @@ def _unpack_spent(text: str) -> Spent | None:
     if not (LEDGER.fullmatch(spent.ledger) and LEDGER.fullmatch(spent.head)):
         raise ValueError("spent: the ledger's id and head must be hex digits")
     numbers = (spent.epsilon, spent.budget, spent.delta)
-    if not (all(math.isfinite(n) and n >= 0 for n in numbers) and spent.delta < 1):
-        raise ValueError("spent: epsilon, budget and delta must be finite numbers from 0")
-    if min(spent.sequence, spent.size, spent.others) < 0:
-        raise ValueError("spent: sequence, size and others must be 0 or more")
+    if not (all(math.isfinite(n) and n >= 0 for n in numbers) and 0 < spent.delta < 1):
+        raise ValueError("spent: epsilon and budget must be finite numbers from 0, delta between 0 and 1")
+    for number in (spent.sequence, spent.size, spent.others):
+        whole(number)
     return spent
 
 

@@ -200,8 +200,12 @@ SUMS: dict[str, tuple[Attack, str]] = {
     "a wrong shape": (tensor("total_M", lambda t: t[:1]), r"total_M has shape \(1,\), expected \(3,\)"),
     "a missing sum": (changed(lambda sums: sums.pop("total_M")), r"1 sums missing or unknown"),
     "a total that overflows": (
-        tensor("total_M", lambda t: torch.full_like(t, 1e300)),
-        "total_M has an entry of 1e.300, over the limit",
+        tensor("total_M", lambda t: torch.full_like(t, 2**62)),
+        "total_M has a sum of 4.4e.12, over the limit",
+    ),
+    "a total of another kind": (
+        tensor("total_M", torch.Tensor.double),
+        "total_M is torch.float64, expected torch.int64",
     ),
 }
 

@@ -16,6 +16,9 @@ from torch.nn import functional as F
 
 RIDGE = 0.1  # of a modality's own variance: a dozen subjects tell a slope only roughly
 
+MEAN_CELLS = dict.fromkeys(("x", "n"), ("n", 4))  # a voxel of a modality
+RELATION_CELLS = dict.fromkeys(("products", "voxels"), ("voxels", 4))  # a cube of a pair
+
 
 class Anchor(nn.Module):
     mean_MDHW: Tensor
