@@ -64,18 +64,22 @@ def sum_people(
     *,
     batches: Callable[[int], Iterable[Batch]],
 ) -> dict[str, Tensor]:
-    """The sums of a phase, in integers; `batches` reads a person of the pool."""
+    """The sums of a phase, in integers; `batches` reads a person of the pool.
+
+    A site whose policy lets one person be a cell has no limit on what that person adds either.
+    """
     refused = why_not(site, people)
     if refused is not None:
         raise PlanRefused(f"{site.name}: takes no part in {phase.name}: {refused}")
-    most = MOST * median(pool.size(unit) for unit in range(pool.units))
+    least = site.policy.min_subjects
+    most = (MOST if least > 1 else float("inf")) * median(pool.size(unit) for unit in range(pool.units))
     company, totals = Company(phase), dict[str, Tensor]()
     for unit in range(pool.units):
         weight = min(1.0, most / pool.size(unit))
         own = {name: weight * value for name, value in total(method, net, batches(unit), phase.name).items()}
         company.meet(own)
         totals = {name: totals[name] + value if name in totals else value for name, value in own.items()}
-    kept, left_out = company.keep(totals, site.policy.min_subjects, share=SHARE)
+    kept, left_out = company.keep(totals, least, share=SHARE)
     if left_out:
         log.info("site %s: %s: %d cells that too few people are in are left out", site.name, phase.name, left_out)
     remember(site.state, run, people)

@@ -56,11 +56,13 @@ class Company:
 
     def keep(self, totals: Sums, least: int, *, share: float = 1.0) -> tuple[dict[str, Tensor], int]:
         """The totals without cells that fewer than `least` are in, or one alone fills by more than `share`; and how
-        many cells were left out."""
+        many cells were left out. With a `least` of 1 there is no such cell."""
         kept, left_out = dict(totals), 0
+        if least == 1:
+            return kept, left_out
         for name, (count, axes) in sorted(self._cells.items()):
             alone = (self._members[count] < least) | (self._largest[count] > share * self._whole[count])
-            thin = alone & (self._whole[count] > 0)
+            thin = alone & (self._whole[count] >= PRESENT)
             cells = thin.flatten(axes).any(dim=-1) if thin.ndim > axes else thin
             value = totals[name]
             kept[name] = torch.where(cells.reshape(*cells.shape, *[1] * (value.ndim - cells.ndim)), 0, value)
