@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from server.federation.lead import make_up
 from server.runs.local_grid import LocalGrid
 from server.runs.serve import serve
 from shared import methods
@@ -97,6 +98,8 @@ def main(tensors: int, rounds: int, sites: int) -> None:
         f"site-{i:03d}": {"site": f"site-{i:03d}", "cohort": str(bids.resolve()), "state": str(folder / f"s{i}")}
         for i in range(sites)
     }
+    states = {site: Path(node["state"]) for site, node in nodes.items()}
+    make_up(folder, config.name_of(folder), config.for_sites().text(), states, folder)
     serve(LocalGrid(doors.load(doors.CLIENT_APP), nodes), folder, quiet=True)
 
 

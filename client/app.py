@@ -1,22 +1,28 @@
 """Flower ClientApp: wiring only. The same app runs in `lacuna simulate`, in Ray and on a SuperNode."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.round import work
+from client.site.keys import federation_key, own_key
 from client.site.ledger import LEDGER, Ledger
+from client.site.plans import answer_once
 from client.site.site import Site, find_site, own_values
+from shared.base.chain import Link
 from shared.base.errors import ConfigError, LacunaError, PlanRefused, RunFailed
 from shared.plan import wire
+from shared.trust.warrant import Reader
 
 log = logging.getLogger("lacuna.site")
 app = ClientApp()
+Asked: TypeAlias = dict[str, str | int]  # run, phase, round
 
 
 @app.query()
@@ -31,21 +37,30 @@ def train(message: Message, context: Context) -> Message:
     return _answer(message, context, _round)
 
 
-def _inventory(site: Site, content: RecordDict) -> RecordDict:
-    run, config, schema = wire.unpack_query(content)
-    return wire.pack_inventory(work.take_inventory(site, run, config, schema))
+def _inventory(site: Site, content: RecordDict, reader: Reader, asked: Asked) -> RecordDict:
+    query = wire.unpack_query(content, reader)
+    answer_once(site, wire.question(content))
+    asked["run"] = query.run
+    return wire.pack_inventory(work.take_inventory(site, query.run, query.config, query.schema))
 
 
-def _round(site: Site, content: RecordDict) -> RecordDict:
-    return wire.pack_update(work.do_round(site, wire.unpack_plan(content)))
+def _round(site: Site, content: RecordDict, reader: Reader, asked: Asked) -> RecordDict:
+    plan = wire.unpack_plan(content, reader)
+    answer_once(site, wire.question(content))
+    asked |= {"run": plan.run, "phase": plan.phase, "round": plan.round}
+    return wire.pack_update(work.do_round(site, plan))
 
 
-def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict], RecordDict]) -> Message:
-    """Do the work, and enter the reply in the ledger before it is handed over. Of a failure only its kind leaves."""
+def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict, Reader, Asked], RecordDict]) -> Message:
+    """Do the work; the reply is in the ledger and signed before it is handed over. Of a failure only its kind leaves.
+
+    The ledger says what was asked once that is known to be the federation's question.
+    """
     own = own_values(context.node_config)
-    name = str(own["site"])
+    name, state = str(own["site"]), Path(str(own["state"]))
+    key, question, asked = _own_key(name, state), wire.question(message.content), Asked()
     try:
-        content = do(_own_site(own), message.content)
+        content = do(_own_site(own), message.content, _reader(name, state), asked)
     except LacunaError as error:
         log.warning("%s: %s", type(error).__name__, error)
         said = PlanRefused(f"{name}: {error}") if isinstance(error, ConfigError) else error
@@ -54,14 +69,40 @@ def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict],
         log.exception("site %s: the work failed", name)
         failed = RunFailed(f"{name}: {type(error).__name__} in local work, see its log")
         content = wire.pack_refusal(name, failed)
-    Ledger(Path(str(own["state"])) / LEDGER).release(partial(wire.seal, content), wire.asked(message.content))
+
+    def seal(before: Link) -> Mapping[str, Any]:
+        facts = wire.seal(content, before)
+        wire.sign(content, facts["sha256"], key, name, question)
+        return facts
+
+    Ledger(state / LEDGER).release(seal, asked)
     return Message(content, reply_to=message)
 
 
+def _own_key(name: str, state: Path) -> EllipticCurvePrivateKey:
+    """Without it nothing can be answered: Flower says so to the coordinator, and no more than this."""
+    try:
+        return own_key(state)
+    except ConfigError as error:
+        log.error("site %s: %s", name, error)
+        raise RunFailed(f"{name}: has no key to sign its answers with, see its log") from None
+
+
+def _reader(name: str, state: Path) -> Reader:
+    try:
+        return Reader(site=name, trusted=federation_key(state), now=time.time())
+    except ConfigError as error:
+        raise _own_fault(name, error) from None
+
+
 def _own_site(own: Mapping[str, Any]) -> Site:
-    """Read the site's own settings; what is wrong with them (paths, hosts) stays in its log."""
     try:
         return find_site(own)
     except ConfigError as error:
-        log.error("site %s: %s", own["site"], error)
-        raise PlanRefused(f"{own['site']}: its own settings can't be read, see its log") from None
+        raise _own_fault(str(own["site"]), error) from None
+
+
+def _own_fault(name: str, error: ConfigError) -> PlanRefused:
+    """What is wrong with the site's own settings (paths, hosts) stays in its log."""
+    log.error("site %s: %s", name, error)
+    return PlanRefused(f"{name}: its own settings can't be read, see its log")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from flwr.app import Error, Message
 from support.cohort.worlds import write_world
 from support.rounds.federation import config, weights_digest, write
+from support.rounds.spoilt import Spoil, SpoiltGrid
 
 from server.journal import facts
 from server.rounds.strategies import STRATEGIES
@@ -18,24 +19,10 @@ from server.runs.local_grid import LocalGrid
 from server.runs.serve import serve
 from shared.base import checkpoint
 from shared.base.errors import ConfigError, PlanRefused, RunFailed
-from shared.plan import wire
+from shared.plan import tensors
 from shared.plan.config import Config
 
 pytestmark = [pytest.mark.usefixtures("probe"), pytest.mark.slow]
-
-Spoil = Callable[[str, Message], Message | None]  # (site, reply) -> what arrives; None is nothing
-
-
-class SpoiltGrid(LocalGrid):
-    """A grid on whose wire something happens to the replies."""
-
-    spoil: Spoil = staticmethod(lambda site, reply: reply)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        for reply in super().pull_messages(message_ids):
-            arrived = self.spoil(self._names[reply.metadata.src_node_id], reply)
-            if arrived is not None:
-                yield arrived
 
 
 def start(folder: Path, wanted: Config, spoil: Spoil | None = None) -> Path:
@@ -165,9 +152,9 @@ def test_a_rejected_update_is_counted_named_and_changes_nothing(world: Path, tmp
 
     def poison(site: str, reply: Message) -> Message | None:
         if is_update(reply) and site == "east" and phase_of(reply) == "fit":
-            delta = wire._unpack(reply.content.array_records["delta"], free=False)
+            delta = tensors.unpack(reply.content.array_records["delta"], free=False)
             delta["body.weight"].fill_(torch.nan)
-            reply.content["delta"] = wire._pack(delta)
+            reply.content["delta"] = tensors.pack(delta)
         return reply
 
     def silence(site: str, reply: Message) -> Message | None:

@@ -230,13 +230,13 @@ def spent(**changes: Any) -> Spent:
 )
 def test_a_word_on_a_budget_must_follow_from_the_one_before(changes: Any, says: str, tmp_path: Path) -> None:
     ledgers = Ledgers(tmp_path / "ledgers.json", "on")
-    ledgers._check("north", spent(), charged=True)
+    ledgers._check("north", spent(), {SUMS: 1})
     ledgers._seen["north"] = spent()
     with pytest.raises(UpdateRejected, match=says):
-        ledgers._check("north", spent(**changes), charged=True)
-    ledgers._check("north", spent(sequence=8, head="11" * 32), charged=True)
+        ledgers._check("north", spent(**changes), {SUMS: 1})
+    ledgers._check("north", spent(sequence=8, head="11" * 32), {SUMS: 1})
     with pytest.raises(UpdateRejected, match="does not say what it has spent"):
-        ledgers._check("north", None, charged=True)
+        ledgers._check("north", None, {SUMS: 1})
 
 
 def test_a_damaged_memory_of_ledgers_is_not_an_empty_one(tmp_path: Path) -> None:

@@ -41,16 +41,16 @@ def policy(
     sizes = ["tiny", "small"]
     max_rounds_per_day = 50        # in any 24 hours, over all runs
     max_hours_per_day = 8.0        # of work; a round that gets there ends
-    min_subjects = 20
+    min_subjects = 20              # 5 if left out; also of people in each cell of a sum
     min_holders = 2                # what fewer sites trained stays unsaid
     metrics = ["loss", "samples"]  # others are left out of what is sent
     epsilon = 8.0                  # private only, and never more than this
-    manifest = "installed"         # a plan must name the installed kit's
+    manifest = "installed"         # the kit's is asked of each plan anyway; so none without a kit
     approve = "ask"                # each run waits for a yes, see `plans`
     ```
 
-    A key that is left out is no rule. A key that is not known is an error: nothing is trained until it is mended. The
-    same keys may stand in Flower's node config (`max-rounds-per-day=50`), but not with another value.
+    A key that is left out is no rule, but `min_subjects`. A key that is not known is an error: nothing is trained until
+    it is mended. The same keys may stand in Flower's node config (`max-rounds-per-day=50`), but not with another value.
     """
     from client.site.plans import used
     from client.site.policy import make_policy
@@ -84,16 +84,16 @@ def list_plans(context: typer.Context, state: State = None) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from client.site.plans import listing, printable, summary
+    from client.site.plans import SHORT, listing, printable, summary
 
     found = listing(_state(state))
     for plan in found:
         said = summary(plan)
         what = f"{said['method']} {said['size']}; privacy {said['privacy']}; min holders {said['min_holders']}"
-        typer.echo(f"{plan.id}  {_when(plan.came)}  {plan.state:<16}{printable(plan.run):<24} {what}")
+        typer.echo(f"{plan.id[:SHORT]}  {_when(plan.came)}  {plan.state:<16}{printable(plan.run):<24} {what}")
         if plan.asked:
             typer.echo(f"{'':14}messages: {len(plan.asked)}; the last: {printable(plan.asked[-1].verdict)}")
-    waiting = [plan.id for plan in found if plan.pending]
+    waiting = [plan.id[:SHORT] for plan in found if plan.pending]
     if waiting:
         typer.echo(f"waiting for you: {', '.join(waiting)}; `lacuna-site plans show ID`, then approve or refuse")
     if not found:
@@ -120,7 +120,7 @@ def show(
     if found.said_at is not None:
         facts["decision"] += f" {_when(found.said_at)}"
     for key, value in facts.items():
-        typer.echo(f"{key:<14}{value}")
+        typer.echo(f"{key:<20}{value}")
     for one in found.asked:
         about = "handshake" if one.phase is None else f"{printable(one.phase)} round {one.round}"
         worked = "" if one.worked is None else f"{one.worked:.1f} s; "
@@ -130,19 +130,19 @@ def show(
 @plans.command()
 def approve(plan: Plan, state: State = None) -> None:
     """Let this site take part in this run with these settings; its policy still holds."""
-    from client.site.plans import decide, printable
+    from client.site.plans import SHORT, decide, printable
 
     found = decide(_state(state), plan, "approved")
-    typer.echo(f"{found.id}: approved, run {printable(found.run)} with settings {found.hash[:12]}")
+    typer.echo(f"{found.id[:SHORT]}: approved, run {printable(found.run)} with settings {found.hash[:12]}")
 
 
 @plans.command()
 def refuse(plan: Plan, state: State = None) -> None:
     """Take no part in this run, or no further part."""
-    from client.site.plans import decide, printable
+    from client.site.plans import SHORT, decide, printable
 
     found = decide(_state(state), plan, "refused")
-    typer.echo(f"{found.id}: refused, run {printable(found.run)}")
+    typer.echo(f"{found.id[:SHORT]}: refused, run {printable(found.run)}")
 
 
 # --- ledger ---------------------------------------------------------------------------------------------------------

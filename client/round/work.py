@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from client.privacy.private_work import PrivateSite, check_people, private_site
+from client.round import sums
 from client.round.text import check_text
 from client.site import plans
 from client.site.checks import check, check_round, check_schema, is_private, why_not
 from client.site.site import Site
+from client.site.summed import Person
 from shared.base import checkpoint
 from shared.base.errors import PlanRefused
 from shared.base.owners import frozen
-from shared.base.records import Batch, Inventory, Owners, RoundPlan, Spent, Update
+from shared.base.records import Batch, Inventory, Owners, Phase, RoundPlan, Spent, Update
 from shared.base.vocabulary import LOCAL, Modality, Weights
 from shared.clinical.attach import attach
 from shared.data.cohort import Cohort, cache_folder
@@ -28,7 +30,8 @@ from shared.data.preparation import hash_json
 from shared.data.slices import Pool, Slices
 from shared.methods import Method
 from shared.plan.settings import RunSettings
-from shared.plan.training import find_device, pool, train
+from shared.plan.sums import to_integers
+from shared.plan.training import find_device, train
 
 SUM_BATCH = 64  # slices at a time in a phase of sums
 
@@ -60,7 +63,15 @@ def _inventory(site: Site, settings: RunSettings, method: Method, schema: str, *
         preparation=preparation_of(cohorts),
     )
     if not private:
-        return inventory
+        least, refused = site.policy.min_subjects, dict(inventory.refused)
+        summed: set[Modality] = set()
+        for phase in (phase for phase in phases if phase.kind == "sums"):
+            people = sums.people_of(cohorts, method, phase.name, least=least)
+            summed |= {m for person in people.values() for m in person.modalities}
+            said = sums.why_not(site, people)
+            if said is not None:
+                refused.setdefault(phase.name, said)
+        return dataclasses.replace(inventory, refused=refused, summed=tuple(sorted(summed)))
     check_people(cohorts)
     with private_site(site, settings, sum(patterns.values())) as own:
         dear = {phase.name: own.too_dear(phase) for phase in phases}
@@ -68,12 +79,15 @@ def _inventory(site: Site, settings: RunSettings, method: Method, schema: str, *
             inventory,
             subjects=own.plan.size,
             patterns=own.public_patterns(patterns),
+            summed=tuple(sorted({m for pattern in own.public_patterns(patterns) for m in pattern})),
             refused={phase: reason for phase, reason in dear.items() if reason is not None} | dict(inventory.refused),
             spent=own.spent(),
         )
 
 
-def of_use(cohort: Cohort, method: Method, phase: str, *, split: str | None) -> Slices:
+def of_use(
+    cohort: Cohort, method: Method, phase: str, *, split: str | None, hidden: Collection[Modality] = ()
+) -> Slices:
     """Select what of a cohort can train a phase, in the form that the method sees."""
     return Slices(
         cohort,
@@ -81,6 +95,7 @@ def of_use(cohort: Cohort, method: Method, phase: str, *, split: str | None) -> 
         split=split,
         slab=method.slab,
         only=lambda held: bool(held) and method.lacks(held, phase) is None,
+        hidden=hidden,
     )
 
 
@@ -150,6 +165,12 @@ def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work,
     if why is not None:
         raise PlanRefused(f"{site.name}: takes no part in {plan.phase}: {why}")
     phase = next(p for p in method.phases if p.name == plan.phase)
+    people, hidden = dict[str, Person](), tuple[Modality, ...]()
+    if phase.kind == "sums" and not private:
+        least = site.policy.min_subjects
+        people = sums.people_of(cohorts, method, phase.name, least=least, hidden=plan.hidden)
+        told = {m for person in people.values() for m in person.modalities}
+        hidden = tuple(m for m in method.modalities if m not in told)
     net.load_state_dict(plan.weights)
     owners = {} if phase.kind == "sums" else settings.owners(method, net, plan.phase)
     task = Task(
@@ -158,12 +179,12 @@ def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work,
         settings=settings,
         method=method,
         net=net,
-        slices=Pool(tuple(of_use(cohort, method, plan.phase, split="train") for cohort in cohorts)),
+        slices=Pool(tuple(of_use(cohort, method, plan.phase, split="train", hidden=hidden) for cohort in cohorts)),
         owners=owners,
         frozen=frozen(net.state_dict(), owners),
     )
     if not private:
-        return _sum(task, work) if phase.kind == "sums" else _train(task, work)
+        return _sum(task, work, phase, people) if phase.kind == "sums" else _train(task, work)
     with private_site(site, settings, sum(patterns.values()), go_on=work.go_on) as own:
         own.check(task.plan, phase)
         return _sum_privately(task, own) if phase.kind == "sums" else _train_privately(task, own, patterns)
@@ -193,17 +214,20 @@ def _train_privately(task: Task, own: PrivateSite, patterns: Mapping[tuple[Modal
     return task.update(delta=trained.delta, counts=trained.counts, metrics=metrics, spent=own.spent())
 
 
-def _sum(task: Task, work: plans.Work) -> Update:
+def _sum(task: Task, work: plans.Work, phase: Phase, people: Mapping[str, Person]) -> Update:
     started = time.monotonic()
-    batches = task.slices.in_order(max(1, SUM_BATCH // task.method.slab))
-    sums = pool(task.method, task.net, _while_allowed(batches, work), task.plan.phase)
+
+    def batches(unit: int) -> Iterator[Batch]:
+        return _while_allowed(task.slices.unit_in_order(unit, max(1, SUM_BATCH // task.method.slab)), work)
+
+    sent = sums.sum_people(task.site, task.plan.run, task.method, task.net, task.slices, phase, people, batches=batches)
     metrics = {"samples": len(task.slices), "seconds": time.monotonic() - started}
-    return task.update(delta=sums, counts={}, metrics=metrics)
+    return task.update(delta=sent, counts={}, metrics=metrics)
 
 
 def _sum_privately(task: Task, own: PrivateSite) -> Update:
-    sums = own.sum(task.plan, task.method, task.net, task.slices)
-    return task.update(delta=sums, counts={}, metrics={}, spent=own.spent())
+    noised = own.sum(task.plan, task.method, task.net, task.slices)
+    return task.update(delta=to_integers(noised), counts={}, metrics={}, spent=own.spent())
 
 
 def _while_allowed(batches: Iterable[Batch], work: plans.Work) -> Iterator[Batch]:

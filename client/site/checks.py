@@ -94,7 +94,7 @@ def installed_manifest(state: Path) -> Manifest | None:
 
 
 def _check_manifest(site: Site, settings: RunSettings, method: Method) -> None:
-    """Hold a plan to the manifest that it names; whether it must name one, the policy says."""
+    """Hold a plan to the manifest: the installed kit's, which it must name, unless the policy says another or none."""
     rule, named = site.policy.manifest, settings.manifest
     if rule == "any":
         return
@@ -102,7 +102,7 @@ def _check_manifest(site: Site, settings: RunSettings, method: Method) -> None:
     if rule == "installed" and agreed is None:
         _refuse(site, "manifest", named, "manifest=installed, and no kit is installed here")
     wanted = rule if rule not in (None, "installed") else None if agreed is None else agreed.digest
-    if wanted is not None and named != wanted and (named is not None or rule is not None):
+    if wanted is not None and named != wanted:
         _refuse(site, "manifest", named, f"manifest: {wanted}")
     if agreed is None or named != agreed.digest:
         return

@@ -1,10 +1,12 @@
 """Every plan that ever arrived, what became of it, and what a person here said to it.
 
     STATE/plans.db   plans: one row for each run and settings   asked: one row for each message about it
+                     answered: the hash of each signed question, so that a relay can't have one answered twice
 
-A yes is for one run with one set of settings: its id is the hash of both. Change a word and it is another plan, which
-waits again. A no holds under any policy. The work that a round takes is counted here too, before it is done and while
-it is done, so that neither a kill nor a restart gives an hour back.
+A yes is for one run with one set of settings: its id is the hash of both, all 256 bits, and what is stored under it is
+compared. Change a word and it is another plan, which waits again. A no holds under any policy. The work that a round
+takes is counted here too, before it is done and while it is done, so that neither a kill nor a restart gives an hour
+back.
 """
 
 import hashlib
@@ -26,7 +28,7 @@ FILE = "plans.db"
 DAY = 86400.0
 BEAT = 5.0  # seconds of work that a kill can take from the count
 BUSY = 30.0
-ID_CHARS = 12
+SHORT = 12  # characters of an id in a line; whoever means a plan by so few must mean one alone
 MOST_CONFIG = 2**20  # characters of a plan's settings
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS plans (
@@ -37,10 +39,13 @@ CREATE TABLE IF NOT EXISTS asked (
     at REAL NOT NULL, plan TEXT NOT NULL, phase TEXT, round INTEGER,
     verdict TEXT NOT NULL, worked REAL
 );
+CREATE TABLE IF NOT EXISTS answered (question TEXT PRIMARY KEY, at REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS asked_at ON asked (at);
 CREATE INDEX IF NOT EXISTS asked_plan ON asked (plan);
 """
 Said = Literal["approved", "refused"]
+_PRIVACY = ("mode", "epsilon", "delta", "noise", "rate", "clip")
+_TRAINING = ("rounds", "steps", "batch", "optimizer", "lr", "clip")
 TAKEN, WORKING = "takes part", "at work, or was killed"
 
 
@@ -116,6 +121,14 @@ class Work:
 # --- when a message comes -------------------------------------------------------------------------------------------
 
 
+def answer_once(site: Site, question: str) -> None:
+    """PlanRefused for a question that came before; asked again by the coordinator, it is another one."""
+    with _open(site.state, make=True) as file:
+        cursor = file.execute("INSERT OR IGNORE INTO answered (question, at) VALUES (?, ?)", (question, time.time()))
+        if not cursor.rowcount:
+            raise PlanRefused(f"{site.name}: the message was answered before, and is answered once")
+
+
 @contextmanager
 def considered(
     site: Site,
@@ -133,6 +146,8 @@ def considered(
         file.execute(
             "INSERT OR IGNORE INTO plans (id, run, config, came) VALUES (?, ?, ?, ?)", (name, run, config, now)
         )
+        if file.execute("SELECT run, config FROM plans WHERE id = ?", (name,)).fetchone() != (run, config):
+            raise PlanRefused(f"{site.name}: plan {name[:SHORT]} is stored here with another run or other settings")
         cursor = file.execute(
             "INSERT INTO asked (at, plan, phase, round, verdict) VALUES (?, ?, ?, ?, ?)",
             (now, name, phase, round, WORKING),
@@ -161,9 +176,9 @@ class Considered:
         """Raise PlanRefused after a person's no, PlanWaits where the policy asks for a yes that nobody gave."""
         ((said,),) = self.file.execute("SELECT said FROM plans WHERE id = ?", (self.id,))
         if said == "refused":
-            raise PlanRefused(f"{self.site.name}: plan {self.id} was refused by a person there")
+            raise PlanRefused(f"{self.site.name}: plan {self.id[:SHORT]} was refused by a person there")
         if self.site.policy.approve == "ask" and said != "approved":
-            raise PlanWaits(f"{self.site.name}: plan {self.id} waits for local approval")
+            raise PlanWaits(f"{self.site.name}: plan {self.id[:SHORT]} waits for local approval")
 
     def work(self) -> Work:
         """Start counting work on the plan; PlanRefused where the day's rounds or hours are spent."""
@@ -193,7 +208,7 @@ class Considered:
 
 
 def plan_id(run: str, config: str) -> str:
-    return hashlib.sha256(json.dumps([run, config]).encode()).hexdigest()[:ID_CHARS]
+    return hashlib.sha256(json.dumps([run, config]).encode()).hexdigest()
 
 
 def _spent_hours(most: float) -> str:
@@ -251,27 +266,34 @@ def used(state: Path) -> tuple[int, float]:
 
 
 def summary(plan: Plan) -> dict[str, str]:
-    """Say what a plan would do, from its own words."""
+    """Say what a plan would do, from its own words: every key that a yes or a no can hang on."""
     settings = plan.settings
-    method, privacy, training = (_group(settings, key) for key in ("method", "privacy", "training"))
+    method, privacy, training, tuning, grid = (
+        _group(settings, key) for key in ("method", "privacy", "training", "tuning", "grid")
+    )
     private = "none"
     if privacy.get("mode") != "off":
-        private = "{}, epsilon {}, noise {}".format(*(privacy.get(key) for key in ("mode", "epsilon", "noise")))
-    phases = [
-        "{}: {} rounds of {} steps, batch {}".format(
-            phase, *(_group(training, phase).get(key) for key in ("rounds", "steps", "batch"))
-        )
-        for phase in training
-    ]
+        private = ", ".join(f"{key} {privacy.get(key)}" for key in _PRIVACY).replace("mode ", "", 1)
     said = {
         "method": method.get("name"),
         "size": _group(method, "options").get("size"),
-        "phases": "; ".join(phases),
         "privacy": private,
         "min_holders": settings.get("min_holders"),
+        "min_cell": settings.get("min_cell"),
+        "keep_local": _words(settings.get("keep_local")) or "nothing is kept here",
+        "starts from": tuning.get("start"),
+        "trains only": _words(tuning.get("only")) or "all of it",
+        "grid": "{} x {}".format(*(grid.get(key) for key in ("height", "width"))),
         "manifest": settings.get("manifest") or "none is named",
     }
+    for phase in training:
+        one = _group(training, phase)
+        said[f"phase {printable(phase)}"] = ", ".join(f"{key} {one.get(key)}" for key in _TRAINING)
     return {key: "-" if value is None else printable(value) for key, value in said.items()}
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
 
 
 def printable(value: object) -> str:

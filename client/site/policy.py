@@ -31,13 +31,13 @@ class Policy:
     sizes: tuple[str, ...] | None = None
     max_rounds_per_day: int | None = None
     max_hours_per_day: float | None = None  # of work on rounds, as measured here
-    min_subjects: int = 1  # with fewer the site does not train
+    min_subjects: int = 5  # with fewer the site does not train, and none of its sums is over fewer
     min_holders: int = 1  # a run must not release what fewer sites than this trained
     metrics: tuple[str, ...] | None = None  # the others are left out of what is sent
     epsilon: float | None = None  # train with differential privacy only, and spend no more than this, ever
     delta: float | None = None
     about: int | None = None  # a public round figure of its subjects; None: their number to the nearest ten
-    manifest: str | None = None  # installed, or a hash: a plan must name it; None: it may not name another
+    manifest: str | None = None  # that a plan must name; None: the installed kit's, where there is one
     approve: Literal["auto", "ask"] = "auto"
 
     def __post_init__(self) -> None:
@@ -69,7 +69,12 @@ class Policy:
             _most(self.max_hours_per_day, "hours of work in any 24; a round that gets there ends"),
         )
         subjects, holders = self.min_subjects, self.min_holders
-        yield "min_subjects", f"takes no part with fewer than {subjects} training subjects" if subjects > 1 else "1"
+        yield (
+            "min_subjects",
+            f"takes no part with fewer than {subjects} training subjects, and sums nothing that fewer have"
+            if subjects > 1
+            else "1: a sum may be over one person, and is that person's image",
+        )
         yield "min_holders", f"what fewer than {holders} sites trained must not be released" if holders > 1 else "1"
         yield "metrics", f"sends {_listed(self.metrics, 'all of ' + ', '.join(RELEASED))}, and no other"
         if self.epsilon is None:
@@ -78,7 +83,7 @@ class Policy:
             delta = "the run's" if self.delta is None else f"{self.delta:g}"
             yield "epsilon", f"trains privately only, and spends {self.epsilon:g} in all, at delta {delta}"
         says = {
-            None: "a plan that names one must name the installed kit's, and keep to it",
+            None: "a plan must name the installed kit's, where there is one, and keep to it",
             "any": "is not looked at",
             "installed": "a plan must name the installed kit's, and keep to it",
         }

@@ -37,18 +37,10 @@ class Submitting:
     federation: Annotated[
         Path,
         typer.Option(
-            "--federation", help="The folder that `lacuna federation init` made: its CA, and what was agreed."
+            "--federation",
+            help="The folder that `lacuna federation init` made: its CA, what was agreed, and the key that signs runs.",
         ),
     ] = Path("federation")
-    ca: Annotated[
-        Path | None,
-        typer.Option(
-            "--ca",
-            envvar="LACUNA_CA",
-            help="The federation's CA alone, where its folder is not at hand; what was agreed is not checked then.",
-            show_default=False,
-        ),
-    ] = None
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for sites that are not online yet.")] = 0.0
     detach: Annotated[
         bool, typer.Option("--detach", help="Submit and return; nobody supervises until `lacuna follow`.")
@@ -73,7 +65,10 @@ def train(overrides: Overrides = None, *, submitting: Submitting) -> None:
 @app.command()
 @flat
 def resume(run: Run, runs_folder: Runs = RUNS, *, submitting: Submitting) -> None:
-    """Go on with a run that was stopped, failed or killed, from its last finished round: `train resume=RUN`."""
+    """Go on with a run that was stopped, failed or killed, from its last finished round: `train resume=RUN`.
+
+    It is signed anew, for 30 days and for the sites that are admitted by now.
+    """
     from server.superlink import submission
 
     folder = runs_folder / run
@@ -132,8 +127,8 @@ def _train(overrides: Sequence[str], at: Submitting) -> None:
     from server.runs import runs
     from server.superlink import submission
 
-    link, manifest = submission.link_to(at.superlink, at.federation, at.ca)
-    config, folder = submission.prepare(overrides, link, manifest=manifest, wait=at.wait, say=_say)
+    link, federation = submission.link_to(at.superlink, at.federation)
+    config, folder = submission.prepare(overrides, link, federation=federation, wait=at.wait, say=_say)
     if not runs.finished(folder):
         submission.submit(folder, link)
         _say(f"{folder.name}: submitted to {link.address}")

@@ -1,13 +1,12 @@
 """What the coordinator keeps of every reply in a run's rounds: RUN/receipts.jsonl, a chain that a resumed run goes on.
 
-A receipt has what the site's own ledger has of the same reply (`wire.received`): its hash, its bytes, and the link by
+A receipt has what the site's own ledger has of the same reply (`wire.Received`): its hash, its bytes, and the link by
 which the site's ledger stood then. So either side's books can be held against the other's.
 """
 
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from server.journal.facts import SiteFacts
 from shared.base import chain
@@ -15,6 +14,7 @@ from shared.base.chain import Chain, Entry
 from shared.base.errors import ConfigError, DataError
 from shared.base.records import RoundPlan
 from shared.base.vocabulary import SiteName
+from shared.plan.wire import Received
 
 FILE = "receipts.jsonl"
 COLUMNS = ("time", "site", "run", "phase", "round", "verdict", "reason", "bytes", "sha256", "link", "before")
@@ -24,7 +24,7 @@ class Receipts:
     def __init__(self, folder: Path) -> None:
         self._chain = Chain(folder / FILE)
 
-    def keep(self, site: SiteName, plan: RoundPlan, came: dict[str, Any], found: SiteFacts) -> None:
+    def keep(self, site: SiteName, plan: RoundPlan, came: Received, found: SiteFacts) -> None:
         """Append the receipt of one reply; it is on the disk when this returns."""
         receipt = {
             "time": round(time.time(), 3),
@@ -34,7 +34,9 @@ class Receipts:
             "round": plan.round,
             "verdict": found.status,
             "reason": found.reason,
-            **came,
+            "sha256": came.sha256,
+            "bytes": came.bytes,
+            "link": came.link,
         }
         self._chain.append(lambda before, last: receipt)
 

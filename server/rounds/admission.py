@@ -14,9 +14,8 @@ from shared.base.vocabulary import LOCAL, SHARED
 from shared.data.volumes import Grid
 from shared.methods import Method
 from shared.plan.settings import Limits
+from shared.plan.sums import BITS, MOST, MOST_TOTAL
 from shared.plan.training import pool
-
-MOST_SUM = 1e15  # far above any sum over images in [0, 1], far below where a total overflows
 
 
 def admit(update: Update, plan: RoundPlan, *, owners: Owners, frozen: str, limits: Limits, samples: int) -> Update:
@@ -75,22 +74,26 @@ def sums_shapes(method: Method, net: nn.Module, phase: str, grid: Grid) -> dict[
     return {name: tuple(value.shape) for name, value in pool(method, net, [nothing], phase).items()}
 
 
-def admit_sums(update: Update, plan: RoundPlan, *, frozen: str, shapes: Mapping[str, tuple[int, ...]]) -> Update:
-    """The same for a phase of sums: finite fp64 totals of this run, phase and round, of the phase's own shapes."""
-    site = update.site
+def admit_sums(
+    update: Update, plan: RoundPlan, *, frozen: str, shapes: Mapping[str, tuple[int, ...]], sites: int
+) -> Update:
+    """The same for a phase of sums: integers of this run, phase and round, of the phase's own shapes.
+
+    Those of so many `sites` can't overflow.
+    """
+    site, most = update.site, min(MOST, MOST_TOTAL / max(sites, 1))
     _check_asked("sums are", update, plan, frozen)
     if update.delta.keys() != shapes.keys():
         differing = sorted(update.delta.keys() ^ shapes.keys())
         raise UpdateRejected(f"{site}: {len(differing)} sums missing or unknown, such as {differing[:3]}")
     for name, tensor in update.delta.items():
-        if tensor.dtype != torch.float64:
-            raise UpdateRejected(f"{site}: {name} is {tensor.dtype}, expected torch.float64")
+        if tensor.dtype != torch.int64:
+            raise UpdateRejected(f"{site}: {name} is {tensor.dtype}, expected torch.int64")
         if tuple(tensor.shape) != shapes[name]:
             raise UpdateRejected(f"{site}: {name} has shape {tuple(tensor.shape)}, expected {shapes[name]}")
-        if not torch.isfinite(tensor).all():
-            raise UpdateRejected(f"{site}: {name} is not finite")
-        if tensor.numel() and not (largest := tensor.abs().max().item()) <= MOST_SUM:
-            raise UpdateRejected(f"{site}: {name} has an entry of {largest:.3g}, over the limit {MOST_SUM:.3g}")
+        ends = [abs(end.item()) for end in torch.aminmax(tensor)] if tensor.numel() else [0]
+        if max(ends) > most * 2**BITS:
+            raise UpdateRejected(f"{site}: {name} has a sum of {max(ends) / 2**BITS:.3g}, over the limit {most:.3g}")
     return update
 
 

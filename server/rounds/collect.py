@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
+from server.federation.lead import Lead
 from server.journal.events import SiteFinished, SiteStarted, View
 from server.journal.facts import SiteFacts, Status
 from server.journal.receipts import Receipts
@@ -28,6 +29,14 @@ class Ask:
     plan: RoundPlan
     sites: tuple[SiteName, ...]
     take: Callable[[Update], None]  # admits and folds in, or raises UpdateRejected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What one site was sent."""
+
+    question: str  # its hash
+    bytes: int
 
 
 @dataclass(kw_only=True)
@@ -53,6 +62,7 @@ class Collector:
 
     grid: Grid
     federation: Federation
+    lead: Lead
     ledgers: Ledgers
     receipts: Receipts
     view: View
@@ -60,10 +70,10 @@ class Collector:
     def collect(self, ask: Ask, roster: Roster) -> Answers:
         """Send, wait, admit, fold in; ask again those that gave nothing. Without quorum: RunFailed, nothing changed."""
         federation, answers = self.federation, Answers()
-        content = wire.pack_plan(ask.plan)
+        packed = wire.pack_weights(ask.plan.weights)
         waiting = list(ask.sites)
         for attempt in range(federation.retries + 1):
-            self._attempt(ask, roster, content, waiting, answers)
+            self._attempt(ask, roster, packed, waiting, answers)
             if len(answers.ok) >= federation.min_sites:
                 return answers
             waiting = [site for site in ask.sites if answers.sites[site].status in ("error", "timeout")]
@@ -79,17 +89,18 @@ class Collector:
         )
 
     def _attempt(
-        self, ask: Ask, roster: Roster, content: RecordDict, waiting: list[SiteName], answers: Answers
+        self, ask: Ask, roster: Roster, packed: wire.Packed, waiting: list[SiteName], answers: Answers
     ) -> None:
         deadline = self.federation.deadline
         end = time.monotonic() + deadline
         sent: dict[str, SiteName] = {}
-        down = wire.size(content)
+        asked: dict[SiteName, Asked] = {}
         for site in waiting:
-            own = wire.address(content, self.ledgers.known(site))
+            plan = replace(ask.plan, known=self.ledgers.known(site))
+            own = wire.pack_plan(plan, packed, self.lead.leader, to=site, until=time.time() + deadline)
             message = Message(own, roster.nodes[site], MessageType.TRAIN, ttl=deadline, group_id=str(ask.plan.round))
             (message_id,) = self.grid.push_messages([message])
-            sent[message_id] = site
+            sent[message_id], asked[site] = site, Asked(question=wire.question(own), bytes=wire.size(own))
         while sent and time.monotonic() < end:
             arrived = 0
             for message_id, site in list(sent.items()):  # one id a pull: one update alive at a time
@@ -99,29 +110,37 @@ class Collector:
                 for reply in self.grid.pull_messages([message_id]):
                     del sent[message_id]
                     arrived += 1
-                    answers.sites[site] = self._received(reply, site, ask, answers, roster, down)
+                    answers.sites[site] = self._received(reply, site, ask, answers, roster, asked[site])
                     self.view.tell(SiteFinished(site=site, result=answers.sites[site]))
             if sent and not arrived:
                 time.sleep(POLL_SECONDS)
         for site in sent.values():
-            answers.sites[site] = SiteFacts(status="timeout", reason=f"no answer in {deadline:.0f} s", bytes_down=down)
+            answers.sites[site] = SiteFacts(
+                status="timeout", reason=f"no answer in {deadline:.0f} s", bytes_down=asked[site].bytes
+            )
             self.view.tell(SiteFinished(site=site, result=answers.sites[site]))
 
     def _received(
-        self, reply: Message, site: SiteName, ask: Ask, answers: Answers, roster: Roster, down: int
+        self, reply: Message, site: SiteName, ask: Ask, answers: Answers, roster: Roster, asked: Asked
     ) -> SiteFacts:
-        """Judge a reply and keep a receipt of it, whose figures are taken first: reading an update empties it."""
-        came = None if reply.has_error() else wire.received(reply.content)
-        found = self._judge(reply, site, ask, answers, roster, down)
-        if came is not None:
-            self.receipts.keep(site, ask.plan, came, found)
+        """Judge a reply that this site signed, and keep a receipt of it, whose figures are taken first."""
+        down = asked.bytes
+        if reply.has_error():
+            return SiteFacts(status="error", reason=f"{reply.error.code}: {reply.error.reason}", bytes_down=down)
+        came = wire.receive(reply.content)
+        try:
+            if came.site != site:
+                raise UpdateRejected(f"{site}: its reply is signed in the name of {came.site or 'nobody'}")
+            came.check(asked.question, self.lead.sites)
+            found = self._judge(reply, site, ask, answers, roster, down)
+        except UpdateRejected as rejected:
+            found = SiteFacts(status="rejected", reason=str(rejected), bytes_up=came.bytes, bytes_down=down)
+        self.receipts.keep(site, ask.plan, came, found)
         return found
 
     def _judge(
         self, reply: Message, site: SiteName, ask: Ask, answers: Answers, roster: Roster, down: int
     ) -> SiteFacts:
-        if reply.has_error():
-            return SiteFacts(status="error", reason=f"{reply.error.code}: {reply.error.reason}", bytes_down=down)
         up = wire.size(reply.content)
         refusal = wire.refusal_in(reply.content)
         if refusal is not None:
@@ -130,11 +149,8 @@ class Collector:
                 roster.left[site] = str(refusal)
                 self.view.note(f"{site} leaves the roster: {refusal}")
             return SiteFacts(status=status, reason=str(refusal), bytes_up=up, bytes_down=down)
-        try:
-            update = wire.unpack_update(reply, site)
-            ask.take(update)
-        except UpdateRejected as rejected:
-            return SiteFacts(status="rejected", reason=str(rejected), bytes_up=up, bytes_down=down)
+        update = wire.unpack_update(reply, site)
+        ask.take(update)
         answers.metrics[site] = update.metrics
         return SiteFacts(
             status="ok",

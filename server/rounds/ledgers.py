@@ -20,11 +20,15 @@ from shared.base.vocabulary import SiteName
 from shared.plan.config import Config
 from shared.trust import claims
 from shared.trust.claims import Certificate
+from shared.trust.privacy import Spending, epsilon, together
+
+SLACK = 1e-6  # by which two machines' sums may differ
 
 
 class Ledgers:
     def __init__(self, path: Path, mode: str) -> None:
         self._path, self._mode = path, mode
+        self._asked: dict[SiteName, Spending] = {}  # by this run, since this process began
         try:
             found = json.loads(path.read_text()) if path.exists() else {}
             self._seen = {str(site): build(Spent, dict(spent), "spent") for site, spent in found.items()}
@@ -46,23 +50,31 @@ class Ledgers:
 
     def greet(self, inventory: Inventory) -> None:
         """At the handshake: UpdateRejected for a site whose ledger went back."""
-        self._check(inventory.site, inventory.spent, charged=False)
+        self._check(inventory.site, inventory.spent, {})
 
-    def accept(self, update: Update) -> None:
-        """Called before an update is used: its word on the budget is on the disk when this returns."""
-        self._check(update.site, update.spent, charged=True)
+    def accept(self, update: Update, asked: Spending) -> None:
+        """Called before an update is used, with what its round asked of the budget: its word is on the disk when this
+        returns."""
+        self._check(update.site, update.spent, asked)
         if update.spent is not None:
+            self._asked[update.site] = together(self._asked.get(update.site, {}), asked)
             self._seen[update.site] = update.spent
             text = {name: plain(word) for name, word in sorted(self._seen.items())}
             write_json(self._path, text)
 
-    def _check(self, site: SiteName, spent: Spent | None, *, charged: bool) -> None:
+    def _check(self, site: SiteName, spent: Spent | None, asked: Spending) -> None:
+        """`asked`: by the round that was just done; nothing at the handshake."""
         if spent is None:
             if self._mode == "on":
                 raise UpdateRejected(f"{site}: privacy.mode=on, and it does not say what it has spent")
             return
         if self._mode == "off":
             raise UpdateRejected(f"{site}: privacy.mode=off, and it says that it trains privately")
+        least = epsilon(together(self._asked.get(site, {}), asked), spent.delta)
+        if spent.epsilon < least * (1 - SLACK):
+            raise UpdateRejected(
+                f"{site}: it says that it spent epsilon {spent.epsilon:g}; what this run asked of it comes to {least:g}"
+            )
         seen = self._seen.get(site)
         if seen is None:
             return
@@ -75,8 +87,20 @@ class Ledgers:
             raise UpdateRejected(
                 f"{site}: its privacy ledger stands at {spent.sequence}, before at {seen.sequence}: it was rolled back"
             )
-        if spent.sequence == seen.sequence and (charged or spent.head != seen.head):
+        rows = sum(asked.values())
+        if spent.sequence == seen.sequence and (rows or spent.head != seen.head):
             raise UpdateRejected(f"{site}: its privacy ledger still stands at {seen.sequence}: nothing was charged")
+        if spent.sequence < seen.sequence + rows:
+            raise UpdateRejected(
+                f"{site}: its privacy ledger went from {seen.sequence} to {spent.sequence}, and the round has {rows} "
+                "rows: not all was charged"
+            )
+        if spent.delta != seen.delta:
+            raise UpdateRejected(f"{site}: its delta is {spent.delta:g}, before it was {seen.delta:g}")
+        if spent.epsilon < seen.epsilon * (1 - SLACK):
+            raise UpdateRejected(
+                f"{site}: it says that it spent epsilon {spent.epsilon:g}, and it was {seen.epsilon:g}: it never falls"
+            )
 
 
 def record(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
+from server.federation.lead import Lead
 from server.flower import bundle_refused
 from server.journal.facts import Coverage, coverage
 from shared.base.errors import ConfigError, LacunaError, PlanRefused, PlanWaits, RunFailed, UpdateRejected
@@ -42,6 +43,13 @@ class Roster:
         refused = {site: self.inventories[site].refused.get(phase) for site in sorted(self.nodes)}
         return {site: why for site, why in refused.items() if why is not None} | self.left
 
+    def held_by_fewer(
+        self, least: int, sites: Sequence[SiteName], modalities: Sequence[Modality]
+    ) -> tuple[Modality, ...]:
+        """Which modalities some of these sites hold, and fewer than so many."""
+        holders = {m: sum(m in self.inventories[site].summed for site in sites) for m in modalities}
+        return tuple(m for m, n in holders.items() if 0 < n < least)
+
     def drawn(self, phase: str, round: int, *, seed: int, federation: Federation) -> list[SiteName]:
         """Choose the sites asked in a round: all that are willing, or a fraction of them drawn by seed."""
         willing = self.willing(phase)
@@ -70,10 +78,12 @@ class Handshake:
     settings: RunSettings
     federation: Federation
     run: str
+    lead: Lead
     check: Callable[[Inventory], None] = lambda _: None
     say: Callable[[str], None] = lambda _: None
     waiting: dict[int, str] = field(default_factory=dict)  # node -> why it has no part yet
     under_way: dict[int, str] = field(default_factory=dict)  # node -> the message that asks it again
+    questions: dict[int, str] = field(default_factory=dict)  # node -> the hash of what it was asked last
     settled: set[int] = field(default_factory=set)  # nodes that have said what they hold, or no
     gathered: bool = False
 
@@ -143,7 +153,9 @@ class Handshake:
         return [(node, replies.get(node)) for node in nodes]
 
     def _message(self, node: int) -> Message:
-        content = wire.pack_query(self.run, self.settings.text(), self.settings.schema)
+        query = wire.Query(run=self.run, config=self.settings.text(), schema=self.settings.schema)
+        content = wire.pack_query(query, self.lead.leader, until=time.time() + self.federation.deadline)
+        self.questions[node] = wire.question(content)
         return Message(content, node, MessageType.QUERY, ttl=self.federation.deadline, group_id="handshake")
 
     def _hear(self, node: int, reply: Message | None, roster: Roster) -> None:
@@ -167,11 +179,15 @@ class Handshake:
             self.say(f"node {node}: {why}")
 
     def _admit(self, node: int, reply: Message, roster: Roster) -> None:
+        came = wire.receive(reply.content)
+        came.check(self.questions[node], self.lead.sites)
         refusal = wire.refusal_in(reply.content)
         if refusal is not None:
             raise refusal
         inventory = wire.unpack_inventory(reply.content)
         site, wanted = inventory.site, self.federation.sites
+        if site != came.site:
+            raise UpdateRejected(f"{came.site}: calls itself {site}")
         if inventory.schema != self.settings.schema:
             raise UpdateRejected(f"{site}: schema {inventory.schema[:12]} differs from the run's")
         if site in roster.nodes:

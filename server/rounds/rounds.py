@@ -13,6 +13,7 @@ import torch
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
+from server.federation.lead import Lead
 from server.journal import facts
 from server.journal.events import CoverageFound, PhaseStarted, RoundFinished, View
 from server.journal.facts import RoundFacts
@@ -32,10 +33,11 @@ from server.rounds.validation import Validator
 from shared.base.errors import ConfigError
 from shared.base.owners import frozen
 from shared.base.records import Owners, Phase, RoundPlan, Update
-from shared.base.vocabulary import SiteName, Weights
 from shared.plan import lora
 from shared.plan.config import Config
+from shared.plan.sums import Company, to_numbers
 from shared.plan.training import PhaseTraining
+from shared.trust.privacy import Spending
 
 
 class Rounds:
@@ -49,10 +51,15 @@ class Rounds:
         self.method = config.build_method()
         self.settings = config.for_sites()
         self.strategy = build_strategy(config)
-        self.run_name = config.run or folder.name
-        self.ledgers = Ledgers.of(config, folder)
+        self.run_name = config.name_of(folder)
+        self.ledgers, self.lead = Ledgers.of(config, folder), Lead.read(folder)
         self.collector = Collector(
-            grid=grid, federation=config.federation, ledgers=self.ledgers, receipts=Receipts(folder), view=view
+            grid=grid,
+            federation=config.federation,
+            lead=self.lead,
+            ledgers=self.ledgers,
+            receipts=Receipts(folder),
+            view=view,
         )
         self.phases = self.settings.phases(self.method)
         net = self.settings.build_net(self.method)  # for its names and first values; the network itself is not kept
@@ -75,6 +82,7 @@ class Rounds:
             settings=self.settings,
             federation=self.config.federation,
             run=self.run_name,
+            lead=self.lead,
             check=self.ledgers.greet,
             say=self.view.note,
         )
@@ -175,36 +183,45 @@ class Rounds:
 
         def take(update: Update) -> None:
             admitted = admit(update, plan, owners=owners, frozen=around, limits=federation.limits, samples=samples)
-            self.ledgers.accept(update)
+            self.ledgers.accept(update, self._asks(update, phase))
             fold.add(admitted)
 
         answers = self.collector.collect(Ask(plan=plan, sites=tuple(drawn), take=take), roster)
         return answers, mean_of(fold, self.strategy, min_holders=federation.min_holders)
 
     def _sums_round(self, place: Place, phase: Phase, roster: Roster, of: int) -> None:
-        """Sums are small: kept by site and added in the order of names, so the total is the same bits each time."""
-        started = time.monotonic()
-        kept: dict[SiteName, Weights] = {}
+        """Integers, so the total is the same bits in any order; what fewer sites than the policy asks for have is left
+        out."""
+        started, least = time.monotonic(), self.config.federation.min_holders
+        totals: dict[str, Tensor] = {}
+        company = Company(phase)
         net = self.settings.build_net(self.method)
         net.load_state_dict(dict(place.weights))
         shapes = sums_shapes(self.method, net, phase.name, self.settings.grid)
-        plan, around = self._plan(place, phase), frozen(place.weights, {})
+        sites = tuple(roster.willing(phase.name))
+        hidden = roster.held_by_fewer(least, sites, self.method.modalities)
+        plan, around = dataclasses.replace(self._plan(place, phase), hidden=hidden), frozen(place.weights, {})
 
         def take(update: Update) -> None:
-            admitted = admit_sums(update, plan, frozen=around, shapes=shapes)
-            self.ledgers.accept(update)
-            kept[update.site] = admitted.delta
-
-        sites = tuple(roster.willing(phase.name))
-        answers = self.collector.collect(Ask(plan=plan, sites=sites, take=take), roster)
-        totals: dict[str, Tensor] = {}
-        for site in sorted(kept):
-            for name, value in kept[site].items():
+            admitted = admit_sums(update, plan, frozen=around, shapes=shapes, sites=len(sites))
+            self.ledgers.accept(update, self._asks(update, phase))
+            company.meet(to_numbers(admitted.delta))
+            for name, value in admitted.delta.items():
                 totals[name] = totals[name] + value if name in totals else value
-        self.method.settle(net, phase.name, totals)
+
+        answers = self.collector.collect(Ask(plan=plan, sites=sites, take=take), roster)
+        kept, left_out = company.keep(totals, least)
+        if place.round == 0 and (hidden or left_out):
+            few = f"{', '.join(hidden) or 'no modality'}, and {left_out} cells besides"
+            self.view.note(f"{phase.name}: left out, since fewer than {least} sites hold it: {few}")
+        self.method.settle(net, phase.name, to_numbers(kept))
         settled = {n: v for n, v in state_of(net).items() if not torch.equal(v, place.weights[n])}
         place.weights, place.ema = {**place.weights, **settled}, {**place.ema, **settled}
         self._finish_round(place, phase, answers, started, of=of)
+
+    def _asks(self, update: Update, phase: Phase) -> Spending:
+        """What a round of this phase asks of a private site's budget."""
+        return {} if update.spent is None else self.settings.round_queries(phase)
 
     def _plan(self, place: Place, phase: Phase) -> RoundPlan:
         return RoundPlan(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from server.federation.lead import make_up
 from server.runs import runs
 from server.runs.local_grid import LocalGrid
 from server.runs.serve import serve
@@ -32,10 +33,13 @@ def pretrain(config: Config, folder: Path) -> Path:
         _wait_for_all()
         with tempfile.TemporaryDirectory() as scratch:
             mine = folder if first else _copy_of(folder, Path(scratch))
-            node = {
+            state, own = (mine / "sites" / runs.POOLED).resolve(), runs.read_config(mine)
+            make_up(mine, own.name_of(mine), own.for_sites().text(), {runs.POOLED: state}, state.parent)
+            node: dict[str, str | int] = {
                 "site": runs.POOLED,
                 "cohort": os.pathsep.join(str(bids.resolve()) for bids in cohorts.values()),
-                "state": str((mine / "sites" / runs.POOLED).resolve()),
+                "state": str(state),
+                "min-subjects": own.federation.min_subjects,
                 "device": config.device,
             }
             serve(LocalGrid(client_app(), {runs.POOLED: node}), mine, quiet=not first)

@@ -4,10 +4,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
+from server.federation.lead import make_up
 from server.runs import runs
 from server.runs.local_grid import LocalGrid
 from server.runs.serve import FOLDER_VARIABLE
@@ -66,25 +68,31 @@ def _extra(config: Config) -> dict[str, Path]:
     return {"the coordinator's cohort": coordinator} if coordinator.is_dir() else {}
 
 
-def _node_configs(config: Config, folder: Path, cohorts: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """What each site's SuperNode would be started with; a simulated site's disk is a folder in the run, or kept."""
+def _node_configs(config: Config, folder: Path, cohorts: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """What each site's SuperNode would be started with; a simulated site's disk is a folder in the run, or kept.
+
+    The run is signed, and the sites have keys and a federation to believe, as deployed ones do.
+    """
     disks = folder / "sites" if config.federation.disks is None else Path(config.federation.disks)
     for site in config.privacy.sites:
         if site not in cohorts:
             raise ConfigError(f"privacy.sites.{site}: no such site; there are {', '.join(cohorts)}")
+    states = {site: (disks / site).resolve() for site in cohorts}
+    make_up(folder, config.name_of(folder), config.for_sites().text(), states, disks)
     return {
         site: {
             "site": site,
             "cohort": str(bids.resolve()),
-            "state": str((disks / site).resolve()),
+            "state": str(states[site]),
             "device": config.device,
+            "min-subjects": config.federation.min_subjects,
             **({"epsilon": str(config.privacy.sites[site])} if site in config.privacy.sites else {}),
         }
         for site, bids in cohorts.items()
     }
 
 
-def _run(config: Config, folder: Path, node_configs: Mapping[str, Mapping[str, str]]) -> None:
+def _run(config: Config, folder: Path, node_configs: Mapping[str, Mapping[str, Any]]) -> None:
     if config.federation.engine == "ray":
         _run_ray(folder, node_configs)
     else:
@@ -95,7 +103,7 @@ def _run(config: Config, folder: Path, node_configs: Mapping[str, Mapping[str, s
         doors.load(doors.SERVER_APP)(grid, context)
 
 
-def _run_ray(folder: Path, node_configs: Mapping[str, Mapping[str, str]]) -> None:
+def _run_ray(folder: Path, node_configs: Mapping[str, Mapping[str, Any]]) -> None:
     """Flower's own simulation; its actors read the list of sites from a file, since Flower only numbers them."""
     os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     from flwr.simulation import run_simulation

@@ -12,14 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.federation.federation import opened
+from server.federation.federation import Federation, opened
+from server.federation.lead import write_lead
 from server.journal import chronicle, facts
 from server.runs import runs
 from server.superlink.superlink import SiteState, SuperLink
 from shared.base import options
 from shared.base.display.figures import duration
 from shared.base.errors import ConfigError, DataError, RunFailed
-from shared.base.files import read_bounded, write_json
+from shared.base.files import write_json
 from shared.plan.config import Config, load
 from shared.trust.manifest import Manifest
 
@@ -48,12 +49,16 @@ class Submission:
 
 
 def prepare(
-    overrides: Sequence[str], link: SuperLink, *, manifest: Manifest | None, wait: float, say: Say
+    overrides: Sequence[str], link: SuperLink, *, federation: Federation, wait: float, say: Say
 ) -> tuple[Config, Path]:
-    """The folder of a run that can start: nothing is written where the plan or the roster says no."""
-    pinned = [*overrides, *_absolute(load(overrides)), f"federation.disks={THEIRS}"]
-    if manifest is not None:
-        pinned.append(f"federation.manifest={manifest.digest}")  # a site's policy may ask for it
+    """The folder of a run that can start, signed: nothing is written where the plan or the roster says no."""
+    manifest = federation.manifest
+    pinned = [
+        *overrides,
+        *_absolute(load(overrides)),
+        f"federation.disks={THEIRS}",
+        f"federation.manifest={manifest.digest}",  # no site takes part without
+    ]
 
     def check(config: Config) -> None:
         _check_plan(config, manifest)
@@ -63,6 +68,8 @@ def prepare(
     if config.resume is not None and not runs.finished(folder):  # `create` checks new runs alone
         check(config)
     _prepare_own(config)
+    made = runs.read_config(folder)
+    write_lead(folder, made.name_of(folder), made.for_sites().text(), federation)
     return config, folder.resolve()
 
 
@@ -78,7 +85,7 @@ def quoted(key: str, path: Path) -> str:
     return f"{key}='{text}'"
 
 
-def _check_plan(config: Config, manifest: Manifest | None) -> None:
+def _check_plan(config: Config, manifest: Manifest) -> None:
     federation = config.federation
     if federation.engine != "local":
         raise ConfigError(f"federation.engine={federation.engine}: is for `lacuna simulate`")
@@ -86,8 +93,6 @@ def _check_plan(config: Config, manifest: Manifest | None) -> None:
         raise ConfigError("federation.alone=true: is for `lacuna simulate`: the sites' images are not here")
     if config.privacy.sites:
         raise ConfigError("privacy.sites: is for `lacuna simulate`: a deployed site says its own budget")
-    if manifest is None:
-        return
     if config.method.name not in manifest.methods:
         raise ConfigError(f"method={config.method.name}: the federation agreed on {', '.join(manifest.methods)}")
     for modality in config.build_method().modalities:
@@ -269,10 +274,7 @@ def reached(folder: Path) -> str:
     return f"after {done[-1].phase} round {done[-1].round + 1} of {done[-1].of}" if done else "before its first round"
 
 
-def link_to(address: str, federation: Path, ca: Path | None) -> tuple[SuperLink, Manifest | None]:
-    """The SuperLink and what was agreed, by the federation's folder; or by its CA alone, where that is not at hand."""
-    if ca is not None:
-        pem = read_bounded(ca, "--ca").decode("ascii", errors="replace")
-        return SuperLink(address=address, authorities=pem), None
-    with opened(federation) as found:
-        return SuperLink(address=address, authorities=found.authorities.decode("ascii")), found.manifest
+def link_to(address: str, folder: Path) -> tuple[SuperLink, Federation]:
+    """The SuperLink, and the federation whose word a run needs."""
+    with opened(folder) as found:
+        return SuperLink(address=address, authorities=found.authorities.decode("ascii")), found

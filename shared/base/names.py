@@ -1,4 +1,4 @@
-"""What a site, a federation and an address may be called: nothing that means something to a shell, a path or YAML."""
+"""What a site, a federation, a run and an address may be called: nothing that a shell, a path or YAML understands."""
 
 import ipaddress
 import re
@@ -7,13 +7,28 @@ from dataclasses import dataclass
 from shared.base.errors import ConfigError
 
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 RESERVED = ("server", "ca", "signing")  # what `lacuna federation rotate` takes besides a site
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
-def check_name(name: str, key: str) -> str:
+def check_site(name: str, key: str) -> str:
+    """A site's name, also where it becomes part of a path."""
     if not SITE_NAME.fullmatch(name):
         raise ConfigError(f"{key}={name[:80]!r}: must match {SITE_NAME.pattern}")
+    return name
+
+
+def check_run(name: str, key: str) -> str:
+    """A run's name, which becomes a folder's at the coordinator and at every site."""
+    if not RUN_NAME.fullmatch(name):
+        raise ConfigError(f"{key}={name[:80]!r}: must match {RUN_NAME.pattern}")
+    return name
+
+
+def check_name(name: str, key: str) -> str:
+    """What a new site or federation may be called."""
+    check_site(name, key)
     if name.casefold() in RESERVED:
         raise ConfigError(f"{key}={name!r}: is reserved; choose another than {', '.join(RESERVED)}")
     return name

@@ -34,6 +34,7 @@ class RoundPlan:
     config: str  # JSON: method, train, grid; what a site needs to rebuild the method, never code
     schema: str  # hash of what both sides must agree on before any number is averaged
     weights: Weights
+    hidden: tuple[Modality, ...] = ()  # in a phase of sums: held by too few sites, so nobody sums it
     known: tuple[int, str] | None = None  # (sequence, head) of the site's privacy budget as last seen here
 
 
@@ -76,6 +77,7 @@ class Inventory:
     subjects: int  # at least so many: a hidden cell counts as one
     patterns: Mapping[tuple[Modality, ...], int]  # present modalities -> subjects; -k means "1 to k-1"
     refused: Mapping[str, str] = field(default_factory=dict)  # phase -> why the site takes no part in it
+    summed: tuple[Modality, ...] = ()  # what enough people here hold for a phase of sums
     preparation: str = ""  # digest of how its images were prepared; "" where `lacuna-site ingest` did not make them
     spent: Spent | None = None  # None: the site does not train privately
 
@@ -127,5 +129,7 @@ class Phase:
     name: str
     kind: str = "train"
     rounds: int = 1  # of a phase of sums; of the others the training says how many
+    # of every sum: which sum counts the people in its cells, and how many of its first axes tell the cells apart
+    cells: Mapping[str, tuple[str, int]] = field(default_factory=dict, hash=False)
     # (watch name, fraction): the run fails below that fraction of what it was in the network that was not trained yet
     collapse: tuple[str, float] | None = None

@@ -8,6 +8,9 @@ studies of a subject that count as one point in time, state the site's private d
 Of joining a federation: a request is what a site sends, a kit what the coordinator answers with, the manifest what was
 agreed; a revision counts what all kits carry, and a fingerprint is what two people compare by telephone.
 
+Of what is signed: a warrant lets a key lead a run, a question is a message to a site (a plan, or before round 1 a
+query), an answer is a site's reply to one question (shared/trust/warrant.py); a relay is whoever carries them.
+
 Of a run on a SuperLink: a submission is one handing over of it, a follower watches it from another process and may
 supervise it, which is to submit it again where it was killed, and its outcome is how it ended in its own words.
 

@@ -6,7 +6,7 @@ is not read; what it lacks is zeros with `exists` False.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -41,7 +41,8 @@ class Stack:
 class Slices:
     """The brain slices of a split, in the order of `modalities`, of all subjects that have any of them.
 
-    With a `slab` of 2 or more each comes with its neighbours (BMDHW). `only`: of subjects with such modalities.
+    With a `slab` of 2 or more each comes with its neighbours (BMDHW). `only`: of subjects with such modalities. What is
+    `hidden` is to it as if no subject had it.
     """
 
     def __init__(
@@ -52,14 +53,16 @@ class Slices:
         split: str | None,
         slab: int = 1,
         only: Callable[[frozenset[Modality]], bool] = bool,
+        hidden: Collection[Modality] = (),
     ) -> None:
         self.cohort = cohort
         self.modalities = tuple(modalities)
         self.slab = slab
+        self._seen = frozenset(modalities) - frozenset(hidden)
         self.subjects: tuple[Subject, ...] = tuple(
             subject
             for subject in cohort.subjects
-            if (split is None or subject.split == split) and only(frozenset(subject.modalities) & set(modalities))
+            if (split is None or subject.split == split) and only(frozenset(subject.modalities) & self._seen)
         )
         numbers = {subject.name: number for number, subject in enumerate(cohort.subjects)}
         self._numbers = tuple(numbers[subject.name] for subject in self.subjects)  # in the whole cohort
@@ -155,7 +158,7 @@ class Slices:
 
     def _columns(self, subject: Subject) -> tuple[list[int], list[int]]:
         """Where the asked modalities that the subject has go to in a batch, and where they stand in its file."""
-        held = [m for m in self.modalities if m in subject.modalities]
+        held = [m for m in self.modalities if m in subject.modalities and m in self._seen]
         return [self.modalities.index(m) for m in held], [subject.modalities.index(m) for m in held]
 
     def _open(self, subject: Subject) -> NDArray[np.float16]:
@@ -184,6 +187,10 @@ class Pool:
     @property
     def units(self) -> int:
         return len(self._people)
+
+    def size(self, unit: int) -> int:
+        """Count the slices of a person."""
+        return sum(self.parts[number].count(i) for number, i in self._people[unit])
 
     def unit(self, unit: int, count: int, generator: torch.Generator) -> Batch:
         """So many different slices of a person, or all that there are."""

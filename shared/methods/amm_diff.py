@@ -24,7 +24,9 @@ from shared.base.vocabulary import SHARED, Owner, source, target
 from shared.data.missing import random_shown
 from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.samplers import Guess, Kind, Sampler, draw, from_noise
+from shared.methods.anchors.mixture import CELLS as TISSUES
 from shared.methods.anchors.mixture import COMPONENTS, ITERATIONS, Mixture, Told
+from shared.methods.anchors.ridge import CELLS as PAIRS
 from shared.methods.anchors.ridge import PatchRidge
 from shared.methods.contract import Method, Network
 from shared.methods.nets.iffn import IFFN, IffnShape, PlainEncoder, Predictor
@@ -89,7 +91,8 @@ class AmmDiff(Method):
     @property
     def phases(self) -> tuple[Phase, ...]:
         rounds = 1 + self.iterations if self.anchor == "mixture" else 1  # the first finds where to begin
-        anchor = [Phase(name="anchor", kind="sums", rounds=rounds)] if self.anchor != "none" else []
+        cells = TISSUES if self.anchor == "mixture" else PAIRS
+        anchor = [Phase(name="anchor", kind="sums", rounds=rounds, cells=cells)] if self.anchor != "none" else []
         pretext = [Phase(name="pretext", collapse=("feature_std", 0.1))] if self.pretext else []
         return (*anchor, *pretext, Phase(name="translate"))
 

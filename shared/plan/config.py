@@ -5,9 +5,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from shared.base.errors import ConfigError
+from shared.base.names import check_run
 from shared.base.options import build, plain, require
 from shared.clinical.attach import planned_fingerprint, reads_text
 from shared.clinical.probes import same_encoder
@@ -38,6 +40,7 @@ class Federation:
     min_cell: int = 5
     limits: Limits = field(default_factory=Limits)
     alone: bool = False
+    min_subjects: int = 1  # simulation: what its sites' policies ask for; a deployed site says its own
     disks: str | None = None  # simulation: folder of the sites' own disks, kept over runs; null: in the run
     manifest: str | None = None  # hash of what the federation agreed on; a site's policy may ask that a plan names it
     mixed_preparation: bool = False  # sites whose images were prepared in different ways may train together
@@ -48,6 +51,7 @@ class Federation:
         require(self.min_holders >= 1, "min_holders", self.min_holders, "1 or more")
         require(self.deadline > 0, "deadline", self.deadline, "above 0 seconds")
         require(self.retries >= 0, "retries", self.retries, "0 or more")
+        require(self.min_subjects >= 1, "min_subjects", self.min_subjects, "1 or more")
         require(self.min_cell >= 1, "min_cell", self.min_cell, "1 or more")
         known = self.manifest is None or _HASH.fullmatch(self.manifest) is not None
         require(known, "manifest", self.manifest, "64 hex digits, or null")
@@ -89,6 +93,14 @@ class Config:
     public: str | None = None
     privacy: Privacy = field(default_factory=Privacy)
     tuning: Tuning = field(default_factory=Tuning)
+
+    def __post_init__(self) -> None:
+        if self.run is not None:
+            check_run(self.run, "run")
+
+    def name_of(self, folder: Path) -> str:
+        """What the run in this folder is called, at the sites too."""
+        return check_run(self.run or folder.name, "run")
 
     def build_method(self) -> Method:
         return build_method(self.method)

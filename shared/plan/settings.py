@@ -134,16 +134,19 @@ class RunSettings:
         """What the whole run asks of a private site's subjects."""
         if self.privacy.noise is None:
             return {}
-        step = Query(noise=self.privacy.noise, rate=self.privacy.rate)
         found: dict[Query, int] = {}
         for phase in self.phases(method):
-            query, n = (
-                (step, self.training[phase.name].rounds * self.training[phase.name].steps)
-                if (phase.kind == "train")
-                else (Query(noise=self.privacy.sums_noise, rate=1.0), phase.rounds)
-            )
-            found[query] = found.get(query, 0) + n
+            for query, n in self.round_queries(phase).items():
+                rounds = phase.rounds if phase.kind == "sums" else self.training[phase.name].rounds
+                found[query] = found.get(query, 0) + n * rounds
         return found
+
+    def round_queries(self, phase: Phase) -> dict[Query, int]:
+        """What one round of a phase asks of them."""
+        if phase.kind == "sums":
+            return {Query(noise=self.privacy.sums_noise, rate=1.0): 1}
+        assert self.privacy.noise is not None, "a private run says its noise"
+        return {Query(noise=self.privacy.noise, rate=self.privacy.rate): self.training[phase.name].steps}
 
     @property
     def schema(self) -> str:

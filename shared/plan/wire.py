@@ -1,6 +1,7 @@
-"""Records <-> Flower messages. Tensors travel as raw little-endian bytes in one array: the round trip is bit-exact.
+"""Records <-> Flower messages. Tensors travel as shared/plan/tensors.py packs them: the round trip is bit-exact.
 
-What a site sends is built here from named fields only: there is no way to attach anything else to a reply.
+What a site is asked is signed whole, and read only where that fits (shared/trust/warrant.py). What a site sends is
+built here from named fields only: there is no way to attach anything else to a reply.
 """
 
 import hashlib
@@ -8,11 +9,12 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 from shared.base.chain import Link
@@ -29,12 +31,10 @@ from shared.base.errors import (
 from shared.base.names import SITE_NAME as SITE_NAME
 from shared.base.options import build, plain
 from shared.base.records import PRIVATE, RELEASED, Inventory, RoundPlan, Spent, Update
-from shared.base.vocabulary import Weights
+from shared.base.vocabulary import SiteName, Weights
+from shared.plan.tensors import ALL, pack, unpack
+from shared.trust.warrant import Leader, Question, Reader, is_answer, sign_answer
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64, "bool": torch.bool}
-_STYPE = "lacuna.tensors"
-_ALL = "tensors"  # the one array of a record
-_LENGTH = 8  # bytes that say how long the list of forms is
 _REFUSALS: Mapping[str, type[LacunaError]] = {
     error.__name__: error for error in (PlanRefused, PlanWaits, BudgetSpent, DataError, RunFailed)
 }
@@ -45,63 +45,113 @@ LEDGER = re.compile(r"[0-9a-f]{16,128}")  # a ledger's id, and a link of its cha
 # what reading another machine's words can raise; the last two of numbers and shapes that are out of all bounds
 _MALFORMED = (KeyError, ValueError, TypeError, AttributeError, RecursionError, ConfigError, OverflowError, RuntimeError)
 LINK = re.compile(r"[0-9a-f]{64}")
+MOST_TEXT = 200  # characters of a name or a hash
 PREPARATION = re.compile(r"|[0-9a-f]{64}")  # a digest, or nothing: a site has no other words here
 
 
 # --- server -> site
 
 
-def pack_plan(plan: RoundPlan) -> RecordDict:
-    """Write the plan into a message, the same for all sites; `address` adds what is for one alone."""
-    head: Head = {
-        "run": plan.run,
-        "phase": plan.phase,
-        "round": plan.round,
-        "config": plan.config,
-        "schema": plan.schema,
-    }
-    return RecordDict({"plan": ConfigRecord(head), "weights": _pack(plan.weights)})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """A round's weights as they travel, the same for all sites."""
+
+    record: ArrayRecord
+    sha256: str
 
 
-def address(content: RecordDict, known: tuple[int, str] | None) -> RecordDict:
-    """A packed plan for one site, with where its privacy ledger stood; the tensors are not copied."""
-    if known is None:
-        return content
-    own = ConfigRecord({"sequence": known[0], "head": known[1]})
-    return RecordDict({**content, "known": own})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """What is asked before round 1."""
+
+    run: str
+    config: str
+    schema: str
 
 
-def unpack_plan(content: RecordDict) -> RoundPlan:
-    head = content.config_records["plan"]
-    known = content.config_records.get("known")
-    return RoundPlan(
-        run=str(head["run"]),
-        phase=str(head["phase"]),
-        round=int(head["round"]),  # type: ignore[arg-type]
-        config=str(head["config"]),
-        schema=str(head["schema"]),
-        weights=_unpack(content.array_records["weights"], free=False),
-        known=None if known is None else (int(known["sequence"]), str(known["head"])),  # type: ignore[arg-type]
-    )
+def pack_weights(weights: Weights) -> Packed:
+    record = pack(weights)
+    return Packed(record=record, sha256=hashlib.sha256(record[ALL].data).hexdigest())
 
 
-def pack_query(run: str, config: str, schema: str) -> RecordDict:
-    return RecordDict({"query": ConfigRecord({"run": run, "config": config, "schema": schema})})
+def pack_plan(plan: RoundPlan, packed: Packed, leader: Leader, *, to: SiteName, until: float) -> RecordDict:
+    """Write a plan for one site, good until then; of its tensors, which are not copied, the hash is signed."""
+    head = {key: getattr(plan, key) for key in ("run", "phase", "round", "config", "schema", "hidden", "known")}
+    question = Question.make(leader, {**head, "what": "plan", "to": to, "until": until, "weights": packed.sha256})
+    return RecordDict({"plan": _pack_question(question), "weights": packed.record})
 
 
-def unpack_query(content: RecordDict) -> tuple[str, str, str]:
-    """Run, config, schema."""
-    head = content.config_records["query"]
-    return str(head["run"]), str(head["config"]), str(head["schema"])
+def pack_query(query: Query, leader: Leader, *, until: float) -> RecordDict:
+    """Write a question to whichever site is at the node."""
+    head = {key: getattr(query, key) for key in ("run", "config", "schema")}
+    question = Question.make(leader, {**head, "what": "query", "to": None, "until": until})
+    return RecordDict({"query": _pack_question(question)})
 
 
-def asked(content: RecordDict) -> dict[str, str | int]:
-    """What a question is about: its run, and of a plan the phase and the round."""
-    head = content.config_records.get("plan") or content.config_records.get("query") or ConfigRecord()
-    found: dict[str, str | int] = {key: str(head[key])[:200] for key in ("run", "phase") if key in head}
-    if isinstance(number := head.get("round"), int):
-        found["round"] = number
-    return found
+def unpack_plan(content: RecordDict, reader: Reader) -> RoundPlan:
+    """Read a plan; PlanRefused, before a tensor is unpacked, for one that the federation did not sign for this site."""
+    try:
+        record = _question(content, "plan").read(reader)
+        array = content.array_records["weights"][ALL]
+        if record["what"] != "plan" or set(content) != {"plan", "weights"}:
+            raise ValueError("it must be a plan and its weights")
+        if hashlib.sha256(array.data).hexdigest() != record["weights"]:
+            raise reader.refused("was signed with other weights")
+        known = record["known"]
+        return RoundPlan(
+            run=record["run"],
+            phase=check_text(record["phase"]),
+            round=whole(record["round"]),
+            config=record["config"],
+            schema=check_text(record["schema"]),
+            weights=unpack(content.array_records["weights"], free=False),
+            hidden=tuple(check_text(modality) for modality in record["hidden"]),
+            known=None if known is None else (whole(known[0]), check_text(known[1])),
+        )
+    except _MALFORMED as error:
+        raise reader.refused(f"is malformed: {type(error).__name__}: {str(error)[:200]}") from None
+
+
+def unpack_query(content: RecordDict, reader: Reader) -> Query:
+    try:
+        record = _question(content, "query").read(reader)
+        if record["what"] != "query" or set(content) != {"query"}:
+            raise ValueError("it must be a query alone")
+        return Query(run=record["run"], config=record["config"], schema=check_text(record["schema"]))
+    except _MALFORMED as error:
+        raise reader.refused(f"is malformed: {type(error).__name__}: {str(error)[:200]}") from None
+
+
+def question(content: RecordDict) -> str:
+    """Which question a message is, by its hash; nothing of it is read."""
+    for name in ("plan", "query"):
+        if name in content.config_records:
+            return hashlib.sha256(bytes(content.config_records[name].get("text", b""))).hexdigest()  # type: ignore[arg-type]
+    return ""
+
+
+def _pack_question(question: Question) -> ConfigRecord:
+    return ConfigRecord({"warrant": question.warrant, "text": question.text, "signature": question.signature})
+
+
+def _question(content: RecordDict, name: str) -> Question:
+    record = content.config_records[name]
+    parts = [record[key] for key in ("warrant", "text", "signature")]
+    if len(record) != len(parts) or not all(isinstance(part, bytes) for part in parts):
+        raise ValueError("it must be a warrant, a text and a signature")
+    return Question(*parts)  # type: ignore[arg-type]
+
+
+def check_text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MOST_TEXT:
+        raise ValueError(f"{str(value)[:40]!r} must be a text of at most {MOST_TEXT} characters")
+    return value
+
+
+def whole(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{str(value)[:40]} must be a whole number from 0, below 2^63")
+    return value
 
 
 # --- site -> server
@@ -121,7 +171,7 @@ def pack_update(update: Update) -> RecordDict:
         "frozen": update.frozen,
         "spent": _pack_spent(update.spent),
     }
-    return RecordDict({"update": ConfigRecord(head), "delta": _pack(update.delta)})
+    return RecordDict({"update": ConfigRecord(head), "delta": pack(update.delta)})
 
 
 def unpack_update(message: Message, sender: str) -> Update:
@@ -142,7 +192,7 @@ def unpack_update(message: Message, sender: str) -> Update:
             phase=str(head["phase"]),
             round=int(head["round"]),  # type: ignore[arg-type]
             schema=str(head["schema"]),
-            delta=_unpack(message.content.array_records["delta"], free=True),
+            delta=unpack(message.content.array_records["delta"], free=True),
             counts=counts,
             metrics={k: float(v) for k, v in metrics.items()},
             frozen=str(head["frozen"]),
@@ -159,6 +209,7 @@ def pack_inventory(inventory: Inventory) -> RecordDict:
         "subjects": inventory.subjects,
         "patterns": json.dumps([[list(pattern), n] for pattern, n in sorted(inventory.patterns.items())]),
         "refused": json.dumps(dict(inventory.refused), sort_keys=True),
+        "summed": list(inventory.summed),
         "preparation": inventory.preparation,
         "spent": _pack_spent(inventory.spent),
     }
@@ -180,6 +231,7 @@ def unpack_inventory(content: RecordDict) -> Inventory:
             subjects=int(head["subjects"]),  # type: ignore[arg-type]
             patterns={tuple(map(str, pattern)): int(n) for pattern, n in json.loads(str(head["patterns"]))},
             refused={str(k): str(v)[:500] for k, v in json.loads(str(head["refused"])).items()},
+            summed=tuple(check_text(modality) for modality in head["summed"]),  # type: ignore[union-attr]
             preparation=preparation,
             spent=_unpack_spent(str(head["spent"])),
         )
@@ -199,10 +251,10 @@ def _unpack_spent(text: str) -> Spent | None:
     if not (LEDGER.fullmatch(spent.ledger) and LEDGER.fullmatch(spent.head)):
         raise ValueError("spent: the ledger's id and head must be hex digits")
     numbers = (spent.epsilon, spent.budget, spent.delta)
-    if not (all(math.isfinite(n) and n >= 0 for n in numbers) and spent.delta < 1):
-        raise ValueError("spent: epsilon, budget and delta must be finite numbers from 0")
-    if min(spent.sequence, spent.size, spent.others) < 0:
-        raise ValueError("spent: sequence, size and others must be 0 or more")
+    if not (all(math.isfinite(n) and n >= 0 for n in numbers) and 0 < spent.delta < 1):
+        raise ValueError("spent: epsilon and budget must be finite numbers from 0, delta between 0 and 1")
+    for number in (spent.sequence, spent.size, spent.others):
+        whole(number)
     return spent
 
 
@@ -225,45 +277,6 @@ def size(content: RecordDict) -> int:
     return arrays + texts
 
 
-# --- tensors
-
-
-def _pack(tensors: Weights) -> ArrayRecord:
-    """All in one array: Flower asks for every array of a record by a request of its own, and a network has hundreds.
-
-    Its bytes: the length of a list, the list in JSON of every tensor's name, type and shape, then the tensors.
-    """
-    arrays = {name: tensors[name].detach().cpu().contiguous().numpy() for name in sorted(tensors)}
-    forms = json.dumps([[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]).encode()
-    values = (array.reshape(-1).view(np.uint8).data for array in arrays.values())
-    data = b"".join([len(forms).to_bytes(_LENGTH, "little"), forms, *values])
-    return ArrayRecord({_ALL: Array("uint8", (len(data),), _STYPE, data)})
-
-
-def _unpack(record: ArrayRecord, *, free: bool) -> dict[str, Tensor]:
-    """With `free` the record lets go of its bytes."""
-    array = record.pop(_ALL) if free else record[_ALL]
-    if len(record) + free != 1 or array.stype != _STYPE:
-        raise ValueError(f"tensors must be one array of {_STYPE}, not {len(record) + free}, the first {array.stype}")
-    data = memoryview(array.data)
-    at = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
-    tensors: dict[str, Tensor] = {}
-    for name, dtype, shape in json.loads(bytes(data[_LENGTH:at])):
-        if not isinstance(name, str) or name in tensors or dtype not in _DTYPES:
-            raise ValueError(f"{name}: {dtype} is not one of ours, or it is there twice")
-        if not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError(f"{name}: shape {shape} must be whole numbers from 0")
-        end = at + math.prod(shape) * _DTYPES[dtype].itemsize
-        if end > len(data):
-            raise ValueError(f"{name}: {len(data) - at} bytes are left for shape {shape} of {dtype}")
-        tensors[name] = torch.empty(shape, dtype=_DTYPES[dtype])
-        tensors[name].numpy().reshape(-1)[:] = np.frombuffer(data[at:end], dtype=np.dtype(dtype))
-        at = end
-    if at != len(data):
-        raise ValueError(f"{len(data) - at} bytes too many for its {len(tensors)} tensors")
-    return tensors
-
-
 # --- what is written down of a reply, at both ends
 
 
@@ -273,10 +286,48 @@ def seal(content: RecordDict, before: Link) -> dict[str, Any]:
     return describe(content)
 
 
-def received(content: RecordDict) -> dict[str, Any]:
-    """For a receipt; to be taken before an update is read, which empties it."""
+def sign(content: RecordDict, sha256: str, key: ec.EllipticCurvePrivateKey, site: SiteName, question: str) -> None:
+    """The last thing that is done to a reply, whose digest is `sha256`."""
+    content["signed"] = ConfigRecord({"site": site, "signature": sign_answer(key, site, question, sha256)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """A reply as it came: for a receipt, and to be taken before an update is read, which empties it."""
+
+    site: SiteName  # in whose name it was signed; not yet believed
+    signature: bytes
+    sha256: str
+    bytes: int
+    link: Link | None
+
+    def check(self, question: str, keys: Mapping[SiteName, ec.EllipticCurvePublicKey]) -> None:
+        """UpdateRejected unless that site signed it, as its answer to this question."""
+        if self.site not in keys:
+            said = self.site or "nobody"
+            raise UpdateRejected(
+                f"{said}: is not among the sites whose keys this run has, {', '.join(sorted(keys))}; who was admitted "
+                "since is, once the run is stopped and resumed"
+            )
+        if not is_answer(keys[self.site], self.signature, self.site, question, self.sha256):
+            raise UpdateRejected(
+                f"{self.site}: its key did not sign this reply to this question: a changed one, or another's"
+            )
+
+
+def receive(content: RecordDict) -> Received:
+    """Takes the signature off a reply; nothing else of it is read, and nothing unpacked."""
+    signed = content.config_records["signed"] if "signed" in content.config_records else ConfigRecord()
+    content.pop("signed", None)
+    site, signature = signed.get("site"), signed.get("signature")
     link = str(content.config_records.get("ledger", ConfigRecord()).get("before"))
-    return {"sha256": digest(content), "bytes": size(content), "link": link if LINK.fullmatch(link) else None}
+    return Received(
+        site=site if isinstance(site, str) and SITE_NAME.fullmatch(site) else "",
+        signature=signature if isinstance(signature, bytes) else b"",
+        sha256=digest(content),
+        bytes=size(content),
+        link=link if LINK.fullmatch(link) else None,
+    )
 
 
 def fields(content: RecordDict) -> dict[str, Any]:
@@ -299,7 +350,7 @@ def digest(content: RecordDict) -> str:
 
 def describe(content: RecordDict) -> dict[str, Any]:
     """A release as the site's ledger keeps it: every field in full, the tensors by name, form and L2 norm."""
-    tensors = {n: t for record in content.array_records.values() for n, t in _unpack(record, free=False).items()}
+    tensors = {n: t for record in content.array_records.values() for n, t in unpack(record, free=False).items()}
     norms = {name: _norm(tensor) for name, tensor in tensors.items()}
     finite = [norm for norm in norms.values() if norm is not None]
     return {

@@ -4,7 +4,7 @@ makes them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 
@@ -66,3 +66,11 @@ def parse_authorities(pem: bytes, where: str) -> list[x509.Certificate]:
 
 def utc(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M UTC")
+
+
+def utc_of(seconds: float) -> str:
+    """Write seconds since 1970 as `utc` does, also those that no calendar has."""
+    try:
+        return utc(datetime.fromtimestamp(seconds, UTC))
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:g} s"

@@ -72,6 +72,7 @@ class Deployed:
             self.verb("server.cli", "federation", "admit", str(request))
             kit = self.folder / "federation" / "kits" / f"{site}.kit"
             self.verb("client.cli", "join", str(kit), "--state", site, "--fingerprint", self._signer())
+            (self.folder / site / "site.toml").write_text("[policy]\nmin_subjects = 1\n")  # a few made-up people
         self.runs.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "lacuna-test", self.runs], check=True)
         owned = ("federation", *SITES, "runs")

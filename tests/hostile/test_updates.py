@@ -17,8 +17,9 @@ from support.rounds.spoilt import about, failed, start
 from server.journal import facts, receipts
 from shared import methods
 from shared.base.errors import RunFailed
-from shared.plan import wire
 from shared.plan.settings import Limits
+from shared.plan.tensors import pack as packed
+from shared.plan.tensors import unpack as tensors_of
 
 pytestmark = pytest.mark.slow  # left out of `make fast`
 
@@ -51,9 +52,9 @@ def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Attack:
     """Other tensors, packed as ours are."""
 
     def attack(content: RecordDict, stash: Stash) -> None:
-        tensors = wire._unpack(content.array_records["delta"], free=False)
+        tensors = tensors_of(content.array_records["delta"], free=False)
         change(tensors)
-        content["delta"] = wire._pack(tensors)
+        content["delta"] = packed(tensors)
 
     return attack
 
@@ -199,8 +200,12 @@ SUMS: dict[str, tuple[Attack, str]] = {
     "a wrong shape": (tensor("total_M", lambda t: t[:1]), r"total_M has shape \(1,\), expected \(3,\)"),
     "a missing sum": (changed(lambda sums: sums.pop("total_M")), r"1 sums missing or unknown"),
     "a total that overflows": (
-        tensor("total_M", lambda t: torch.full_like(t, 1e300)),
-        "total_M has an entry of 1e.300, over the limit",
+        tensor("total_M", lambda t: torch.full_like(t, 2**62)),
+        "total_M has a sum of 4.4e.12, over the limit",
+    ),
+    "a total of another kind": (
+        tensor("total_M", torch.Tensor.double),
+        "total_M is torch.float64, expected torch.int64",
     ),
 }
 

@@ -30,6 +30,9 @@ HOPELESS = -14.0  # a log share, below the likeliest, from which nothing is told
 START = 0.8  # of the pooled standard deviation: how far apart the components begin
 
 
+CELLS = dict.fromkeys(("pixels", "x", "xx", "seen"), ("seen", 1))  # a component, with all that fills it
+
+
 class Mixture(nn.Module):
     """Every modality from any shown subset, in the brain; a shown one is itself.
 
@@ -74,7 +77,7 @@ class Mixture(nn.Module):
             "pixels": zeros(K).double(),
             "x": zeros(K, D).double(),
             "xx": zeros(K, D, D).double(),
-            "seen": zeros(D).double(),
+            "seen": zeros(K, D).double(),
         }
         for pattern in torch.unique(exists_BM, dim=0):
             here = (exists_BM == pattern).all(dim=1)
@@ -82,8 +85,8 @@ class Mixture(nn.Module):
             x_NO = features[here].movedim(1, -1)[inside_BHW[here]][:, seen]
             if len(seen) == 0 or len(x_NO) == 0:
                 continue
-            total["seen"][seen] += len(x_NO)
             if not self.fitted:
+                total["seen"][:, seen] += len(x_NO) / K
                 total["x"][:, seen] += x_NO.double().sum(0) / K
                 total["xx"][:, seen, seen] += x_NO.double().square().sum(0) / K
                 continue
@@ -100,6 +103,7 @@ class Mixture(nn.Module):
         rows, columns = _pairs(wide, x_NO.device)
         xx_KOO[:, rows, columns] = xx_KOO[:, columns, rows] = sums_KF[:, : len(rows)]
         total["pixels"] += n_K
+        total["seen"][:, seen] += n_K[:, None]
         mean_KD = torch.einsum("kdo,ko->kd", given.gain_KDO, x_KO)
         total["x"] += mean_KD + given.offset_KD * n_K[:, None]
         cross_KDD = mean_KD[:, :, None] * given.offset_KD[:, None]
@@ -112,11 +116,12 @@ class Mixture(nn.Module):
         n_K, x_KD, xx_KDD = (sums[name].double().cpu() for name in ("pixels", "x", "xx"))
         K, D = x_KD.shape
         if not self.fitted:
-            seen_D = sums["seen"].double().cpu().clamp(min=1)
-            mean_D = x_KD.sum(0) / seen_D
-            var_D = (xx_KDD.sum(0).diagonal() / seen_D - mean_D.square()).clamp(min=LEAST**2)
-            self.mean_KD.copy_(mean_D + START * var_D.sqrt() * self.mean_KD.double().cpu())
-            self.cov_KDD.copy_(torch.diag(var_D / 2).expand(K, D, D))
+            seen_D = sums["seen"].double().cpu().sum(0)
+            mean_D = x_KD.sum(0) / seen_D.clamp(min=1)
+            var_D = (xx_KDD.sum(0).diagonal() / seen_D.clamp(min=1) - mean_D.square()).clamp(min=LEAST**2)
+            begin_KD = mean_D + START * var_D.sqrt() * self.mean_KD.double().cpu()
+            self.mean_KD.copy_(torch.where(seen_D > 0, begin_KD, 0.5))  # what nobody summed tells components apart ...
+            self.cov_KDD.copy_(torch.diag(torch.where(seen_D > 0, var_D / 2, 1.0)).expand(K, D, D))  # ... in nothing
             return
         enough_K = n_K >= FEW
         n_K1 = n_K.clamp(min=FEW)[:, None]

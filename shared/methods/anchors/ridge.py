@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from shared.base.records import Batch
 from shared.methods.nets.spectral import brain
 
+CELLS = dict.fromkeys(("gram", "total", "pixels"), ("pixels", 2))  # a pair of modalities
+
 
 class PatchRidge(nn.Module):
     """Every modality from the patches of any shown subset, in the brain; a shown one is itself.
@@ -36,7 +38,7 @@ class PatchRidge(nn.Module):
     def sums(self, batch: Batch) -> dict[str, Tensor]:
         """fp64 moments of the in-brain features of every pair (i, j) of modalities, where both exist.
 
-        gram[i, :, j, :] = sum x_i x_j^T; total[i, j] = sum x_i; pixels[i, j] = how many.
+        gram[i, j] = sum x_i x_j^T; total[i, j] = sum x_i; pixels[i, j] = how many.
         """
         M = self.modalities
         exists_BM = batch.exists_BM
@@ -56,7 +58,7 @@ class PatchRidge(nn.Module):
             gram[have[:, None], :, have[None, :], :] += gram_.permute(0, 2, 1, 3)
             total[both] += x_NF.sum(0).reshape(len(have), 1, K)
             pixels[both] += len(x_NF)
-        return {"gram": gram, "total": total, "pixels": pixels}
+        return {"gram": gram.permute(0, 2, 1, 3).contiguous(), "total": total, "pixels": pixels}
 
     def settle(self, sums: Mapping[str, Tensor]) -> None:
         """Solve every shown pattern, and write the table."""
@@ -121,7 +123,7 @@ def solve(
     order = [*known, target]
     n = pixels[order][:, order].clamp(min=1)
     mean = total[order][:, order] / n[:, :, None]  # of i's patch, over the pixels that i and j share
-    cross = sums["gram"][order][:, :, order].permute(0, 2, 1, 3) / n[:, :, None, None]
+    cross = sums["gram"][order][:, order] / n[:, :, None, None]
     cov = cross - mean[..., None] * mean.transpose(0, 1)[:, :, None, :]
     cov = torch.where((pixels[order][:, order] > 0)[:, :, None, None], cov, 0.0)
     cov_FF = _positive(cov.permute(0, 2, 1, 3).reshape(len(order) * K, len(order) * K))

@@ -21,6 +21,9 @@ from torch.nn import functional as F
 
 RIDGE = 0.1  # of a modality's own variance: a dozen subjects tell a slope only roughly
 
+MEAN_CELLS = dict.fromkeys(("x", "n"), ("n", 4))  # a voxel of a modality
+RELATION_CELLS = dict.fromkeys(("products", "voxels"), ("voxels", 4))  # a cube of a pair
+
 
 class LeftOut(NamedTuple):
     """Subjects of the sums, told from all the others of them."""

@@ -155,8 +155,8 @@ def test_an_entry_has_every_tensors_form_and_norm_and_what_the_update_says(tmp_p
     assert entry["norm"] == pytest.approx(math.sqrt(sum(norm**2 for norm in norms.values())), rel=1e-12)
     assert (entry["run"], entry["phase"], entry["round"]) == ("r", "p", 3)
     assert (entry["counts"], entry["metrics"], entry["epsilon"]) == ({"shared": 8}, {"samples": 8.0}, 1.5)
-    assert entry["sha256"] == wire.received(content)["sha256"]
-    assert entry["before"] == wire.received(content)["link"] == chain.GENESIS
+    assert entry["sha256"] == wire.receive(content).sha256
+    assert entry["before"] == wire.receive(content).link == chain.GENESIS
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -132,14 +132,15 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "method": ({"methods": ("amm_diff",)}, {}, "plan.method=probe: this site's policy allows only methods: amm_diff"),
     "size": ({"sizes": ("tiny",)}, {}, "plan.size=small: this site's policy allows only sizes: tiny"),
     "holders": ({"min_holders": 3}, {}, "plan.min_holders=2: this site's policy allows only min_holders: at least 3"),
-    "no manifest": ({"manifest": "installed"}, {}, f"plan.manifest=None: .* manifest: {KIT}"),
+    "no manifest": ({}, {}, f"plan.manifest=None: .* manifest: {KIT}"),
+    "no manifest, asked for": ({"manifest": "installed"}, {}, f"plan.manifest=None: .* manifest: {KIT}"),
     "another manifest": ({}, {"manifest": "b" * 64}, f"plan.manifest=b{{64}}: .* manifest: {KIT}"),
     "not this manifest": ({"manifest": "c" * 64}, {"manifest": KIT}, f"plan.manifest={KIT}: .* manifest: c{{64}}"),
 }
 ALLOWED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "no rule": ({}, {}),
-    "method": ({"methods": ("amm_diff", "probe")}, {}),
-    "holders": ({"min_holders": 2}, {}),
+    "no rule": ({}, {"manifest": KIT}),
+    "method": ({"methods": ("amm_diff", "probe")}, {"manifest": KIT}),
+    "holders": ({"min_holders": 2}, {"manifest": KIT}),
     "manifest": ({"manifest": "installed"}, {"manifest": KIT}),
     "any manifest": ({"manifest": "any"}, {"manifest": "b" * 64}),
     "this manifest": ({"manifest": "c" * 64}, {"manifest": "c" * 64}),
@@ -186,7 +187,7 @@ UNLIKE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", UNLIKE)
-def test_a_plan_that_names_what_was_agreed_must_keep_to_it(what: str, tmp_path: Path) -> None:
+def test_a_plan_must_keep_to_what_was_agreed_and_name_it(what: str, tmp_path: Path) -> None:
     changes, says = UNLIKE[what]
     agreed = dataclasses.replace(AGREED, **changes)
     install(tmp_path, agreed)
@@ -194,7 +195,8 @@ def test_a_plan_that_names_what_was_agreed_must_keep_to_it(what: str, tmp_path: 
     with pytest.raises(PlanRefused, match=says):
         checks.check(site(tmp_path), asked, asked.build_method())
     unnamed = settings(tmp_path)
-    checks.check(site(tmp_path), unnamed, unnamed.build_method())
+    with pytest.raises(PlanRefused, match=f"plan.manifest=None: .* manifest: {agreed.digest}"):
+        checks.check(site(tmp_path), unnamed, unnamed.build_method())
 
 
 def test_a_manifest_that_is_not_the_kits_is_no_manifest(tmp_path: Path) -> None:

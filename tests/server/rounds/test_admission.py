@@ -84,8 +84,16 @@ def test_a_hostile_update_is_rejected_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "says"), [(torch.tensor([torch.nan], dtype=torch.float64), "finite"), (torch.ones(1), "float32")]
+    ("value", "says"),
+    [
+        (torch.tensor([torch.nan], dtype=torch.float64), "float64"),
+        (torch.ones(1), "float32"),
+        (torch.tensor([-(2**63)]), "over the limit"),
+        (torch.tensor([2**57]), "over the limit"),
+    ],
 )
 def test_hostile_sums_are_rejected(value: torch.Tensor, says: str) -> None:
     with pytest.raises(UpdateRejected, match=says):
-        admit_sums(dataclasses.replace(HONEST, delta={"gram": value}), PLAN, frozen="f" * 64, shapes={"gram": (1,)})
+        admit_sums(
+            dataclasses.replace(HONEST, delta={"gram": value}), PLAN, frozen="f" * 64, shapes={"gram": (1,)}, sites=3
+        )

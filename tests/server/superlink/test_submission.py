@@ -22,4 +22,4 @@ def test_a_path_with_quotes_and_spaces_stays_one_override(tmp_path: Path) -> Non
     folder = tmp_path / "it's a, [place] = $here"
     assert load([submission.quoted("runs", folder)]).runs == str(folder)
     with pytest.raises(ConfigError, match="no federation there"):
-        submission.link_to("127.0.0.1:8000", folder, None)
+        submission.link_to("127.0.0.1:8000", folder)

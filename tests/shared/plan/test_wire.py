@@ -1,11 +1,13 @@
 """The wire: bit-exact both ways, closed to anything that is not listed, and never trusting."""
 
 import dataclasses
+import hashlib
 import json
 from typing import Any
 
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from shared.base.errors import BudgetSpent, DataError, PlanRefused, RunFailed, UpdateRejected
 from shared.base.records import Inventory, RoundPlan, Update
 from shared.plan import wire
+from shared.trust.warrant import Leader, Reader, Warrant, issue
 
 UPDATE = Update(
     site="north",
@@ -52,11 +55,21 @@ def test_update_and_plan_round_trip() -> None:
     assert all(torch.equal(back.delta[k], UPDATE.delta[k]) for k in UPDATE.delta)
     assert dataclasses.replace(back, delta={}) == dataclasses.replace(UPDATE, delta={})
     weights = {"w": torch.randn(2), "sums": torch.randn(2, dtype=torch.float64), "n": torch.tensor([3])}
-    plan = RoundPlan(run="r", phase="p", round=0, config="{}", schema="s", weights=weights)
-    content = wire.pack_plan(plan)
-    for _ in range(2):  # a plan is shared by all sites: reading it must not empty it
-        again = wire.unpack_plan(content)
+    plan = RoundPlan(run="r", phase="p", round=0, config="{}", schema="s", weights=weights, known=(3, "f" * 64))
+    signing, key = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    led = Warrant(
+        federation="f",
+        run="r",
+        settings=hashlib.sha256(b"{}").hexdigest(),
+        key=key.public_key().public_bytes_raw().hex(),
+        until=100,
+    )
+    leader, packed = Leader(warrant=issue(led, signing), key=key), wire.pack_weights(weights)
+    for site in ("north", "east"):  # the tensors are shared by all sites: reading them must not empty them
+        content = wire.pack_plan(plan, packed, leader, to=site, until=50.0)
+        again = wire.unpack_plan(content, Reader(site=site, trusted=signing.public_key(), now=0.0))
         assert all(torch.equal(again.weights[k], weights[k]) for k in weights)
+        assert dataclasses.replace(again, weights={}) == dataclasses.replace(plan, weights={})
 
 
 def test_inventory_round_trip() -> None:

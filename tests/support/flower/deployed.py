@@ -132,7 +132,7 @@ class Deployed:
             "--isolation",
             "process",
             "--node-config",
-            f'site="{site}" cohort="{cohort}" state="{state / "work"}" device="cpu"',
+            f'site="{site}" cohort="{cohort}" state="{state}" device="cpu" min-subjects=1',
         )
         node = self._start("flower-supernode", *flags, name=site)
         wait(lambda: answers(own))

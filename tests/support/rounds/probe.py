@@ -11,6 +11,8 @@ from shared.base.vocabulary import SHARED, Modality, source, target
 from shared.diffusion.samplers import Sampler
 from shared.methods import Method, Network
 
+CELLS = dict.fromkeys(("total_M", "pixels_M"), ("pixels_M", 1))
+
 
 class Net(Network):
     def __init__(self, m: int) -> None:
@@ -39,7 +41,7 @@ class Probe(Method):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase(name="level", kind="sums"), Phase(name="fit", collapse=("feature_std", 1e-6)))
+        return (Phase(name="level", kind="sums", cells=CELLS), Phase(name="fit", collapse=("feature_std", 1e-6)))
 
     def network(self) -> Network:
         return Net(len(self.modalities))

@@ -1,14 +1,21 @@
-"""A federation over the local grid on whose wire something happens to the replies, and whose sites have policies."""
+"""A federation over the local grid of which a site lies, and whose sites have policies.
+
+What a hostile site says it signs with its own key: what happens on the way is in support/rounds/relay.py.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Error, Message, RecordDict
+from flwr.clientapp import ClientApp
 from support.rounds.federation import write
 
+from client.site.keys import own_key
 from server.runs import simulation
 from server.runs.local_grid import LocalGrid
 from server.runs.serve import serve
+from shared.plan import wire
 from shared.plan.config import Config
 
 Spoil = Callable[[str, Message], Message | None]  # (site, reply) -> what arrives; None is nothing
@@ -17,11 +24,34 @@ Spoil = Callable[[str, Message], Message | None]  # (site, reply) -> what arrive
 class SpoiltGrid(LocalGrid):
     spoil: Spoil = staticmethod(lambda site, reply: reply)
 
+    def __init__(self, client_app: ClientApp, node_configs: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__(client_app, node_configs)
+        self._states = {site: Path(str(own["state"])) for site, own in node_configs.items()}
+        self._questions: dict[str, str] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        for message in messages:
+            (name,) = super().push_messages([message])
+            self._questions[name] = wire.question(message.content)
+            yield name
+
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         for reply in super().pull_messages(message_ids):
-            arrived = self.spoil(self._names[reply.metadata.src_node_id], reply)
+            site, question = (
+                self._names[reply.metadata.src_node_id],
+                self._questions[reply.metadata.reply_to_message_id],
+            )
+            arrived = self.spoil(site, reply)
             if arrived is not None:
+                if arrived.has_content():
+                    sign(arrived.content, self._states[site], site, question)
                 yield arrived
+
+
+def sign(content: RecordDict, state: Path, site: str, question: str) -> None:
+    """Sign it anew, with the key of a site's disk."""
+    content.pop("signed", None)
+    wire.sign(content, wire.digest(content), own_key(state), site, question)
 
 
 def start(
