@@ -9,6 +9,7 @@ from support.cohort.worlds import write_cohort
 from support.rounds.federation import config, write
 
 from client.round.work import preparation_of
+from server.federation.lead import Lead
 from server.rounds import roster
 from server.runs import simulation
 from server.runs.local_grid import LocalGrid
@@ -91,7 +92,12 @@ def handshake(root: Path, folder: Path, **federation: bool) -> tuple[roster.Rost
     grid = LocalGrid(simulation.client_app(), simulation._node_configs(wanted, folder, cohorts))
     said: list[str] = []
     shake = roster.Handshake(
-        grid=grid, settings=wanted.for_sites(), federation=wanted.federation, run="run", say=said.append
+        grid=grid,
+        settings=wanted.for_sites(),
+        federation=wanted.federation,
+        run=wanted.name_of(folder),
+        lead=Lead.read(folder),
+        say=said.append,
     )
     return shake.gather(), said
 
