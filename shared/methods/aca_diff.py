@@ -119,7 +119,11 @@ class AcaDiff(ReadsChart):
             *((Phase(name=TEMPLATE, kind="sums", cells=MEAN_CELLS | SUBJECTS),) if self.anchor != "half" else ()),
             *((Phase(name=RELATE, kind="sums", cells=RELATION_CELLS | SUBJECTS),) if self.anchor == "linear" else ()),
             Phase(name=AUTOENCODE),
-            Phase(name=STANDARDISE, kind="sums", cells=SUBJECTS | dict.fromkeys(("z", "z2"), SUBJECTS["subjects"])),
+            Phase(
+                name=STANDARDISE,
+                kind="sums",
+                cells=SUBJECTS | dict.fromkeys(("seen", "seen2", "made", "made2"), ("subjects", 1)),
+            ),
             *(Phase(name=GENERATE + m) for m in self.modalities),
         )
 

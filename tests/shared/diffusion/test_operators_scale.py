@@ -51,7 +51,10 @@ def test_a_clean_image_of_half_precision_keeps_every_bit() -> None:
 def test_the_place_is_that_of_the_cohorts_geometry(one: Draw) -> None:
     """A grid that is finer than the scanner's voxels and reaches beyond them on one side."""
     placement = Placement(
-        shape_DHW=(1, one.H, one.W), z=(0, 1), start_yx=(-1.3, 0.4), step_yx=(0.7, 0.9), grid_HW=(one.H + 2, one.W)
+        shape_DHW=(1, one.H, one.W),
+        grid_DHW=(1, one.H + 2, one.W),
+        start_zyx=(0.0, -1.3, 0.4),
+        step_zyx=(1.0, 0.7, 0.9),
     )
     rows, columns = map(torch.from_numpy, placement.weights_from())
     stack = np.random.default_rng(one.seed).random((1, one.H + 2, one.W), np.float32)
