@@ -94,11 +94,11 @@ def main(tensors: int, rounds: int, sites: int) -> None:
     folder = Path("run")
     folder.mkdir()
     (folder / "config.json").write_text(config.text())
-    nodes = {
-        f"site-{i:03d}": {"site": f"site-{i:03d}", "cohort": str(bids.resolve()), "state": str(folder / f"s{i}")}
-        for i in range(sites)
+    nodes: dict[str, dict[str, str | int]] = {
+        site: {"site": site, "cohort": str(bids.resolve()), "state": str(folder / site), "min-subjects": 1}
+        for site in (f"site-{i:03d}" for i in range(sites))
     }
-    states = {site: Path(node["state"]) for site, node in nodes.items()}
+    states = {site: folder / site for site in nodes}
     make_up(folder, config.name_of(folder), config.for_sites().text(), states, folder)
     serve(LocalGrid(doors.load(doors.CLIENT_APP), nodes), folder, quiet=True)
 
