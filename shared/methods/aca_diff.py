@@ -30,7 +30,7 @@ from shared.data.missing import randomly_less
 from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.samplers import Denoiser, Guess, Kind, Sampler, draw, from_noise
 from shared.methods.contract import ReadsChart
-from shared.methods.nets.aca import AcaNet, only
+from shared.methods.nets.aca import SCALE_CELLS, SUBJECTS, AcaNet, only
 from shared.methods.nets.anchor import MEAN_CELLS, RELATION_CELLS, LeftOut
 from shared.methods.nets.autoencoder import AutoencoderShape
 from shared.methods.nets.generator import TEXTS, Fused, Heard
@@ -49,7 +49,6 @@ SIZES: Mapping[str, tuple[AutoencoderShape, VolumeShape]] = {
     ),
 }
 TEMPLATE, RELATE, AUTOENCODE, STANDARDISE, GENERATE = "template", "relate", "autoencode", "standardise", "generate_"
-SUBJECTS = {"subjects": ("subjects", 1)}  # a modality
 LATENT_LIMIT = 6.0  # of an estimate, in standard deviations: the first steps of a cosine chain divide by almost nothing
 
 
@@ -119,11 +118,7 @@ class AcaDiff(ReadsChart):
             *((Phase(name=TEMPLATE, kind="sums", cells=MEAN_CELLS | SUBJECTS),) if self.anchor != "half" else ()),
             *((Phase(name=RELATE, kind="sums", cells=RELATION_CELLS | SUBJECTS),) if self.anchor == "linear" else ()),
             Phase(name=AUTOENCODE),
-            Phase(
-                name=STANDARDISE,
-                kind="sums",
-                cells=SUBJECTS | dict.fromkeys(("seen", "seen2", "made", "made2"), ("subjects", 1)),
-            ),
+            Phase(name=STANDARDISE, kind="sums", cells=SUBJECTS | SCALE_CELLS),
             *(Phase(name=GENERATE + m) for m in self.modalities),
         )
 

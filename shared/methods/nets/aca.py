@@ -14,6 +14,9 @@ from shared.methods.nets.generator import Fused, Generator, Heard
 from shared.methods.nets.precision import autocast_volumes
 from shared.methods.nets.volumetric import VolumeShape
 
+SUBJECTS = {"subjects": ("subjects", 1)}  # the cells of its sums: a modality
+SCALE_CELLS = dict.fromkeys(("seen", "seen2", "made", "made2"), ("subjects", 1))
+
 
 class Scale(nn.Module):
     """Mean and spread of latents by modality and channel, which all sites agree on."""
