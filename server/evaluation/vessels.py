@@ -7,7 +7,7 @@ OUT/scores.csv     run, shown, subject, metric, value, key (of all that a score 
     mips.png       projections of two subjects: truth, every run, and the errors of the axial ones
     mips/          what the picture is drawn from
 
-Beside the runs stand two floors, and the truth itself, which says what the threshold alone costs. A subject is known
+Beside the runs stand floors, and the truth itself, which says what the threshold alone costs. A subject is known
 by its number; subjects and pictures stay where they are. What the metrics mean: shared/model/angiograms.py.
 """
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.base.records import Batch
+from shared.methods.nets.iffn import hats
 from shared.methods.nets.spectral import brain
 
 CELLS = dict.fromkeys(("gram", "total", "pixels"), ("pixels", 2))  # a pair of modalities
@@ -95,13 +96,6 @@ class PatchRidge(nn.Module):
             return x_BMKHW
         coded = [hats(x, self.levels) for x in (images_BMHW, x_BMKHW.mean(2))]
         return torch.cat([x_BMKHW, *coded], dim=2)
-
-
-def hats(x_BMHW: Tensor, levels: int) -> Tensor:
-    """How near each intensity in [0, 1] is to levels 0 .. 1: BMKHW."""
-    centres_K = torch.linspace(0, 1, levels, dtype=x_BMHW.dtype, device=x_BMHW.device)
-    near = 1 - (x_BMHW[:, :, None] - centres_K[:, None, None]).abs() * (levels - 1)
-    return near.clamp(min=0)
 
 
 def solve(

@@ -136,11 +136,14 @@ def soft_levels(images_BMHW: Tensor, levels: int) -> Tensor:
     One layer can then make any piecewise-linear function of an intensity: fluid is dark in FLAIR and oedema bright,
     though both are bright in T2. Learnt from the intensities alone this took four times the steps.
     """
-    if levels == 0:
-        return images_BMHW[:, :0]
-    centres_L = torch.arange(1, levels + 1, device=images_BMHW.device, dtype=images_BMHW.dtype) / levels
+    return images_BMHW[:, :0] if levels == 0 else hats(images_BMHW, levels + 1)[:, :, 1:].flatten(1, 2)
+
+
+def hats(images_BMHW: Tensor, levels: int) -> Tensor:
+    """How near each intensity in [0, 1] is to `levels` levels from 0 to 1: BMLHW."""
+    centres_L = torch.arange(levels, device=images_BMHW.device, dtype=images_BMHW.dtype) / (levels - 1)
     distance_BMLHW = (images_BMHW[:, :, None] - centres_L[:, None, None]).abs()
-    return (1 - levels * distance_BMLHW).clamp(min=0).flatten(1, 2)
+    return (1 - (levels - 1) * distance_BMLHW).clamp(min=0)
 
 
 def chain(channels: int, blocks: int) -> nn.Sequential:
