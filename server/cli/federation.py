@@ -81,14 +81,20 @@ def init(
     agreement: Agreement,
     server_days: Annotated[int, typer.Option(help="How long the server's certificate holds.")] = 730,
     ca_days: Annotated[int, typer.Option(help="How long the CA holds.")] = 3650,
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Encrypt the CA's and the signing key; you are asked for it.")
+    ] = False,
 ) -> None:
     """Make a federation: CA, server certificate, signing key, and the signed manifest of what is agreed.
 
     `lacuna federation init federation --name strokes --address fl.example.org:443 --modality T1 --modality FLAIR
     --method amm_diff`
+
+    With `--passphrase` every verb that signs asks for it, or reads it from the file that LACUNA_PASSPHRASE_FILE names.
     """
     from server.federation import provision
     from server.federation.federation import OWN_NAMES
+    from shared.trust.passphrase import new
 
     modalities, methods = agreement.modality, agreement.method
     if not modalities or not methods:
@@ -104,6 +110,7 @@ def init(
         grid=_grid(agreement.grid),
         server_days=server_days,
         ca_days=ca_days,
+        passphrase=new("CA's and the signing key") if passphrase else None,
     )
     provision.init(folder, wanted, now=_now())
     list_(folder)

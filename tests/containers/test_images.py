@@ -63,8 +63,9 @@ def test_only_the_proxy_publishes_a_port_and_only_it_has_a_way_out(docker: Engin
         assert service["cap_drop"] == ["ALL"], name
         assert int(service["mem_limit"]) > 0, name
         assert service["pull_policy"] == "never", name
-        assert name == "coordinator" or service["healthcheck"]["test"], name
-        assert service["restart"] == ("no" if name == "coordinator" else "unless-stopped"), name
+        verbs = name in ("coordinator", "keeper")
+        assert verbs or service["healthcheck"]["test"], name
+        assert service["restart"] == ("no" if verbs else "unless-stopped"), name
 
 
 @pytest.mark.parametrize("name", IMAGES)
