@@ -234,6 +234,21 @@ def amend(
     _warn(federation)
 
 
+@app.command(name="sign-image")
+def sign_image(
+    image: Annotated[list[str], typer.Argument(help="Ids, sha256:..., as deploy/images.sh prints them.")],
+    federation: Folder = FOLDER,
+    out: Annotated[Path, typer.Option(help="The file of signatures, for STATE/images of a site.")] = Path("images.sig"),
+) -> None:
+    """Vouch for container images, with the signing key: `lacuna-site up` starts no other but what a site built."""
+    from server.federation.federation import load
+    from shared.base.files import write_bytes
+    from shared.trust.image import sign
+
+    write_bytes(out, sign(image, load(federation).signing_key()))
+    typer.echo(f"{out}: {len(image)} signed; send it with the images, it is public")
+
+
 @app.command()
 def sync(
     federation: Folder = FOLDER,

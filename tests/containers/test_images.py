@@ -106,6 +106,24 @@ print(json.dumps([top, left, sys.flags.safe_path]))
     assert safe, "python -P: the working directory is not on the import path"
 
 
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_lists_what_is_in_it(docker: Engine, name: str) -> None:
+    show = ("run", "--rm", "--network=none", "--read-only", "--entrypoint", "cat", docker.image(name))
+    found = json.loads(docker.docker(*show, "/usr/share/lacuna/sbom.cdx.json"))
+    assert (found["bomFormat"], found["metadata"]["component"]["name"]) == ("CycloneDX", f"lacuna-{name}")
+    names = {one["name"] for one in found["components"]}
+    assert (
+        names
+        >= {"dpkg"}
+        | {
+            "client": {"lacuna", "torch", "flwr"},
+            "server": {"lacuna", "torch", "flwr", "mlflow", "psycopg2-binary"},
+            "proxy": {"nginx-light"},
+            "postgres": {"postgresql-15"},
+        }[name]
+    )
+
+
 def test_the_client_knows_its_verbs_on_a_read_only_root(docker: Engine) -> None:
     said = docker.docker("run", "--rm", "--network=none", "--read-only", "--cap-drop=ALL", docker.image("client"))
     assert "lacuna-site" in said

@@ -16,7 +16,7 @@ from shared.base.errors import ConfigError
 from shared.trust import passphrase
 from shared.trust.keys import is_encrypted, read_signing_key
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 NOW = datetime.now(UTC)
 WORD = "correct horse battery staple"
 KEYS = (disk.CA_KEY, disk.SIGNING_KEY)

@@ -11,7 +11,7 @@ import pytest
 from server.federation import federation as disk
 from server.federation import provision
 
-CONF = Path(__file__).resolve().parents[2] / "deploy" / "proxy.conf"
+CONF = Path(__file__).resolve().parents[3] / "deploy" / "proxy.conf"
 MB = 2**20
 
 
