@@ -74,12 +74,20 @@ def read(record: Any) -> Calibration | None:
     return None if record is None else build(Calibration, record, "calibration")
 
 
+def squares(samples: int) -> float:
+    """How many variances the squares about the mean of so many add up to: pairs are mirror images, so their mean is
+    known, and an odd one out has its own share in it.
+    """
+    return samples if samples % 2 == 0 else samples - 1 / samples
+
+
 def uncalibrated(sd: Tensor, samples: int) -> Tensor:
-    """Half width if truths were drawn as the samples are: exact for normal ones, however few (Student's t)."""
+    """Half width if truths were drawn as the samples are: exact (Student's t) for normal ones in pairs, near else."""
     from scipy.stats import t  # takes a second to import
 
-    reach = float(t.ppf((1 + COVER) / 2, samples - 1)) * math.sqrt(1 + 1 / samples)
-    return reach * sd
+    draws = samples - samples // 2
+    alone = math.sqrt(1 + samples % 2 / samples**2)  # an odd one moves the mean
+    return float(t.ppf((1 + COVER) / 2, draws)) * alone * sd
 
 
 def count(truth: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
