@@ -14,7 +14,7 @@ from torch import nn
 from client.privacy.private_work import PrivateSite, check_people, private_site
 from client.round import sums
 from client.round.text import check_text
-from client.site import plans
+from client.site import plans, withdrawn
 from client.site.checks import check, check_round, check_schema, is_private, why_not
 from client.site.site import Site
 from client.site.summed import Person
@@ -183,9 +183,24 @@ def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work,
         owners=owners,
         frozen=frozen(net.state_dict(), owners),
     )
+    present_now = withdrawn.remember(site, plan.run, plan.phase, plan.round, task.slices)
+    update = _work(task, work, phase, people, patterns, private=private)
+    withdrawn.check_all_stayed(site, present_now)
+    return update
+
+
+def _work(
+    task: Task,
+    work: plans.Work,
+    phase: Phase,
+    people: Mapping[str, Person],
+    patterns: Mapping[tuple[Modality, ...], int],
+    *,
+    private: bool,
+) -> Update:
     if not private:
         return _sum(task, work, phase, people) if phase.kind == "sums" else _train(task, work)
-    with private_site(site, settings, sum(patterns.values()), go_on=work.go_on) as own:
+    with private_site(task.site, task.settings, sum(patterns.values()), go_on=work.go_on) as own:
         own.check(task.plan, phase)
         return _sum_privately(task, own) if phase.kind == "sums" else _train_privately(task, own, patterns)
 
@@ -237,7 +252,10 @@ def _while_allowed(batches: Iterable[Batch], work: plans.Work) -> Iterator[Batch
 
 
 def open_cohorts(site: Site, settings: RunSettings) -> list[Cohort]:
-    return [Cohort.open(cache_folder(folder, settings.grid)) for folder in site.cohorts]
+    """Those of this site, without whoever has left."""
+    return withdrawn.without_them(
+        (Cohort.open(cache_folder(folder, settings.grid)) for folder in site.cohorts), site.state
+    )
 
 
 def present(cohorts: Sequence[Cohort], modalities: Sequence[Modality]) -> dict[tuple[Modality, ...], int]:

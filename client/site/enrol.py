@@ -128,6 +128,11 @@ def installed(state: Path) -> Head:
     return build(Head, parse_canonical(read_bounded(state / HEAD, "site"), str(state / HEAD)), HEAD)
 
 
+def name_of(state: Path) -> str | None:
+    """The site whose state it is; None where none was made there."""
+    return _own_name(state) if (state / SITE).exists() else None
+
+
 def expiry_warnings(state: Path, now: datetime) -> list[str]:
     return warnings(lifetimes(state), now)
 

@@ -40,6 +40,7 @@ def export(
 
     from server.evaluation import calibrate
     from server.evaluation.compare import headline_figures
+    from server.journal import withdrawn
     from server.runs.trained_on import ranges_for
     from shared.model import bundle
     from shared.trust.audits import read_summary
@@ -48,6 +49,8 @@ def export(
         typer.echo(f"made a signing key: {key} (keep it), {bundle.public_path(key)} (give it to the sites)", err=True)
         bundle.make_signing_key(key)
     folder = runs_folder / run
+    for line in withdrawn.lines(folder):
+        typer.echo(f"warning: {line}", err=True)
     made_for = ranges_for(folder, ranges)
     if made_for is None:
         typer.echo(

@@ -33,6 +33,7 @@ from server.rounds.validation import Validator
 from shared.base.errors import ConfigError
 from shared.base.owners import frozen
 from shared.base.records import Owners, Phase, RoundPlan, Update
+from shared.base.vocabulary import SiteName
 from shared.plan import lora
 from shared.plan.config import Config
 from shared.plan.sums import Company, to_numbers
@@ -64,6 +65,7 @@ class Rounds:
         self.phases = self.settings.phases(self.method)
         net = self.settings.build_net(self.method)  # for its names and first values; the network itself is not kept
         self.prior = prior.find(config)
+        self.joined: dict[SiteName, int] = {}  # rounds that were done before each site's first part
         self.initial = prior.initial(self.prior, config, state_of(net))
         self.owners = {
             phase.name: {} if phase.kind == "sums" else self.settings.owners(self.method, net, phase.name)
@@ -128,6 +130,9 @@ class Rounds:
         first, self.initial = self.initial, {}  # not held beside the weights of later rounds
         if found is None:
             return Place(phase=0, round=0, done=0, weights=first, ema=first, state={})
+        for done, one in enumerate(facts.read(self.folder / "rounds.jsonl")[: found.done]):
+            for site in (site for site, result in one.sites.items() if result.status == "ok"):
+                self.joined.setdefault(site, done)
         self.view.note(f"going on after {found.done} finished rounds")
         return found
 
@@ -145,7 +150,7 @@ class Rounds:
         settled = {name: place.ema[name] for name in owners if name not in later}
         place.weights = {**place.weights, **settled}
         place.phase, place.round, place.state = index + 1, 0, {}
-        place.save(self.folder / "checkpoints", schema=self.settings.schema)
+        self._save(place)
 
     def _rounds_in(self, phase: Phase) -> int:
         return phase.rounds if phase.kind == "sums" else self.config.training[phase.name].rounds
@@ -273,9 +278,14 @@ class Rounds:
         facts.append(self.folder / "rounds.jsonl", done)  # first: a round done twice counts once
         place.round += 1
         place.done += 1
-        place.save(self.folder / "checkpoints", schema=self.settings.schema)
+        for site in answers.ok:
+            self.joined.setdefault(site, place.done - 1)
+        self._save(place)
         self.tracker.sync(done)
         self.view.tell(RoundFinished(one=done))
+
+    def _save(self, place: Place) -> None:
+        place.save(self.folder / "checkpoints", schema=self.settings.schema, before=set(self.joined.values()))
 
     def _release(self, place: Place, roster: Roster) -> Path:
         history = facts.read(self.folder / "rounds.jsonl")

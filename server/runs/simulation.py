@@ -49,7 +49,8 @@ def find_cohorts(config: Config) -> dict[str, Path]:
     found = {p.name: p for p in sorted(root.iterdir()) if p.is_dir()} if root.is_dir() else {}
     if not found:
         raise ConfigError(f"world={config.world}: no folder in {root}")
-    wanted = config.federation.sites or tuple(found)
+    named, out = config.federation.named, config.federation.without
+    wanted = tuple(site for site in found if site not in out) if named is None else named
     for site in wanted:
         if site not in found:
             raise ConfigError(f"federation.sites={site}: not in {root}, which has {', '.join(found)}")

@@ -122,13 +122,14 @@ def wait_for_sites(link: SuperLink, config: Config, *, wait: float, say: Say) ->
     last_said = ""
     while True:
         found = link.sites()
-        for site in federation.sites or ():
+        for site in federation.named or ():
             if site not in found:
                 raise ConfigError(
                     f"federation.sites={site}: the SuperLink at {link.address} knows no such site; "
                     f"`lacuna federation list` and `sync`"
                 )
-        wanted = {site: found[site] for site in federation.sites or found}
+        named, out = federation.named, federation.without
+        wanted = {site: state for site, state in found.items() if site not in out and (not named or site in named)}
         line = roster_line(wanted)
         if line != last_said:
             say(line)

@@ -175,6 +175,13 @@ def load(folder: Path, *, trusted: Ed25519PublicKey | None) -> Bundle:
     )
 
 
+def weights_of(folder: Path) -> tuple[str, Ed25519PublicKey]:
+    """The hash of a bundle's weights, whoever signed it, and who did; nothing else of it is read."""
+    where = f"bundle {folder}"
+    manifest, signer = _FOLDER.verify(folder, None, where)
+    return str(_parse(manifest, where)["files"][WEIGHTS]["sha256"]), signer
+
+
 def _calibration(record: Mapping[str, Any], where: str) -> Calibration | None:
     try:
         return calibration_of(record.get("calibration"))
