@@ -15,6 +15,7 @@ from client.site.keys import federation_key, own_key
 from client.site.ledger import LEDGER, Ledger
 from client.site.plans import answer_once
 from client.site.site import Site, find_site, own_values
+from client.site.told import told
 from shared.base.chain import Link
 from shared.base.errors import ConfigError, LacunaError, PlanRefused, RunFailed
 from shared.plan import wire
@@ -52,7 +53,18 @@ def _round(site: Site, content: RecordDict, reader: Reader, asked: Asked) -> Rec
 
 
 def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict, Reader, Asked], RecordDict]) -> Message:
-    """Do the work; the reply is in the ledger and signed before it is handed over. Of a failure only its kind leaves.
+    """Answer; where not even a no can be signed or written down, Flower tells the coordinator this error's words."""
+    try:
+        return _signed(message, context, do)
+    except RunFailed:
+        raise
+    except Exception as error:
+        log.exception("nothing is answered")
+        raise RunFailed(f"{type(error).__name__}, see the site's log") from None
+
+
+def _signed(message: Message, context: Context, do: Callable[[Site, RecordDict, Reader, Asked], RecordDict]) -> Message:
+    """Do the work; the reply is in the ledger and signed before it is handed over.
 
     The ledger says what was asked once that is known to be the federation's question.
     """
@@ -63,12 +75,10 @@ def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict, 
         content = do(_own_site(own), message.content, _reader(name, state), asked)
     except LacunaError as error:
         log.warning("%s: %s", type(error).__name__, error)
-        said = PlanRefused(f"{name}: {error}") if isinstance(error, ConfigError) else error
-        content = wire.pack_refusal(name, said)
-    except Exception as error:  # the text of an unknown error may name a subject: it stays in the local log
+        content = wire.pack_refusal(name, told(name, error))
+    except Exception as error:
         log.exception("site %s: the work failed", name)
-        failed = RunFailed(f"{name}: {type(error).__name__} in local work, see its log")
-        content = wire.pack_refusal(name, failed)
+        content = wire.pack_refusal(name, told(name, error))
 
     def seal(before: Link) -> Mapping[str, Any]:
         facts = wire.seal(content, before)

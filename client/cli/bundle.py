@@ -69,8 +69,7 @@ class DicomOptions:
     auth_file: Annotated[
         Path | None,
         typer.Option(
-            help="Holds the DICOMweb server's authorization, `Bearer ...` or `Basic ...`; mode 600. "
-            "Or set LACUNA_DICOMWEB_AUTH.",
+            help="Holds the DICOMweb server's authorization, `Bearer ...` or `Basic ...`; mode 600.",
             show_default=False,
         ),
     ] = None

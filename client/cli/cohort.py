@@ -73,7 +73,8 @@ class SourceOptions:
     dates: Annotated[str, typer.Option(help="Of a server, only these study dates: 20240101-20241231.")] = ""
     idle: Annotated[float, typer.Option(min=1, help="Seconds without a new image that end `receive:`.")] = 60.0
     peer: Annotated[
-        list[str] | None, typer.Option(help="AE titles that may send; repeat it. Default: all.", show_default=False)
+        list[str] | None,
+        typer.Option(help="Who may send to `receive:`, AETITLE or AETITLE@ADDRESS; repeat it.", show_default=False),
     ] = None
 
     def find(self, text: str) -> "Source":
@@ -110,8 +111,8 @@ def ingest(
     """From DICOM or BIDS to a de-identified, co-registered cohort of brains, with a reason for all that was left out.
 
     **Where from.** A folder is walked whatever its names and nesting; nothing is unpacked, nothing in it is changed. A
-    DICOMweb server is asked page by page; its authorization comes from --auth-file or LACUNA_DICOMWEB_AUTH, never from
-    the command line. `receive:11112/LACUNA` listens for what a PACS sends by C-STORE.
+    DICOMweb server is asked page by page; its authorization comes from --auth-file. For what a PACS sends by C-STORE
+    say `receive:ADDRESS:11112/LACUNA --peer PACS@10.0.0.5`: without ADDRESS this machine alone is listened to.
 
     **What is what.** Rules over the tags map each series to a modality or set it aside with a reason. Look at them
     first: run with --review, open STATE/ingest/series.csv in a spreadsheet, change the column `modality` where the

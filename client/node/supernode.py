@@ -104,7 +104,8 @@ def _admit(run: Run, fab: Fab) -> None:
             raise PlanRefused(f"bundle: its {key} is {ascii(is_)[:80]}, and the server calls it {ascii(said)[:80]}")
     error = flower.unusable(run, fab)
     if error is not None:
-        raise PlanRefused(f"bundle: Flower can't use it: {type(error).__name__}: {ascii(str(error))[:200]}")
+        print(f"bundle: Flower can't use it: {ascii(str(error))[:200]}", flush=True)  # it may name a path of this site
+        raise PlanRefused(f"bundle: Flower can't use it: {type(error).__name__}, see the site's log")
 
 
 def _enter(ledger: Path, site: str, message: Message, reason: str) -> None:

@@ -3,7 +3,9 @@
     https://host/dicom-web     STOW-RS, a few images per request
     AET@host:port              C-STORE in one association
 
-Sending again is safe: the same files bear the same UIDs. What was not acknowledged counts as not sent.
+These images name a patient. Over plain http they go to this machine alone, where a PACS or the site's own tunnel may
+listen; a redirect is not followed, and no proxy is asked. C-STORE does not encrypt: it is for the hospital's own
+network. Sending again is safe: the same files bear the same UIDs. What was not acknowledged counts as not sent.
 """
 
 import json
@@ -15,11 +17,13 @@ import urllib.request
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from http.client import HTTPMessage
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydicom import Dataset, dcmread
 
+from client.ingest.arrive.dicomweb import check_url, is_secure
 from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 
@@ -43,6 +47,8 @@ class Peer:
 def parse_target(text: str) -> str | Peer:
     """Read a DICOMweb address or AET@host:port; ConfigError for anything else."""
     if re.fullmatch(r"https?://[^\s/]+(/\S*)?", text):
+        if not is_secure(check_url(text, "--push")):
+            raise ConfigError(f"--push {text}: must be https: these images name a patient, and http is not encrypted")
         return text.rstrip("/")
     found = re.fullmatch(r"([\x21-\x5b\x5d-\x7e]{1,16})@([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})", text)
     if found is None or not 0 < int(found[3]) < 65536:
@@ -95,6 +101,18 @@ def _stow(
     return stored, None
 
 
+class _Refusing(urllib.request.HTTPRedirectHandler):
+    """Another address was not asked for: it may be anybody's."""
+
+    def redirect_request(
+        self, request: Any, answer: IO[bytes], code: int, why: str, headers: HTTPMessage, to: str
+    ) -> None:
+        return None  # the answer is an HTTPError then
+
+
+_OPENER = urllib.request.build_opener(_Refusing, urllib.request.ProxyHandler({}))
+
+
 def _post(url: str, batch: Iterable[Path], authorization: str | None) -> Any:
     boundary = uuid.uuid4().hex
     parts = [
@@ -108,7 +126,7 @@ def _post(url: str, batch: Iterable[Path], authorization: str | None) -> Any:
         request.add_header("Authorization", authorization)
     for attempt in range(TRIES):
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            with _OPENER.open(request, timeout=TIMEOUT) as answer:
                 return json.loads(answer.read(MOST_ANSWER))
         except urllib.error.HTTPError as error:
             if error.code == 409:  # none was stored: the answer says why
@@ -117,10 +135,10 @@ def _post(url: str, batch: Iterable[Path], authorization: str | None) -> Any:
                 except ValueError:
                     pass
             hint = {
-                401: " (--auth-file or LACUNA_DICOMWEB_AUTH)",
+                401: " (--auth-file)",
                 403: " (its right to store)",
                 404: " (its DICOMweb root)",
-            }
+            } | dict.fromkeys(range(300, 400), " (another address: name that one)")
             raise DataError(f"HTTP {error.code} {error.reason}{hint.get(error.code, '')}") from None
         except ValueError:
             raise DataError("the answer is no DICOM JSON: not a STOW-RS service") from None

@@ -2,14 +2,13 @@
 
 Each file is streamed to disk and appears whole or not at all, so an interrupted ingest goes on where it stopped and
 memory does not grow with the images. What fails for a moment is asked again, later each time; what the server refuses
-is left aside with its answer. The authorization comes from a file or the environment and goes to this server alone.
+is left aside with its answer. The authorization comes from a file and goes to this server alone, to another machine
+over https alone.
 """
 
 import json
-import os
 import re
 import shutil
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,13 +21,12 @@ from urllib.parse import urlsplit
 import requests
 
 from client.ingest.arrive.records import Aside
-from client.ingest.arrive.source import SPARE, UID, place
+from client.ingest.arrive.source import SPARE, UID, is_this_machine, place
 from shared.base.display.progress import Bar, Progress
 from shared.base.errors import ConfigError, DataError
-from shared.base.files import writing
+from shared.base.files import read_secret, writing
 from shared.base.options import require
 
-AUTH_VARIABLE = "LACUNA_DICOMWEB_AUTH"
 MODALITIES = ("MR", "CT", "PT")
 PAGE = 100
 MAX_PAGES = 10_000
@@ -55,6 +53,8 @@ class Web:
 
     def __post_init__(self) -> None:
         check_url(self.url)
+        if self.authorization and not is_secure(self.url):
+            raise ConfigError(f"source={self.url}: an authorization is sent to another machine over https alone")
         for uid in self.studies:
             require(UID.fullmatch(uid) is not None, "studies", uid, "StudyInstanceUIDs, one a line")
         require(
@@ -226,9 +226,7 @@ def _check(answer: requests.Response) -> None:
         after = answer.headers.get("Retry-After", "")
         raise _Passing(f"the server answers {status}", float(after) if after.isdigit() else 0.0)
     if status in (401, 403):
-        raise ConfigError(
-            f"auth: the server answers {status}: give its authorization by --auth-file or {AUTH_VARIABLE}"
-        )
+        raise ConfigError(f"auth: the server answers {status}: give its authorization by --auth-file")
     if 300 <= status < 400:
         raise DataError(f"the server answers {status}, another address: name that one")
     raise DataError(f"the server answers {status}")
@@ -285,29 +283,26 @@ def _path(folder: Path, key: tuple[str, str, str]) -> Path:
 
 
 def read_authorization(path: Path | None) -> str:
-    """The header's value, such as `Bearer ...` or `Basic ...`, from a file of the user's own or the environment."""
+    """The header's value, such as `Bearer ...` or `Basic ...`, from a file of the user's own; "" without one."""
     if path is None:
-        text = os.environ.get(AUTH_VARIABLE, "")
-        where = AUTH_VARIABLE
-    else:
-        where = str(path)
-        try:
-            if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise ConfigError(f"auth-file={path}: other users may read it; `chmod 600` it")
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"auth-file={path}: {error.strerror}") from None
-    text = text.strip().removeprefix("Authorization:").strip()
-    if any(not " " <= c <= "~" for c in text) or (path is not None and not text):
-        raise ConfigError(f"{where}: must hold one line, such as `Bearer TOKEN` or `Basic BASE64`")
+        return ""
+    text = read_secret(path, "auth-file").decode("latin-1").strip().removeprefix("Authorization:").strip()
+    if not text or any(not " " <= c <= "~" for c in text):
+        raise ConfigError(f"auth-file={path}: must hold one line, such as `Bearer TOKEN` or `Basic BASE64`")
     return text
 
 
-def check_url(url: str) -> str:
+def check_url(url: str, key: str = "source") -> str:
     """The address of a DICOMweb service, without credentials: the command line is seen by every user of a machine."""
     parts = urlsplit(url)
     if parts.username or parts.password:
-        raise ConfigError("source: an address with a user or password; put the authorization into a file, --auth-file")
+        raise ConfigError(f"{key}: an address with a user or password; put the authorization into a file, --auth-file")
     if not parts.hostname or parts.query or parts.fragment:
-        raise ConfigError(f"source={url!r}: must be http(s)://host[:port]/path, such as https://pacs/dicom-web")
+        raise ConfigError(f"{key}={url!r}: must be http(s)://host[:port]/path, such as https://pacs/dicom-web")
     return url.rstrip("/")
+
+
+def is_secure(url: str) -> bool:
+    """Can nobody on the way read what is sent there? Over https, or to this machine, as a tunnel of the site's own."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or (parts.hostname is not None and is_this_machine(parts.hostname))

@@ -1,6 +1,7 @@
 """What a source of images is: something that ends as a folder on this machine. The simplest is a folder already."""
 
 import hashlib
+import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from shared.base.errors import DataError
 from shared.base.files import private_folder
 
 SPARE = 1e9  # bytes of a disk that are never filled
-UID = re.compile(r"[0-9.]{1,64}")
+UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*")  # PS3.5 9.1, but for leading zeros, which some makers write
 
 
 class Source(Protocol):
@@ -45,3 +46,11 @@ def place(incoming: Path, name: str) -> Path:
     folder = incoming / hashlib.sha256(name.encode()).hexdigest()[:12]
     private_folder(folder)
     return folder
+
+
+def is_this_machine(host: str) -> bool:
+    """Is it a name or a number of loopback? Nothing is looked up."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -30,10 +30,10 @@ def find_source(
         wanted = tuple(_lines(studies)) if studies is not None else ()
         return Web(url=check_url(text), authorization=read_authorization(auth_file), studies=wanted, dates=dates)
     if is_receiver(text):
-        from client.ingest.arrive.receive import Receiver, parse_receiver
+        from client.ingest.arrive.receive import Receiver, parse_peer, parse_receiver
 
         address, port, title = parse_receiver(text)
-        return Receiver(address=address, port=port, title=title, idle=idle, peers=peers)
+        return Receiver(address=address, port=port, title=title, idle=idle, peers=tuple(map(parse_peer, peers)))
     return Folder(path=Path(text))
 
 

@@ -122,7 +122,7 @@ def test_a_pacs_with_a_password_asks_for_it(tmp_path: Path) -> None:
     ("text", "meant"),
     [
         ("https://pacs.example/dicom-web/", "https://pacs.example/dicom-web"),
-        ("http://10.0.0.1:8042/dicom-web", "http://10.0.0.1:8042/dicom-web"),
+        ("http://127.0.0.1:8042/dicom-web", "http://127.0.0.1:8042/dicom-web"),
         ("PACS@10.0.0.1:104", Peer(aet="PACS", host="10.0.0.1", port=104)),
         ("MY PACS@h:104", None),
         ("PACS@h", None),

@@ -18,7 +18,7 @@ from support.dicom.orthanc import Pacs, running
 
 from client.ingest.arrive import dicomweb
 from client.ingest.arrive.dicomweb import Web, check_url, read_authorization
-from client.ingest.arrive.receive import Receiver, parse_receiver
+from client.ingest.arrive.receive import Receiver, Sender, parse_receiver
 from client.ingest.arrive.sources import find_source
 from shared.base.errors import ConfigError, DataError
 
@@ -83,7 +83,7 @@ def test_a_password_is_needed_and_never_shown(site: Any, tmp_path: Path) -> None
         keeps = tmp_path / "auth"
         keeps.write_text(f"Authorization: {guarded.authorization}\n")
         keeps.chmod(0o644)
-        with pytest.raises(ConfigError, match="other users may read it"):
+        with pytest.raises(ConfigError, match="mode 0644 lets others at it"):
             read_authorization(keeps)
         keeps.chmod(0o600)
         source = find_source(guarded.dicomweb, auth_file=keeps)
@@ -245,7 +245,7 @@ def test_a_receiver_takes_what_a_sender_stores(site: Any, tmp_path: Path) -> Non
             sent.append(subprocess.run(command, capture_output=True, check=False).returncode)
 
     sender = threading.Thread(target=send)
-    receiver = Receiver(address="127.0.0.1", port=port, title="LACUNA", idle=2.0, ready=sender.start)
+    receiver = Receiver(port=port, title="LACUNA", peers=(Sender(title="PACS"),), idle=2.0, ready=sender.start)
     site.ingest(receiver)
     sender.join()
     assert sent[0] != 0  # another title is refused
