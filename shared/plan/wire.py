@@ -123,10 +123,11 @@ def unpack_query(content: RecordDict, reader: Reader) -> Query:
 
 
 def question(content: RecordDict) -> str:
-    """Which question a message is, by its hash; nothing of it is read."""
+    """Which question a message is, by its hash; nothing of it is read. One that has no text of bytes is none."""
     for name in ("plan", "query"):
         if name in content.config_records:
-            return hashlib.sha256(bytes(content.config_records[name].get("text", b""))).hexdigest()  # type: ignore[arg-type]
+            text = content.config_records[name].get("text")
+            return hashlib.sha256(text).hexdigest() if isinstance(text, bytes) else ""
     return ""
 
 

@@ -215,9 +215,7 @@ def test_what_leaves_besides_the_noised_weights_does_not_depend_on_the_data(
     """
     others = cohort_at(write_cohort(tmp_path / "west", "west", PATTERNS * 2, seed=3))
     shares = shares_of(PROBE, net, "fit", [tuple(p) for p in PATTERNS], 16, 16)
-    spent = Spent(
-        ledger="ab" * 16, sequence=2, head="cd" * 32, epsilon=1.0, budget=8.0, delta=1e-5, size=10, others=0
-    )
+    spent = Spent(ledger="ab" * 16, sequence=2, head="cd" * 32, epsilon=1.0, budget=8.0, delta=1e-5, size=10, others=0)
     told, seen, sent = [], [], []
     for one, heads, method in (
         (cohort, (0, 1), PROBE),
