@@ -4,7 +4,8 @@
 
 Each must end in one of the named errors. Nothing on a disk may be another than before but the books that are there to
 say what came (a site's ledger and whom it trained on, the coordinator's receipts), which must be whole and have one
-entry for each message; memory may not grow. Half of what claims to be signed is: by a site that is admitted, or by the key of the run.
+entry for each message; memory may not grow. Half of what claims to be signed is: by a site that is admitted, or by the
+key of the run.
 """
 
 import argparse
