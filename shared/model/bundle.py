@@ -44,7 +44,7 @@ SCHEMA = 1
 MANIFEST, SIGNATURE, WEIGHTS = "bundle.json", "bundle.sig", "model.safetensors"
 MAY_HOLD = (WEIGHTS, "denoiser.pt2", "denoiser.onnx")
 # what reading another machine's words can raise; the last two of numbers and shapes that are out of all bounds
-_MALFORMED = (KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError, RuntimeError)
+_MALFORMED = (LookupError, ValueError, TypeError, AttributeError, RecursionError, OverflowError, RuntimeError)
 MOST_TEXT = 2**22  # bytes of bundle.json: read before anything is known of it
 _FOLDER = Folder(
     what="bundle",
