@@ -42,7 +42,8 @@ def without(run: Path, site: SiteName) -> Path:
     with new_folder(folder) as made:
         overrides = json.loads((run / "overrides.json").read_text())
         theirs = [one for one in overrides if not one.startswith(("run=", "resume=", "federation.without="))]
-        write_json(made / "overrides.json", [*theirs, f"run={folder.name}", f"federation.without=[{','.join(out)}]"])
+        said = ",".join(f"'{name}'" for name in out)  # a name may look like a number
+        write_json(made / "overrides.json", [*theirs, f"run='{folder.name}'", f"federation.without=[{said}]"])
         write_text(made / "config.json", dataclasses.replace(config, run=folder.name, federation=federation).text())
         for done in rounds[:kept]:
             facts.append(made / "rounds.jsonl", done)

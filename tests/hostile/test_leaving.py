@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,14 @@ def test_a_note_that_its_site_did_not_sign_marks_nothing(name: str, tmp_path: Pa
 
 
 # --- a bundle -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unexported() -> Iterator[None]:
+    """Bundles without the exported denoiser, which takes a minute to make and is never read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle, "export_denoiser", lambda model, folder: {})
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from server.runs.runs import read_config
 from server.runs.without import where, without
 from server.superlink import overview
 from shared.base.errors import ConfigError
-from shared.plan.config import Config
+from shared.plan.config import Config, load, same_run
 from shared.plan.settings import Tuning
 
 pytestmark = [pytest.mark.usefixtures("probe"), pytest.mark.slow]
@@ -156,3 +156,19 @@ def test_resume_without_says_how_to_go_on_with_a_simulation(world: Path, tmp_pat
     assert done.stdout == f"lacuna simulate resume=whole-without-east runs='{tmp_path}'\n", done.exception
     assert "goes on from its beginning, without east; whole stays as it is" in done.stderr
     assert read_config(tmp_path / "whole-without-east").federation.without == ("east",)
+
+
+@pytest.mark.parametrize("site", ["007", "1e3", "null", "a-b.c_d"])
+def test_what_was_asked_can_be_asked_again_whatever_a_site_is_called(site: str, world: Path, tmp_path: Path) -> None:
+    run = tmp_path / "whole"
+    run.mkdir()
+    (run / "overrides.json").write_text(json.dumps(["size=tiny", "run=whole"]))
+    (run / "config.json").write_text(load(["size=tiny", "run=whole"]).text())
+    done = facts.RoundFacts(
+        phase="fit", round=0, of=1, ended=0.0, seconds=1.0, loss=None, sites={site: facts.SiteFacts(status="ok")}
+    )
+    facts.append(run / "rounds.jsonl", done)
+    made = without(run, site)
+    again = load([*json.loads((made / "overrides.json").read_text()), f"resume={made.name}"])
+    assert again.federation.without == read_config(made).federation.without == (site,)
+    same_run(read_config(made), again)
