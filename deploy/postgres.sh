@@ -1,11 +1,11 @@
 #!/bin/bash
 # Makes the cluster and MLflow's database the first time; then PostgreSQL itself takes this process's place.
-# POSTGRES_PASSWORD is asked of whoever comes over the network; of those in the container, none.
+# The password of /etc/lacuna/postgres is asked of whoever comes over the network; of those in the container, none.
 set -euo pipefail
 data=/srv/postgres/15
 if [ ! -s "$data/PG_VERSION" ]; then
     rm -rf "$data" "$data.new"
-    initdb --pgdata="$data.new" --username=mlflow --pwfile=<(printf '%s\n' "${POSTGRES_PASSWORD:?}") \
+    initdb --pgdata="$data.new" --username=mlflow --pwfile=/etc/lacuna/postgres \
         --auth-local=trust --auth-host=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8 --data-checksums
     printf 'host all all all scram-sha-256\n' >>"$data.new/pg_hba.conf"
     pg_ctl --pgdata="$data.new" --wait --options="-c listen_addresses='' -c unix_socket_directories=/tmp" start
@@ -13,5 +13,4 @@ if [ ! -s "$data/PG_VERSION" ]; then
     pg_ctl --pgdata="$data.new" --wait --mode=fast stop
     mv "$data.new" "$data"    # whole or not at all
 fi
-unset POSTGRES_PASSWORD
 exec postgres -D "$data" -c listen_addresses='*' -c unix_socket_directories=/tmp

@@ -82,5 +82,7 @@ def sum_people(
     kept, left_out = company.keep(totals, least, share=SHARE)
     if left_out:
         log.info("site %s: %s: %d cells that too few people are in are left out", site.name, phase.name, left_out)
-    remember(site.state, run, people)
+    refused = remember(site.state, run, people, least)
+    if refused is not None:
+        raise PlanRefused(f"{site.name}: takes no part in {phase.name}: {refused}")
     return to_integers(kept)

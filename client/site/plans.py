@@ -6,7 +6,7 @@
 A yes is for one run with one set of settings: its id is the hash of both, all 256 bits, and what is stored under it is
 compared. Change a word and it is another plan, which waits again. A no holds under any policy. The work that a round
 takes is counted here too, before it is done and while it is done, so that neither a kill nor a restart gives an hour
-back.
+back; nor does a clock set forward (client/site/clock.py). What is written is on the disk before it is acted on.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from client.site import clock
 from client.site.site import Site
 from shared.base.errors import ConfigError, DataError, LacunaError, PlanRefused, PlanWaits
 from shared.base.files import make_folder
@@ -142,7 +143,7 @@ def considered(
     if len(config) > MOST_CONFIG:
         raise PlanRefused(f"{site.name}: plan of {len(config)} characters: the most is {MOST_CONFIG}")
     with _open(site.state, make=True) as file:
-        now, name = time.time(), plan_id(run, config)
+        now, name = clock.now(file), plan_id(run, config)
         file.execute(
             "INSERT OR IGNORE INTO plans (id, run, config, came) VALUES (?, ?, ?, ?)", (name, run, config, now)
         )
@@ -186,7 +187,7 @@ class Considered:
         self.file.execute("BEGIN IMMEDIATE")
         try:
             ((rounds, seconds),) = self.file.execute(
-                "SELECT count(worked), coalesce(sum(worked), 0) FROM asked WHERE at > ?", (time.time() - DAY,)
+                "SELECT count(worked), coalesce(sum(worked), 0) FROM asked WHERE at > ?", (clock.now(self.file) - DAY,)
             )
             if policy.max_rounds_per_day is not None and rounds >= policy.max_rounds_per_day:
                 raise PlanRefused(
@@ -249,7 +250,6 @@ def decide(state: Path, name: str, said: Said) -> Plan:
     """Write down a person's yes or no; it stands until the other is said."""
     plan = find(state, name)
     with _open(state, make=False) as file:
-        file.execute("PRAGMA synchronous = FULL")
         file.execute("UPDATE plans SET said = ?, said_at = ? WHERE id = ?", (said, time.time(), plan.id))
     return find(state, plan.id)
 
@@ -260,7 +260,7 @@ def used(state: Path) -> tuple[int, float]:
         return 0, 0.0
     with _open(state, make=False) as file:
         ((rounds, seconds),) = file.execute(
-            "SELECT count(worked), coalesce(sum(worked), 0) FROM asked WHERE at > ?", (time.time() - DAY,)
+            "SELECT count(worked), coalesce(sum(worked), 0) FROM asked WHERE at > ?", (clock.now(file) - DAY,)
         )
         return int(rounds), float(seconds) / 3600
 
@@ -312,15 +312,15 @@ def _group(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 @contextmanager
 def _open(state: Path, *, make: bool) -> Iterator[sqlite3.Connection]:
-    """Open the database: what is written survives a kill at once, and a power cut from the next checkpoint on."""
+    """Open the database: what is written survives a kill and a power cut."""
     path = state / FILE
     if make:
         make_folder(state)
     try:
         file = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rwc", uri=True, timeout=BUSY, isolation_level=None)
         file.execute("PRAGMA journal_mode = WAL")
-        file.execute("PRAGMA synchronous = NORMAL")
-        file.executescript(_SCHEMA)
+        file.execute("PRAGMA synchronous = FULL")
+        file.executescript(_SCHEMA + clock.SCHEMA)
     except sqlite3.Error as error:
         raise DataError(f"{FILE}: can't be opened: {error}") from None
     try:

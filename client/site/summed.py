@@ -1,7 +1,8 @@
 """Of whom this site has sent sums: STATE/summed.jsonl, so that no two runs' sums differ by a person or a few.
 
 A line for each set of people, before the first sum over it leaves: who (as the cohort names them; it stays here), with
-which modalities, and a hash of the images. From two sums over nearly the same people anybody can subtract the rest.
+which modalities, and a hash of the images. From two sums over nearly the same people anybody can subtract the rest. Two
+runs at a time are no way around it: the last look is under the lock of the file.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from shared.base.chain import Chain
+from shared.base.chain import Chain, Entry, Link
 from shared.base.options import plain
 from shared.base.vocabulary import Modality
 
@@ -38,11 +39,25 @@ def too_near(state: Path, people: People, least: int) -> str | None:
     return None
 
 
-def remember(state: Path, run: str, people: People) -> None:
-    """Once for each set; it is on the disk when this returns."""
-    if all(dict(people) != before for _, before in _remembered(state)):
-        record = {name: plain(person) for name, person in sorted(people.items())}
-        Chain(state / FILE).append(lambda before, last: {"run": run, "people": record})
+class _NoMore(Exception):
+    """Nothing is to be added."""
+
+
+def remember(state: Path, run: str, people: People, least: int) -> str | None:
+    """Once for each set; it is on the disk when this returns. As `too_near`, if another run was quicker."""
+    record = {name: plain(person) for name, person in sorted(people.items())}
+
+    def enter(before: Link, last: Entry | None) -> Mapping[str, Any]:
+        refused = too_near(state, people, least)
+        if refused is not None or any(dict(people) == known for _, known in _remembered(state)):
+            raise _NoMore(refused)
+        return {"run": run, "people": record}
+
+    try:
+        Chain(state / FILE).append(enter)
+    except _NoMore as no:
+        return None if no.args[0] is None else str(no.args[0])
+    return None
 
 
 def _differences(before: People, now: People) -> Iterator[int]:

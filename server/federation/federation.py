@@ -5,6 +5,7 @@
     ca/ca.key ca.crt         before.crt: the CA before, while the server still shows its certificate
     server/server.key .crt   for the proxy and the SuperLink; ca.crt: the CA of that certificate, which they trust
     signing/signing.key .pub follows: the successions
+    passwords/mlflow         as MLflow's client and server/journal/guarded.py read it; postgres, pgpass: of its database
     sites/NAME.json .pub     a site and its public key, as `flwr supernode register` reads it
     kits/NAME.kit            what it was sent last
 
@@ -13,6 +14,7 @@ A site has files of its own, so admitting or revoking one changes no byte of ano
 server/federation/rotation.py (the rest).
 """
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ STATE = "state.json"
 CA_KEY, CA, CA_BEFORE = "ca/ca.key", "ca/ca.crt", "ca/before.crt"
 SERVER_KEY, SERVER, SERVER_CA = "server/server.key", "server/server.crt", "server/ca.crt"
 SIGNING_KEY, SIGNING_PUBLIC, FOLLOWS = "signing/signing.key", "signing/signing.key.pub", "signing/follows"
+MLFLOW, POSTGRES, PGPASS = "passwords/mlflow", "passwords/postgres", "passwords/pgpass"
 OWN_NAMES = ("localhost", "127.0.0.1", "superlink")  # the server's own inside: see deploy/
 
 
@@ -169,6 +172,18 @@ def expiry_warnings(folder: Path, now: datetime) -> list[str]:
 def write_pair(change: Change, private: tuple[str, bytes], public: tuple[str, bytes]) -> None:
     change.write(*private, mode=0o600)
     change.write(*public)
+
+
+def write_passwords(change: Change) -> None:
+    """Of what the server's containers ask of each other and of a person: made here, and in no environment."""
+    change.write(
+        MLFLOW,
+        f"[mlflow]\nmlflow_tracking_username = lacuna\nmlflow_tracking_password = {secrets.token_hex(24)}\n".encode(),
+        mode=0o600,
+    )
+    word = secrets.token_hex(24)
+    change.write(POSTGRES, f"{word}\n".encode(), mode=0o644)  # its container has another uid; the folder is 0700
+    change.write(PGPASS, f"postgres:5432:mlflow:mlflow:{word}\n".encode(), mode=0o600)
 
 
 def write_manifest(change: Change, agreed: Manifest, signing: Ed25519PrivateKey) -> None:

@@ -83,6 +83,7 @@ def init(folder: Path, new: NewFederation, *, now: datetime) -> Federation:
         disk.write_pair(
             change, (disk.SIGNING_KEY, private_pem(signing)), (disk.SIGNING_PUBLIC, public_pem(signing.public_key()))
         )
+        disk.write_passwords(change)
         change.commit()
     return disk.load(folder)
 

@@ -1,4 +1,4 @@
-"""MLflow as a mirror of the run folder: one run per federation, a nested run per phase. [the only mlflow user]
+"""MLflow as a mirror of the run folder: one run per federation, a nested run per phase. [mlflow's one door]
 
 The folder is the truth (rounds.jsonl, inventory.json, mosaics/, final/); `sync` writes to MLflow what it lacks. So an
 MLflow that is down costs a message and no training, a resumed run goes on in the same MLflow runs, and nothing is

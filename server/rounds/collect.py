@@ -8,6 +8,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from server.federation.lead import Lead
+from server.flower import pull
 from server.journal.events import SiteFinished, SiteStarted, View
 from server.journal.facts import SiteFacts, Status
 from server.journal.receipts import Receipts
@@ -20,6 +21,12 @@ from shared.plan import wire
 from shared.plan.config import Federation
 
 POLL_SECONDS = 0.2
+NAMED, BESIDE = 256, 2**20  # bytes of a tensor's name and form, and of all that is no tensor
+
+
+def room(values: int, tensors: int, width: int) -> int:
+    """The most bytes of an answer with so many values of so many bytes; Flower adds little to each object."""
+    return values * width + values * width // 64 + tensors * NAMED + BESIDE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +35,7 @@ class Ask:
 
     plan: RoundPlan
     sites: tuple[SiteName, ...]
+    most: int  # bytes of an answer
     take: Callable[[Update], None]  # admits and folds in, or raises UpdateRejected
 
 
@@ -107,7 +115,7 @@ class Collector:
                 if time.monotonic() > end:
                     break
                 self.view.tell(SiteStarted(site=site))
-                for reply in self.grid.pull_messages([message_id]):
+                for reply in pull(self.grid, message_id, most=ask.most):
                     del sent[message_id]
                     arrived += 1
                     answers.sites[site] = self._received(reply, site, ask, answers, roster, asked[site])

@@ -2,7 +2,8 @@
 
 A site's own chain shows any change but one: a whole older copy, from a backup or a snapshot, under which the site would
 forget what it has spent. So each word on a budget is remembered here before its update is used, and told to the site
-with the next plan, which then looks for it on its own chain.
+with the next plan, which then looks for it on its own chain. Runs beside each other share what is remembered: a word is
+judged by what the file holds at that moment, and written down, under its lock.
 """
 
 import json
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from server.journal.facts import RoundFacts
+from shared.base.disk import locks
 from shared.base.errors import ConfigError, DataError, UpdateRejected
-from shared.base.files import write_json
+from shared.base.files import make_folder, write_json
 from shared.base.options import build, plain
 from shared.base.records import Inventory, Spent, Update
 from shared.base.vocabulary import SiteName
@@ -29,11 +31,14 @@ class Ledgers:
     def __init__(self, path: Path, mode: str) -> None:
         self._path, self._mode = path, mode
         self._asked: dict[SiteName, Spending] = {}  # by this run, since this process began
+        self._seen = self._read()
+
+    def _read(self) -> dict[SiteName, Spent]:
         try:
-            found = json.loads(path.read_text()) if path.exists() else {}
-            self._seen = {str(site): build(Spent, dict(spent), "spent") for site, spent in found.items()}
+            found = json.loads(self._path.read_text()) if self._path.exists() else {}
+            return {str(site): build(Spent, dict(spent), "spent") for site, spent in found.items()}
         except (ValueError, TypeError, AttributeError, ConfigError) as error:
-            raise DataError(f"{path}: damaged: {error}; it says how far the sites' ledgers had come") from None
+            raise DataError(f"{self._path}: damaged: {error}; it says how far the sites' ledgers had come") from None
 
     @staticmethod
     def of(config: Config, folder: Path) -> "Ledgers":
@@ -45,22 +50,26 @@ class Ledgers:
         return self._seen.get(site)
 
     def known(self, site: SiteName) -> tuple[int, str] | None:
-        seen = self._seen.get(site)
+        seen = self._read().get(site)
         return None if seen is None else (seen.sequence, seen.head)
 
     def greet(self, inventory: Inventory) -> None:
         """At the handshake: UpdateRejected for a site whose ledger went back."""
+        self._seen = self._read()
         self._check(inventory.site, inventory.spent, {})
 
     def accept(self, update: Update, asked: Spending) -> None:
         """Called before an update is used, with what its round asked of the budget: its word is on the disk when this
         returns."""
-        self._check(update.site, update.spent, asked)
-        if update.spent is not None:
-            self._asked[update.site] = together(self._asked.get(update.site, {}), asked)
-            self._seen[update.site] = update.spent
-            text = {name: plain(word) for name, word in sorted(self._seen.items())}
-            write_json(self._path, text)
+        make_folder(self._path.parent)
+        with locks.held(self._path.with_name(f".{self._path.name}.lock"), wait=None):
+            self._seen = self._read()
+            self._check(update.site, update.spent, asked)
+            if update.spent is not None:
+                self._asked[update.site] = together(self._asked.get(update.site, {}), asked)
+                self._seen[update.site] = update.spent
+                text = {name: plain(word) for name, word in sorted(self._seen.items())}
+                write_json(self._path, text)
 
     def _check(self, site: SiteName, spent: Spent | None, asked: Spending) -> None:
         """`asked`: by the round that was just done; nothing at the handshake."""

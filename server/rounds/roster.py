@@ -8,7 +8,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from server.federation.lead import Lead
-from server.flower import bundle_refused
+from server.flower import bundle_refused, pull
 from server.journal.facts import Coverage, coverage
 from shared.base.errors import ConfigError, LacunaError, PlanRefused, PlanWaits, RunFailed, UpdateRejected
 from shared.base.randomness import seed_of
@@ -21,6 +21,7 @@ from shared.plan.settings import RunSettings
 
 POLL_SECONDS = 0.5
 ASK_AGAIN_SECONDS = 5.0  # between two looks at whether a person said yes, before round 1
+MOST = 2**22  # bytes of an inventory
 SILENT = "no answer to the handshake"
 
 
@@ -125,7 +126,7 @@ class Handshake:
                 if not message_id:  # Flower could not take it
                     continue
                 self.under_way[node] = message_id
-            for reply in self.grid.pull_messages([self.under_way[node]]):
+            for reply in pull(self.grid, self.under_way[node], most=MOST):
                 del self.under_way[node]
                 self._hear(node, reply, roster)
         return len(roster.nodes) > before
@@ -146,7 +147,7 @@ class Handshake:
         while len(replies) < len(sent) and time.monotonic() < end:
             for node, message_id in sent.items():
                 if node not in replies:
-                    for reply in self.grid.pull_messages([message_id]):
+                    for reply in pull(self.grid, message_id, most=MOST):
                         replies[node] = reply
             if len(replies) < len(sent):
                 time.sleep(POLL_SECONDS)

@@ -5,6 +5,7 @@ checkpoint is written after every round, so a killed run resumes to the same bit
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from server.journal.version import code_version
 from server.rounds import ledgers, prior
 from server.rounds.admission import admit, admit_sums, sums_shapes
 from server.rounds.aggregation import Mean
-from server.rounds.collect import Answers, Ask, Collector
+from server.rounds.collect import Answers, Ask, Collector, room
 from server.rounds.ledgers import Ledgers
 from server.rounds.place import Place, restore
 from server.rounds.release import release
@@ -191,7 +192,8 @@ class Rounds:
             self.ledgers.accept(update, self._asks(update, phase))
             fold.add(admitted)
 
-        answers = self.collector.collect(Ask(plan=plan, sites=tuple(drawn), take=take), roster)
+        most = room(sum(plan.weights[name].numel() for name in owners), len(owners), 4)
+        answers = self.collector.collect(Ask(plan=plan, sites=tuple(drawn), most=most, take=take), roster)
         return answers, mean_of(fold, self.strategy, min_holders=federation.min_holders)
 
     def _sums_round(self, place: Place, phase: Phase, roster: Roster, of: int) -> None:
@@ -214,7 +216,8 @@ class Rounds:
             for name, value in admitted.delta.items():
                 totals[name] = totals[name] + value if name in totals else value
 
-        answers = self.collector.collect(Ask(plan=plan, sites=sites, take=take), roster)
+        most = room(sum(math.prod(shape) for shape in shapes.values()), len(shapes), 8)
+        answers = self.collector.collect(Ask(plan=plan, sites=sites, most=most, take=take), roster)
         kept, left_out = company.keep(totals, least)
         if place.round == 0 and (hidden or left_out):
             few = f"{', '.join(hidden) or 'no modality'}, and {left_out} cells besides"

@@ -153,7 +153,6 @@ class Deployed:
             "LACUNA_SERVER_PROJECT": PROJECT,
             "LACUNA_USER": USER,
             "LACUNA_FEDERATION": str(self.folder / "federation"),
-            "LACUNA_POSTGRES_PASSWORD": "a-word-for-the-test",
             "LACUNA_PORT": "127.0.0.1:0",
             "LACUNA_SERVER_IMAGE": self.engine.image("server"),
             "LACUNA_PROXY_IMAGE": self.engine.image("proxy"),

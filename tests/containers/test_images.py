@@ -15,7 +15,6 @@ SAME = ("# --- the same lines", "# --- end of what is the same")
 SETTINGS = {
     "LACUNA_USER": "10001:10001",
     "LACUNA_FEDERATION": "/tmp",
-    "LACUNA_POSTGRES_PASSWORD": "x",
     "LACUNA_IMAGE": "lacuna-client",
     "LACUNA_STATE": "/tmp",
     "LACUNA_COHORT": "/tmp",

@@ -39,7 +39,7 @@ SECOND = {
 
 @pytest.mark.parametrize("what", SECOND)
 def test_a_second_sum_is_refused_where_a_subtraction_would_be_about_few(what: str, tmp_path: Path) -> None:
-    remember(tmp_path, "first", FIRST)
+    remember(tmp_path, "first", FIRST, 5)
     second, refused = SECOND[what]
     said = too_near(tmp_path, second, 5)
     assert (said is not None) is refused, said
@@ -52,8 +52,8 @@ def test_a_second_sum_is_refused_where_a_subtraction_would_be_about_few(what: st
 def test_every_sum_before_counts_and_a_set_is_kept_once(tmp_path: Path) -> None:
     assert too_near(tmp_path, FIRST, 5) is None
     for run in ("first", "again"):
-        remember(tmp_path, run, FIRST)
-    remember(tmp_path, "other", people(range(50, 70), "T1"))
+        assert remember(tmp_path, run, FIRST, 5) is None
+    remember(tmp_path, "other", people(range(50, 70), "T1"), 5)
     assert len((tmp_path / FILE).read_text().splitlines()) == 2
     assert too_near(tmp_path, FIRST | people(range(20, 21), "T1"), 5) is not None
     assert too_near(tmp_path, people(range(50, 71), "T1"), 5) is not None
