@@ -69,8 +69,11 @@ class Agreement:
             show_default="localhost, 127.0.0.1, superlink",
         ),
     ] = None
-    min_holders: Annotated[int, typer.Option(help="What fewer sites have trained is not released.")] = 2
-    quorum: Annotated[int, typer.Option(help="Updates without which a round changes nothing.")] = 2
+    min_holders: Annotated[
+        int,
+        typer.Option(help="What fewer sites have trained is not released. Of 2, each can compute the other's update."),
+    ] = 3
+    quorum: Annotated[int, typer.Option(help="Updates without which a round changes nothing.")] = 3
     grid: Grid = None
 
 

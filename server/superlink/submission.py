@@ -53,9 +53,11 @@ def prepare(
 ) -> tuple[Config, Path]:
     """The folder of a run that can start, signed: nothing is written where the plan or the roster says no."""
     manifest = federation.manifest
+    named = load(overrides)
     pinned = [
         *overrides,
-        *_absolute(load(overrides)),
+        *_absolute(named),
+        *([] if named.resume is not None else _agreed(overrides, manifest)),
         f"federation.disks={THEIRS}",
         f"federation.manifest={manifest.digest}",  # no site takes part without
     ]
@@ -71,6 +73,13 @@ def prepare(
     made = runs.read_config(folder)
     write_lead(folder, made.name_of(folder), made.for_sites().text(), federation)
     return config, folder.resolve()
+
+
+def _agreed(overrides: Sequence[str], manifest: Manifest) -> list[str]:
+    """The agreement's numbers of holders and sites, where nobody named others."""
+    agreed = {"federation.min_holders": manifest.min_holders, "federation.min_sites": manifest.quorum}
+    named = {override.partition("=")[0] for override in overrides}
+    return [f"{key}={value}" for key, value in agreed.items() if key not in named]
 
 
 def _absolute(config: Config) -> list[str]:

@@ -116,6 +116,7 @@ def unpack_plan(content: RecordDict, reader: Reader) -> RoundPlan:
             weights=unpack(content.array_records["weights"], free=False),
             hidden=tuple(check_text(modality) for modality in record["hidden"]),
             known=None if known is None else (whole(known[0]), check_text(known[1])),
+            sha256=record["weights"],
         )
     except _MALFORMED as error:
         raise reader.refused(f"is malformed: {type(error).__name__}: {str(error)[:200]}") from None

@@ -40,7 +40,7 @@ SITES = {
     "east": [("T1", "FLAIR")] * 6,
     "south": [("T1", "T2", "FLAIR")] * 6,
 }
-STEPS = PhaseTraining(rounds=1, steps=1, batch=1, lr=1e-4)
+STEPS = PhaseTraining(rounds=1, steps=1, batch=14, lr=1e-4)  # of enough people
 ACA = Choice(
     name="aca_diff",
     options={
