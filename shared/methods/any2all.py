@@ -35,7 +35,7 @@ SIZES: Mapping[str, UNetShape] = {
     "small": UNetShape(base=32, mult=(1, 2, 2), blocks=1, attention=1, patch=2),
     "paper": UNetShape(base=128, mult=(1, 1, 2, 2, 4, 4), blocks=2, attention=3),
 }
-ERROR = 0.2  # of what the mixture expects, usually, on the scale of [-1, 1]
+LEAST_ERROR = 0.04  # of what the mixture expects, on the scale of [-1, 1]
 SPREAD = 5.0  # what brings its standard deviations to about 1
 ABSENT = -1  # the time of a modality that is not there
 
@@ -230,17 +230,17 @@ class Any2all(Restores):
         """
         assert isinstance(net, Prior)
         x_NHW, t_N = x_BMHW.flatten(0, 1), t_BM.clamp(min=0).flatten()
-        mean, sd = self._schedule.given(x_NHW, t_N, 0.0, 1.0 if net.anchor is None else ERROR)
-        mean, sd = mean.reshape(x_BMHW.shape), sd.reshape(*t_BM.shape, 1, 1)
-        heard = x_BMHW if self.parameterisation == "eps" else self._schedule.heard(x_NHW, t_N).reshape(x_BMHW.shape)
+        mean, sd = self._schedule.given(x_NHW, t_N, 0.0, 1.0)
+        mean = mean.reshape(x_BMHW.shape)
+        heard = x_BMHW if self.parameterisation == "eps" else mean
         if net.anchor is None:
-            return Heard(inputs=(heard, t_BM), mean=mean, sd=sd)
+            return Heard(inputs=(heard, t_BM), mean=mean, sd=sd.reshape(*t_BM.shape, 1, 1))
         alpha, sigma = (v.reshape(*t_BM.shape, 1, 1) for v in self._schedule.scales(t_N, x_NHW))
         y_BMHW = torch.where(told_BM[:, :, None, None], x_BMHW, x_BMHW / alpha)
         noise_BM = torch.where(told_BM, 0.0, in_images(alpha, sigma)[:, :, 0, 0]).masked_fill(t_BM < 0, FAR)
         told = expected(net.anchor, (y_BMHW + 1) / 2, noise_BM)
-        told_BCHW = torch.cat([2 * told.mean_BMHW - 1, SPREAD * told.sd_BMHW], 1)
-        return Heard(inputs=(heard, t_BM, told_BCHW), mean=2 * told.mean_BMHW - 1, sd=sd)
+        mean, sd = 2 * told.mean_BMHW - 1, (2 * told.sd_BMHW).clamp(min=LEAST_ERROR)
+        return Heard(inputs=(heard, t_BM, torch.cat([mean, SPREAD * told.sd_BMHW], 1)), mean=mean, sd=sd)
 
     @property
     def _schedule(self) -> Schedule:

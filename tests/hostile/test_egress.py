@@ -102,19 +102,19 @@ def leaky_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 METHODS = {
-    "probe": (Choice(name="probe"), {"fit": PhaseTraining(rounds=2, steps=2, batch=2, lr=0.01)}),
+    "probe": (Choice(name="probe"), {"fit": PhaseTraining(rounds=2, steps=2, batch=16, lr=0.01)}),
     "amm_diff": (
         Choice(name="amm_diff", options={"modalities": ["T1", "T2", "FLAIR"], "size": "tiny", "anchor": "ridge"}),
         {
-            "pretext": PhaseTraining(rounds=1, steps=2, batch=2, lr=0.001),
-            "translate": PhaseTraining(rounds=1, steps=2, batch=2, lr=0.001),
+            "pretext": PhaseTraining(rounds=1, steps=2, batch=16, lr=0.001),
+            "translate": PhaseTraining(rounds=1, steps=2, batch=16, lr=0.001),
         },
     ),
     "mmdm": (
         Choice(
             name="mmdm", options={"modalities": ["T1", "T2", "FLAIR"], "target": "FLAIR", "size": "tiny", "slab": 3}
         ),
-        {"bridge": PhaseTraining(rounds=3, steps=2, batch=2, lr=0.001)},
+        {"bridge": PhaseTraining(rounds=3, steps=2, batch=16, lr=0.001)},
     ),
 }
 
@@ -126,7 +126,7 @@ ACA = {
     **dict.fromkeys(("depth", "height", "width"), 16),
 }
 ACA_TRAINING = {
-    phase: PhaseTraining(rounds=1, steps=2, batch=2, lr=0.001)
+    phase: PhaseTraining(rounds=1, steps=2, batch=16, lr=0.001)
     for phase in ("autoencode", "generate_T1", "generate_T2", "generate_FLAIR")
 }
 METHODS["aca_diff"] = (Choice(name="aca_diff", options=ACA), ACA_TRAINING)

@@ -45,6 +45,7 @@ def test_a_sites_doors_and_a_round_load_neither_hydra_nor_omegaconf(world: Path,
         min_cell=5,
         min_holders=1,
     )
+    (tmp_path / "site.toml").write_text("[policy]\nmin_holders = 1\nmin_subjects = 1\nmin_samples = 1\n")
     words = (settings.text(), str(world / "sites" / "north"), str(tmp_path))
     done = subprocess.run([sys.executable, "-c", ROUND, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

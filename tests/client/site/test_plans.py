@@ -78,7 +78,7 @@ def test_what_was_not_said_yes_to_is_not_begun(tmp_path: Path) -> None:
     """The question is asked where the work is, before anything is read: there are no cohorts here to read."""
     text = RunSettings.of_run(json.loads(config(Path("/nowhere")).text())).text()
     schema = RunSettings.parse(text).schema
-    here = site(tmp_path, approve="ask")
+    here = site(tmp_path, approve="ask", min_holders=1, min_samples=1)
     plan = RoundPlan(run="r", phase="fit", round=0, config=text, schema=schema, weights={})
     for _ in range(2):
         with pytest.raises(PlanWaits):

@@ -131,7 +131,7 @@ class Range:
             admit(update, self.plan, owners=self.owners, frozen=around, limits=Limits(), samples=16)
             self.ledgers.accept(update, {})
 
-        self.ask = Ask(plan=self.plan, sites=("east",), take=take)
+        self.ask = Ask(plan=self.plan, sites=("east",), most=1 << 24, take=take)
         delta = {name: torch.full_like(self.weights[name], 1e-3) for name in self.owners}
         counts = dict.fromkeys(("shared", *(f"{way}:{m}" for way in ("from", "to") for m in ("T1", "T2", "FLAIR"))), 8)
         self.good = Update(
