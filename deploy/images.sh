@@ -3,6 +3,7 @@
 #
 #   LACUNA_TORCH    2.13.0 (with CUDA, from the index) or 2.13.0+cpu: of the client; the server's is always +cpu
 #   LACUNA_PYTHON   base of server and client, a Debian with Python 3.11     default python:3.11-slim-bookworm
+#                   (NAME@sha256:... is taken too, and is the same image on every day)
 #   LACUNA_DEBIAN   base of proxy and postgres                               default debian:bookworm-slim
 #   LACUNA_WHEELS   a folder of wheels that are at hand already, such as torch's
 #   LACUNA_CA       a CA bundle, where the package index has a certificate of its own; it does not stay in the image
@@ -25,4 +26,8 @@ for image in "${images[@]}"; do
         *) echo "images.sh: $image: must be server, client, proxy or postgres" >&2; exit 2 ;;
     esac
     docker build --file "deploy/$image.Dockerfile" "${args[@]}" "${more[@]}" --tag "lacuna-$image:$tag" .
+done
+# What `lacuna federation sign-image` takes. What is in each stands in it: /usr/share/lacuna/sbom.cdx.json.
+for image in "${images[@]}"; do
+    printf '%s  %s\n' "$(docker image inspect --format '{{.Id}}' "lacuna-$image:$tag")" "lacuna-$image:$tag"
 done

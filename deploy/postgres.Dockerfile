@@ -12,6 +12,8 @@ RUN apt-get update \
     && install -d -m 0700 -o 10001 -g 10001 /srv/postgres
 ENV PATH=/usr/lib/postgresql/15/bin:$PATH
 COPY --chmod=0755 deploy/postgres.sh /usr/local/bin/lacuna-postgres
+RUN --mount=type=bind,source=deploy/sbom.sh,target=/tmp/sbom.sh \
+    install -d /usr/share/lacuna && sh /tmp/sbom.sh lacuna-postgres >/usr/share/lacuna/sbom.cdx.json
 USER 10001:10001
 VOLUME /srv/postgres
 ENTRYPOINT ["lacuna-postgres"]

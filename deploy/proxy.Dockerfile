@@ -8,6 +8,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /etc/nginx/sites-enabled /var/www \
     && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin lacuna
 COPY deploy/proxy.conf /etc/nginx/nginx.conf
+RUN --mount=type=bind,source=deploy/sbom.sh,target=/tmp/sbom.sh \
+    install -d /usr/share/lacuna && sh /tmp/sbom.sh lacuna-proxy >/usr/share/lacuna/sbom.cdx.json
 USER 10001:10001
 EXPOSE 8443
 CMD ["nginx", "-g", "daemon off;"]

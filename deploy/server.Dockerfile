@@ -70,6 +70,8 @@ ENV FLWR_TELEMETRY_ENABLED=0 \
     PYTHONUNBUFFERED=1
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip install --no-cache-dir --no-deps --no-index /wheel/*.whl
+RUN --mount=type=bind,source=deploy/sbom.sh,target=/tmp/sbom.sh \
+    install -d /usr/share/lacuna && sh /tmp/sbom.sh lacuna-server >/usr/share/lacuna/sbom.cdx.json
 USER 10001:10001
 WORKDIR /srv
 ENTRYPOINT ["lacuna"]

@@ -1,7 +1,8 @@
 """`lacuna-site up` and `down`: the site's container on this machine's Docker engine, and why it does not run.
 
-What is started is what client/node/container.py reads from the compose text that this Lacuna writes for the kit;
-nothing is pulled, no port is opened. Whether it is well is read from the node's own records (client/node/status.py).
+What is started is what client/node/container.py reads from the compose text that this Lacuna writes for the kit, of an
+image that the federation signed; nothing is pulled, no port is opened. Whether it is well is read from the node's own
+records (client/node/status.py).
 """
 
 import os
@@ -22,10 +23,12 @@ from client.node import container as description
 from client.node.container import Container
 from client.node.status import HEALTH, read_record, status
 from client.site import enrol
+from client.site.keys import federation_key
 from client.site.settings import Settings
 from shared.base.errors import ConfigError, RunFailed
 from shared.base.files import read_bounded
 from shared.trust import kit
+from shared.trust.image import FOLDER, is_signed
 
 LABEL = "lacuna.container"  # the digest of what it was made of
 NVIDIA = "nvidia"
@@ -63,6 +66,7 @@ def up(
         )
     with _engine() as engine:
         image = _image(engine, settings.image)
+        _check_signed(state, settings, str(image.id))
         gpu, notes = _gpu(engine, settings.gpu)
         values = {
             "LACUNA_IMAGE": settings.image,
@@ -248,6 +252,15 @@ def _image(engine: Any, name: str) -> Any:
         raise ConfigError(
             f"image={name}: is not here, and none is fetched: build it (deploy/images.sh), or `docker load` it"
         ) from None
+
+
+def _check_signed(state: Path, settings: Settings, id: str) -> None:
+    """ConfigError for an image that the federation did not sign, unless this hospital says that it built it."""
+    if settings.built == "federation" and not is_signed(id, state / FOLDER, federation_key(state)):
+        raise ConfigError(
+            f"image={settings.image}: {id}: is not signed by the federation: put the file of signatures that came with "
+            f'it into {state / FOLDER}; one that this hospital built itself needs [site] built = "here" in site.toml'
+        )
 
 
 def _gpu(engine: Any, wanted: str) -> tuple[bool, tuple[str, ...]]:

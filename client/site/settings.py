@@ -4,6 +4,7 @@
 cohorts = ["/data/strokes"]     folders that `lacuna-site prepare` has prepared
 device = "auto"                 auto | cpu | cuda
 image = "lacuna-client:0.1.0"   for `lacuna-site up`: the client image
+built = "federation"            for `up`: federation (which signed it, STATE/images) | here (by this hospital, unsigned)
 gpu = "auto"                    for `up`: auto | all | none
 memory = "16g"                  for `up`: the most that the container may use
 
@@ -23,7 +24,7 @@ from shared.base.files import read_bounded
 from shared.base.options import build, require
 
 SETTINGS, TABLES = "site.toml", ("site", "policy", "text")
-DEVICES, GPUS = ("auto", "cpu", "cuda"), ("auto", "all", "none")
+DEVICES, GPUS, BUILT = ("auto", "cpu", "cuda"), ("auto", "all", "none"), ("federation", "here")
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,255}")
 _MEMORY = re.compile(r"[1-9][0-9]{0,5}[mg]")
 
@@ -33,12 +34,14 @@ class Settings:
     cohorts: tuple[str, ...] = ()
     device: str = "auto"
     image: str | None = None
+    built: str = "federation"
     gpu: str = "auto"
     memory: str = "16g"
 
     def __post_init__(self) -> None:
         require(self.device in DEVICES, "device", self.device, f"one of {', '.join(DEVICES)}")
         require(self.gpu in GPUS, "gpu", self.gpu, f"one of {', '.join(GPUS)}")
+        require(self.built in BUILT, "built", self.built, f"one of {', '.join(BUILT)}")
         require(bool(_MEMORY.fullmatch(self.memory)), "memory", self.memory, "like 16g or 900m")
         require(self.image is None or bool(_IMAGE.fullmatch(self.image)), "image", self.image, "an image's name")
         require(len(set(self.cohorts)) == len(self.cohorts), "cohorts", self.cohorts, "each once")

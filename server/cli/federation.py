@@ -86,14 +86,20 @@ def init(
     agreement: Agreement,
     server_days: Annotated[int, typer.Option(help="How long the server's certificate holds.")] = 730,
     ca_days: Annotated[int, typer.Option(help="How long the CA holds.")] = 3650,
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Encrypt the CA's and the signing key; you are asked for it.")
+    ] = False,
 ) -> None:
     """Make a federation: CA, server certificate, signing key, and the signed manifest of what is agreed.
 
     `lacuna federation init federation --name strokes --address fl.example.org:443 --modality T1 --modality FLAIR
     --method amm_diff`
+
+    With `--passphrase` every verb that signs asks for it, or reads it from the file that LACUNA_PASSPHRASE_FILE names.
     """
     from server.federation import provision
     from server.federation.federation import OWN_NAMES
+    from shared.trust.passphrase import new
 
     modalities, methods = agreement.modality, agreement.method
     if not modalities or not methods:
@@ -109,6 +115,7 @@ def init(
         grid=_grid(agreement.grid),
         server_days=server_days,
         ca_days=ca_days,
+        passphrase=new("CA's and the signing key") if passphrase else None,
     )
     provision.init(folder, wanted, now=_now())
     list_(folder)
@@ -287,6 +294,21 @@ def amend(
     typer.echo(f"manifest version {done.manifest.version}, {done.manifest.digest}")
     _kits(done, federation)
     _warn(federation)
+
+
+@app.command(name="sign-image")
+def sign_image(
+    image: Annotated[list[str], typer.Argument(help="Ids, sha256:..., as deploy/images.sh prints them.")],
+    federation: Folder = FOLDER,
+    out: Annotated[Path, typer.Option(help="The file of signatures, for STATE/images of a site.")] = Path("images.sig"),
+) -> None:
+    """Vouch for container images, with the signing key: `lacuna-site up` starts no other but what a site built."""
+    from server.federation.federation import load
+    from shared.base.files import write_bytes
+    from shared.trust.image import sign
+
+    write_bytes(out, sign(image, load(federation).signing_key()))
+    typer.echo(f"{out}: {len(image)} signed; send it with the images, it is public")
 
 
 @app.command()

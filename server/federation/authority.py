@@ -17,8 +17,10 @@ from shared.trust.keys import fingerprint, private_pem
 _SLACK = timedelta(hours=1)  # a certificate holds a little before it was made: clocks differ
 
 
-def make_authority(federation: str, *, now: datetime, days: int) -> tuple[bytes, bytes]:
-    """A new CA: its private key and its certificate, in PEM."""
+def make_authority(
+    federation: str, *, now: datetime, days: int, word: bytes | None = None
+) -> tuple[bytes, ec.EllipticCurvePrivateKey, bytes]:
+    """A new CA: its private key in PEM, encrypted if there is a passphrase, and as it is; its certificate in PEM."""
     key = ec.generate_private_key(ec.SECP384R1())
     name = _name(federation, f"CA {fingerprint(key.public_key())[:8]}")
     certificate = (
@@ -27,14 +29,13 @@ def make_authority(federation: str, *, now: datetime, days: int) -> tuple[bytes,
         .add_extension(_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA384())
     )
-    return private_pem(key), certificate.public_bytes(serialization.Encoding.PEM)
+    return private_pem(key, word), key, certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def make_server(
-    authority_key: bytes, authority_pem: bytes, hosts: Sequence[str], *, federation: str, now: datetime, days: int
+    signer: object, authority_pem: bytes, hosts: Sequence[str], *, federation: str, now: datetime, days: int
 ) -> tuple[bytes, bytes]:
     """The server's private key and certificate, for these names and IP addresses."""
-    signer = serialization.load_pem_private_key(authority_key, password=None)
     authority = x509.load_pem_x509_certificate(authority_pem)
     if not isinstance(signer, ec.EllipticCurvePrivateKey) or signer.public_key() != authority.public_key():
         raise ConfigError("ca: its key does not belong to its certificate")

@@ -27,12 +27,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shared.base.errors import ConfigError, DataError
-from shared.base.files import Change, canonical, locked, parse_canonical, read_bounded
+from shared.base.files import Change, canonical, locked, parse_canonical, read_bounded, read_secret
 from shared.base.names import Address, check_host
 from shared.base.options import build, plain, require
-from shared.trust import kit, manifest
+from shared.trust import kit, manifest, passphrase
 from shared.trust.certificates import Lifetime, lifetime, warnings
-from shared.trust.keys import public_pem, read_public_key, read_signing_key
+from shared.trust.keys import is_encrypted, public_pem, read_public_key, read_signing_key
 from shared.trust.kit import Succession, Versions
 from shared.trust.manifest import Manifest
 
@@ -101,6 +101,11 @@ class Federation:
 
     def signing_key(self) -> Ed25519PrivateKey:
         return read_signing_key(self.folder / SIGNING_KEY)
+
+    def word(self, key: str) -> bytes | None:
+        """The passphrase that the key which follows this one is encrypted with; None where this one is not."""
+        path = self.folder / key
+        return passphrase.known(f"key {path}") if is_encrypted(read_secret(path, "key")) else None
 
     def find(self, site: str) -> SiteEntry:
         if site not in self.sites:

@@ -3,7 +3,7 @@ server/federation/federation.py.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +44,7 @@ class NewFederation:
     grid: Plane | None = None
     server_days: int = 730  # how long the server's certificate holds
     ca_days: int = 3650
+    passphrase: bytes | None = field(default=None, repr=False)  # of the CA's and the signing key
 
 
 def init(folder: Path, new: NewFederation, *, now: datetime) -> Federation:
@@ -69,8 +70,9 @@ def init(folder: Path, new: NewFederation, *, now: datetime) -> Federation:
     )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: something is there already; a federation is made in a new folder")
-    ca_key, ca = make_authority(new.name, now=now, days=new.ca_days)
-    server_key, server = make_server(ca_key, ca, state.hosts, federation=new.name, now=now, days=new.server_days)
+    word = new.passphrase
+    ca_key, signer, ca = make_authority(new.name, now=now, days=new.ca_days, word=word)
+    server_key, server = make_server(signer, ca, state.hosts, federation=new.name, now=now, days=new.server_days)
     signing = Ed25519PrivateKey.generate()
     private_folder(folder.parent)
     with new_folder(folder, mode=0o700) as made:
@@ -81,7 +83,9 @@ def init(folder: Path, new: NewFederation, *, now: datetime) -> Federation:
         disk.write_pair(change, (disk.SERVER_KEY, server_key), (disk.SERVER, server))
         change.write(disk.SERVER_CA, ca)
         disk.write_pair(
-            change, (disk.SIGNING_KEY, private_pem(signing)), (disk.SIGNING_PUBLIC, public_pem(signing.public_key()))
+            change,
+            (disk.SIGNING_KEY, private_pem(signing, word)),
+            (disk.SIGNING_PUBLIC, public_pem(signing.public_key())),
         )
         disk.write_passwords(change)
         change.commit()

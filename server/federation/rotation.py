@@ -23,10 +23,10 @@ from server.federation.federation import Federation, opened
 from server.federation.leaving import listed
 from server.federation.provision import intensities, known_methods
 from shared.base.errors import ConfigError
-from shared.base.files import Change, canonical, read_bounded, read_secret
+from shared.base.files import Change, canonical, read_bounded
 from shared.base.options import plain
 from shared.trust import certificates
-from shared.trust.keys import private_pem, public_pem
+from shared.trust.keys import private_pem, public_pem, read_pem
 from shared.trust.kit import MOST_FOLLOWS, Succession
 from shared.trust.leaving import RECALLED, write_recalled
 from shared.trust.manifest import Manifest, Plane
@@ -72,7 +72,8 @@ def rotate_ca(folder: Path, *, now: datetime, days: int = 3650) -> Rotated:
                 f"{disk.CA_BEFORE}: the server still shows a certificate of the CA before; "
                 "`lacuna federation rotate server` first, once all sites have joined their new kits"
             )
-        key, ca = make_authority(federation.state.federation, now=now, days=days)
+        word = federation.word(disk.CA_KEY)
+        key, _, ca = make_authority(federation.state.federation, now=now, days=days, word=word)
         before = read_bounded(folder / disk.CA, "certificate")
         change = Change(folder)
         disk.write_pair(change, (disk.CA_KEY, key), (disk.CA, ca))
@@ -88,7 +89,9 @@ def rotate_signing(folder: Path) -> Rotated:
         follows = (*federation.follows, Succession.make(old, new.public_key()))[-MOST_FOLLOWS:]
         change = Change(folder)
         disk.write_pair(
-            change, (disk.SIGNING_KEY, private_pem(new)), (disk.SIGNING_PUBLIC, public_pem(new.public_key()))
+            change,
+            (disk.SIGNING_KEY, private_pem(new, federation.word(disk.SIGNING_KEY))),
+            (disk.SIGNING_PUBLIC, public_pem(new.public_key())),
         )
         change.write(disk.FOLLOWS, b"".join(succession.line() for succession in follows))
         disk.write_manifest(change, federation.manifest, new)
@@ -138,7 +141,7 @@ def amend(folder: Path, changes: Amendment, *, now: datetime) -> Rotated:
 def _new_server(change: Change, federation: Federation, now: datetime) -> None:
     ca = read_bounded(federation.folder / disk.CA, "certificate")
     key, certificate = make_server(
-        read_secret(federation.folder / disk.CA_KEY, "CA key"),
+        read_pem(federation.folder / disk.CA_KEY, "CA key"),
         ca,
         federation.state.hosts,
         federation=federation.state.federation,

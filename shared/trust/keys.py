@@ -1,7 +1,8 @@
 """The two kinds of keys: Ed25519 for what the coordinator signs, and a site's P-384, in the form that Flower takes.
 
-A private key is mode 0600 and refused if wider. A fingerprint is what two people compare by telephone: 128 bits, as
-eight groups of four hex digits. That of a signing key starts with its id, as bundles name it.
+A private key is mode 0600 and refused if wider; the CA's and the signing key may be encrypted (PKCS#8). A fingerprint
+is what two people compare by telephone: 128 bits, as eight groups of four hex digits. That of a signing key starts with
+its id, as bundles name it.
 """
 
 import base64
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import read_secret, write_bytes, write_once
+from shared.trust import passphrase
 
 _KIND, _POINT = "ecdsa-sha2-nistp384", 97  # a site's key on one line: the kind, the curve, 0x04 and two coordinates
 _BEFORE_POINT = b"\0\0\0\x13ecdsa-sha2-nistp384\0\0\0\x08nistp384\0\0\0\x61"
@@ -42,13 +44,27 @@ def public_path(path: Path) -> Path:
 
 def read_signing_key(path: Path) -> Ed25519PrivateKey:
     """Read a signing key; ConfigError when anybody but its owner may read the file."""
-    try:
-        key = serialization.load_pem_private_key(read_secret(path, "signing key"), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise ConfigError(f"signing key {path}: not a private key in PEM without a password") from None
+    key = read_pem(path, "signing key")
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"signing key {path}: not an Ed25519 key")
     return key
+
+
+def read_pem(path: Path, what: str) -> object:
+    """A private key in PEM; where it is encrypted its passphrase is read or asked for."""
+    content = read_secret(path, what)
+    word = passphrase.known(f"{what} {path}") if is_encrypted(content) else None
+    try:
+        return serialization.load_pem_private_key(content, password=word)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        why = (
+            "not a private key in PEM" if word is None else "the passphrase is another, or it is no private key in PEM"
+        )
+        raise ConfigError(f"{what} {path}: {why}") from None
+
+
+def is_encrypted(content: bytes) -> bool:
+    return content.startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
 
 
 def read_public_key(path: Path) -> Ed25519PublicKey:
@@ -67,8 +83,10 @@ def key_id(key: Ed25519PublicKey) -> str:
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
 
 
-def private_pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+def private_pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey, word: bytes | None = None) -> bytes:
+    """PKCS#8, encrypted with the passphrase if there is one."""
+    encryption = serialization.NoEncryption() if word is None else serialization.BestAvailableEncryption(word)
+    return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
 def public_pem(key: Ed25519PublicKey | ec.EllipticCurvePublicKey) -> bytes:

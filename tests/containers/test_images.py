@@ -63,8 +63,9 @@ def test_only_the_proxy_publishes_a_port_and_only_it_has_a_way_out(docker: Engin
         assert service["cap_drop"] == ["ALL"], name
         assert int(service["mem_limit"]) > 0, name
         assert service["pull_policy"] == "never", name
-        assert name == "coordinator" or service["healthcheck"]["test"], name
-        assert service["restart"] == ("no" if name == "coordinator" else "unless-stopped"), name
+        verbs = name in ("coordinator", "keeper")
+        assert verbs or service["healthcheck"]["test"], name
+        assert service["restart"] == ("no" if verbs else "unless-stopped"), name
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -103,6 +104,24 @@ print(json.dumps([top, left, sys.flags.safe_path]))
     assert [t for t in top if "dist-info" not in t and t != ".."] == ["client", "configs", "deploy", "server", "shared"]
     assert left == []
     assert safe, "python -P: the working directory is not on the import path"
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_lists_what_is_in_it(docker: Engine, name: str) -> None:
+    show = ("run", "--rm", "--network=none", "--read-only", "--entrypoint", "cat", docker.image(name))
+    found = json.loads(docker.docker(*show, "/usr/share/lacuna/sbom.cdx.json"))
+    assert (found["bomFormat"], found["metadata"]["component"]["name"]) == ("CycloneDX", f"lacuna-{name}")
+    names = {one["name"] for one in found["components"]}
+    assert (
+        names
+        >= {"dpkg"}
+        | {
+            "client": {"lacuna", "torch", "flwr"},
+            "server": {"lacuna", "torch", "flwr", "mlflow", "psycopg2-binary"},
+            "proxy": {"nginx-light"},
+            "postgres": {"postgresql-15"},
+        }[name]
+    )
 
 
 def test_the_client_knows_its_verbs_on_a_read_only_root(docker: Engine) -> None:

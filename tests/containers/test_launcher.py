@@ -16,8 +16,10 @@ from support.flower.federations import NOW, enter, make
 from support.flower.superlinks import answers, program, wait
 
 from server.federation import provision
-from server.federation.federation import CA, SERVER, SERVER_KEY
+from server.federation.federation import CA, SERVER, SERVER_KEY, SIGNING_KEY
 from server.superlink.superlink import sync
+from shared.trust import image
+from shared.trust.keys import read_signing_key
 
 SITES = ("near", "revoked", "lost")
 USER = 10001
@@ -52,6 +54,10 @@ def host(docker: Engine) -> Iterator[Host]:
     federation = make(folder / "federation", address=f"{bridge}:{port}")
     for name in SITES:
         enter(federation, folder / name, name)
+        (folder / name / image.FOLDER).mkdir()
+        id = docker.docker("image", "inspect", "--format", "{{.Id}}", docker.image("client"))
+        signed = image.sign([id], read_signing_key(federation / SIGNING_KEY))
+        (folder / name / image.FOLDER / "images.sig").write_bytes(signed)
     found = Host(engine=docker, folder=folder)
     flags = (
         "--host",
@@ -129,6 +135,11 @@ def test_what_has_to_be_mended_here_comes_first(host: Host) -> None:
     assert (gpu.returncode, "gpu: this engine gives none" in gpu.stderr) == (2, True)
     missing = host.site("up", "lost", "--cohort", str(host.folder / "cohort"), "--image", "lacuna-client:none")
     assert (missing.returncode, "is not here, and none is fetched" in missing.stderr) == (2, True)
+    signature = host.folder / "lost" / image.FOLDER / "images.sig"
+    signature.rename(host.folder / "lost" / "images.away")
+    unsigned = host.up("lost")
+    assert (unsigned.returncode, "is not signed by the federation" in unsigned.stderr) == (2, True)
+    (host.folder / "lost" / "images.away").rename(signature)
     key = host.folder / "lost" / "enrolment" / "site.key"
     key.chmod(0o640)
     open_key = host.up("lost", "--wait", "300")

@@ -12,6 +12,7 @@ OWN = {  # what each part may ask for
     "postgres": set(),
     "proxy": {"superlink"},
     "coordinator": {"superlink", "mlflow"},
+    "keeper": set(),
     "site": {PROXY},
 }
 CANARY = "canary.invalid"
