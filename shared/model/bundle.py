@@ -174,12 +174,19 @@ def load(folder: Path, *, trusted: Ed25519PublicKey | None) -> Bundle:
             signer=key_id(signer),
             trusted=trusted is not None,
             record=record,
-            calibration=calibration_of(record.get("calibration")),
+            calibration=_calibration(record, where),
         )
     except ConfigError as error:
         raise DataError(f"{where}: {str(error)[:300]}") from None
     except _MALFORMED as error:
         raise DataError(f"{where}: {MANIFEST} is not what this version writes ({type(error).__name__})") from None
+
+
+def _calibration(record: Mapping[str, Any], where: str) -> Calibration | None:
+    try:
+        return calibration_of(record.get("calibration"))
+    except ConfigError as error:
+        raise DataError(f"{where}: {error}") from None
 
 
 def weights_of(folder: Path) -> tuple[str, Ed25519PublicKey]:

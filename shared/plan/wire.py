@@ -283,7 +283,9 @@ def refusal_in(content: RecordDict) -> LacunaError | None:
     if "refusal" not in content.config_records:
         return None
     head = content.config_records["refusal"]
-    return _REFUSALS.get(str(head.get("kind")), RunFailed)(str(head.get("why"))[:500])
+    why = str(head.get("why"))[:500]
+    said = why if any(c.isprintable() and c != " " for c in why) else "it gave no reason"
+    return _REFUSALS.get(str(head.get("kind")), RunFailed)(said)
 
 
 def size(content: RecordDict) -> int:

@@ -29,3 +29,9 @@ def test_a_message_without_a_text_of_bytes_is_no_question(text: object) -> None:
     """Found by the fuzzing: of a number so many bytes were made, before anything was known of the message."""
     assert wire.question(RecordDict({"query": ConfigRecord({"text": text})})) == ""  # type: ignore[dict-item]
     assert wire.question(RecordDict({"query": ConfigRecord()})) == ""
+
+
+@pytest.mark.parametrize("why", ["", " ", "\0\n", "\u202e"])
+def test_a_no_without_a_word_is_a_line_all_the_same(why: str) -> None:
+    said = wire.refusal_in(RecordDict({"refusal": ConfigRecord({"kind": "PlanRefused", "why": why})}))
+    assert str(said) == "it gave no reason"

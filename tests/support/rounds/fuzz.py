@@ -12,8 +12,10 @@ import argparse
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,6 +40,7 @@ class Found:
     """What came of a run of messages."""
 
     endings: Counter[tuple[str, str]] = field(default_factory=Counter)
+    crashes: list[str] = field(default_factory=list)
     grown: float = 0.0  # MB of memory, from a tenth of the way on
     seconds: float = 0.0
 
@@ -58,17 +61,22 @@ def shoot(folder: Path, messages: int, seed: int, tell: Callable[[str], object] 
     found, before = Found(), range_.files()
     answered = len(list(Ledger(range_.state / LEDGER).entries()))
     begun, memory = time.monotonic(), 0.0
-    for number, kind in enumerate(kinds):
-        if number == len(kinds) // 10:
-            memory = resident()
-        try:
-            found.endings[kind, range_.shots[kind]()] += 1
-        except BaseException:
-            tell(f"message {number}, one of {kind}, seed {seed}")
-            raise
-        if number % 1000 == 999:
-            tell(f"{number + 1} of {len(kinds)}: {time.monotonic() - begun:.0f} s, {resident():.0f} MB")
+    try:
+        for number, kind in enumerate(kinds):
+            if number == len(kinds) // 10:
+                memory = resident()
+            try:
+                found.endings[kind, range_.shots[kind]()] += 1
+            except Exception:
+                found.endings[kind, "CRASHED"] += 1
+                found.crashes.append(f"message {number} of seed {seed}, one of {kind}: {traceback.format_exc()}")
+                tell(found.crashes[-1])
+            if number % 1000 == 999:
+                tell(f"{number + 1} of {len(kinds)}: {time.monotonic() - begun:.0f} s, {resident():.0f} MB")
+    except KeyboardInterrupt:
+        tell("ended early; what came until now is checked")
     found.grown, found.seconds = resident() - memory, time.monotonic() - begun
+    assert not found.crashes, "\n".join(found.crashes)
     after = range_.files()
     changed = [str(path) for path in before.keys() | after.keys() if before.get(path) != after.get(path)]
     assert changed == [], changed
@@ -93,6 +101,7 @@ def main() -> None:
     options.add_argument("--messages", type=int, default=50_000)
     options.add_argument("--seed", type=int, default=1)
     asked = options.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background: ends it early, and checks
     torch.set_num_threads(1)
     methods.METHODS["probe"] = Probe  # type: ignore[index]
     folder = Path(tempfile.mkdtemp(prefix="lacuna-fuzz-"))

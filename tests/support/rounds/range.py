@@ -211,13 +211,18 @@ class Range:
         message = Message(copy.deepcopy(self.good_update), reply_to=self.reply(RecordDict()))
         message.content.config_records["update"]["spent"] = text
 
+        kept, stored = (self.run / "claims.json").read_bytes(), False
+
         def take() -> None:
+            nonlocal stored
             update = wire.unpack_update(message, "east")
             self.claims.accept(update, {})
+            stored = True
             assert plain(Ledgers(self.run / "claims.json", "on").last("east")) == plain(update.spent)
             self.claims.accept(replace(update, spent=replace(self.spent, sequence=2**62)), {})
 
         how = ended(take, UpdateRejected)
+        assert stored or (self.run / "claims.json").read_bytes() == kept, "what was rejected is not kept"
         if self.claims.last("east") != before:  # one that could be true
             (self.run / "claims.json").unlink()
             self.claims = Ledgers(self.run / "claims.json", "on")
