@@ -22,14 +22,16 @@ from server.journal.receipts import Receipts
 from server.journal.tracking import Tracker
 from server.journal.version import code_version
 from server.rounds import ledgers, prior
-from server.rounds.admission import admit, admit_sums, sums_shapes
+from server.rounds.admission import admit, admit_sums, check_held, sums_shapes
 from server.rounds.aggregation import Mean
 from server.rounds.collect import Answers, Ask, Collector, room
+from server.rounds.company import out_of_norm, out_of_sums
 from server.rounds.ledgers import Ledgers
 from server.rounds.place import Place, restore
 from server.rounds.release import release
 from server.rounds.roster import Handshake, Roster, check_coverage
-from server.rounds.step import build_strategy, check_collapse, mean_of, new_fold, step, watch
+from server.rounds.spool import Shelf
+from server.rounds.step import build_strategy, check_collapse, mean_of, step, watch
 from server.rounds.validation import Validator
 from shared.base.errors import ConfigError
 from shared.base.owners import frozen
@@ -176,32 +178,40 @@ class Rounds:
         """Ask the drawn sites for a round's updates; admit and fold in each as it arrives."""
         federation = self.config.federation
         drawn = roster.drawn(phase.name, place.round, seed=self.config.seed, federation=federation)
-        samples = options.steps * options.batch
-        fold = new_fold(
-            self.strategy,
-            owners,
-            place.weights,
-            spool=self.folder / "spool",
-            federation=federation,
-            most=samples * len(drawn),
-        )
+        samples, shelf = options.samples, Shelf(self.folder / "spool")
         plan, around = self._plan(place, phase), frozen(place.weights, owners)
 
         def take(update: Update) -> None:
+            check_held(update, roster.inventories[update.site])
             admitted = admit(update, plan, owners=owners, frozen=around, limits=federation.limits, samples=samples)
             self.ledgers.accept(update, self._asks(update, phase))
-            fold.add(admitted)
+            shelf.add(admitted)
 
-        most = room(sum(plan.weights[name].numel() for name in owners), len(owners), 4)
-        answers = self.collector.collect(Ask(plan=plan, sites=tuple(drawn), most=most, take=take), roster)
-        return answers, mean_of(fold, self.strategy, min_holders=federation.min_holders)
+        def settle() -> dict[SiteName, str]:  # a robust strategy outvotes the odd one, and needs its number
+            return self._set_aside(shelf, {} if self.strategy.needs_all else out_of_norm(shelf, federation.limits))
+
+        bytes_ = room(sum(plan.weights[name].numel() for name in owners), len(owners), 4)
+        ask = Ask(plan=plan, sites=tuple(drawn), most=bytes_, take=take, settle=settle)
+        answers = self.collector.collect(ask, roster)
+        most = samples * len(drawn)
+        mean = mean_of(shelf, self.strategy, owners, place.weights, federation=federation, most=most)
+        shelf.clear()
+        few = sorted(owner for owner, n in mean.holders.items() if n and owner not in mean.trained)
+        if place.round == 0 and few:
+            self.view.note(f"{phase.name}: keep their values, since too few sites train them: {', '.join(few)}")
+        return answers, mean
+
+    def _set_aside(self, shelf: Shelf, out: dict[SiteName, str]) -> dict[SiteName, str]:
+        for site in out:
+            shelf.drop(site)
+        return out
 
     def _sums_round(self, place: Place, phase: Phase, roster: Roster, of: int) -> None:
         """Integers, so the total is the same bits in any order; what fewer sites than the policy asks for have is left
         out."""
         started, least = time.monotonic(), self.config.federation.min_holders
         totals: dict[str, Tensor] = {}
-        company = Company(phase)
+        company, shelf = Company(phase), Shelf(self.folder / "spool")
         net = self.settings.build_net(self.method)
         net.load_state_dict(dict(place.weights))
         shapes = sums_shapes(self.method, net, phase.name, self.settings.grid)
@@ -212,12 +222,19 @@ class Rounds:
         def take(update: Update) -> None:
             admitted = admit_sums(update, plan, frozen=around, shapes=shapes, sites=len(sites))
             self.ledgers.accept(update, self._asks(update, phase))
-            company.meet(to_numbers(admitted.delta))
-            for name, value in admitted.delta.items():
-                totals[name] = totals[name] + value if name in totals else value
+            shelf.add(admitted)
+
+        def settle() -> dict[SiteName, str]:
+            limits = self.config.federation.limits
+            return self._set_aside(shelf, out_of_sums(shelf, phase, roster.inventories, limits))
 
         most = room(sum(math.prod(shape) for shape in shapes.values()), len(shapes), 8)
-        answers = self.collector.collect(Ask(plan=plan, sites=sites, most=most, take=take), roster)
+        answers = self.collector.collect(Ask(plan=plan, sites=sites, most=most, take=take, settle=settle), roster)
+        for update in shelf.emptied():
+            company.meet(to_numbers(update.delta))
+            for name, value in update.delta.items():
+                totals[name] = totals[name] + value if name in totals else value
+        shelf.clear()
         kept, left_out = company.keep(totals, least)
         if place.round == 0 and (hidden or left_out):
             few = f"{', '.join(hidden) or 'no modality'}, and {left_out} cells besides"

@@ -19,7 +19,7 @@ from support.cohort.worlds import write_world
 
 PROJECT, PROXY, PORT = "lacuna-test", "proxy.test", 8443
 USER = "10001:10001"
-DISK = "1000m"  # of the runs: small, so that it can be filled; a model of 116 MB has its checkpoints there too
+DISK = "1500m"  # of the runs: small, to be filled; a model of 116 MB has its checkpoints and a round's updates there
 MODALITIES = ("T1", "T2", "FLAIR")
 SITES = {  # TOF for the method of test_figures.py alone
     "north": [("T1", "T2", "TOF")] * 5 + [("T1",)],

@@ -132,7 +132,7 @@ def test_nothing_fits_a_budget_that_was_spent(state: Path) -> None:
 def test_a_plan_at_a_site_that_is_not_enrolled_is_held_against_the_runs_own_terms(tmp_path: Path) -> None:
     plan = write(tmp_path / "config.json", run_config(epsilon=50.0, delta=1e-6).text())
     text = said(tmp_path, "--plan", plan)
-    assert "budget      epsilon 50, delta 1e-06 (the run's own: this site is not enrolled yet)" in text
+    assert "budget      epsilon 50, delta 1e-06 (the run's own: this site has made none yet)" in text
     assert list(tmp_path.iterdir()) == [plan]
 
 

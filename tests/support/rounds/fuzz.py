@@ -53,7 +53,19 @@ class Found:
 
 def shoot(folder: Path, messages: int, seed: int, tell: Callable[[str], object] = lambda _: None) -> Found:
     """So many messages, in their shares; an AssertionError, or whatever crashed, where one got through."""
-    logging.getLogger("lacuna.site").setLevel(logging.CRITICAL)
+    log = logging.getLogger("lacuna.site")
+    log.addFilter(_nothing)
+    try:
+        return _shoot(folder, messages, seed, tell)
+    finally:
+        log.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
+
+
+def _shoot(folder: Path, messages: int, seed: int, tell: Callable[[str], object]) -> Found:
     range_ = Range(folder, seed)
     federation_key(range_.state)
     kinds = [kind for kind, share in SHARES.items() for _ in range(round(messages * share))]

@@ -307,7 +307,9 @@ class Range:
             path: hashlib.sha256(path.read_bytes()).hexdigest()
             for root in (self.run, self.world, self.model)
             for path in sorted(root.rglob("*"))
-            if path.is_file() and path.name not in (*BOOKS, "claims.json") and not path.name.startswith(plans.FILE)
+            if path.is_file()
+            and path.name not in (*BOOKS, "claims.json", ".ledgers.json.lock")
+            and not path.name.startswith(plans.FILE)
         }
 
     def asked_of_east(self) -> set[tuple[str, str]]:
