@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli.options import RUNS, Runs
+from server.cli import leaving
+from server.cli.options import FOLDER, RUNS, Folder, Runs
 from shared.base.errors import ConfigError
 from shared.base.verbs import flat
 
@@ -31,8 +32,6 @@ The folder holds the private keys of the CA, the server and the signing key: kee
 and never send any of it but the kits. No site's private key ever comes here.""",
 )
 
-Folder = Annotated[Path, typer.Option("--federation", help="The folder that `init` made.")]
-FOLDER = Path("federation")
 Fingerprint = Annotated[
     str | None,
     typer.Option(
@@ -179,48 +178,12 @@ def revoke(
         found = withdrawn.with_part_of(runs, site)
         for run in found:
             withdrawn.mark(run, site, withdrawn.Mark(who="site", why=why, at=_now().timestamp()))
-        _affected(runs, found, site)
+        leaving.say_affected(runs, found, site)
     _warn(federation)
 
 
-@app.command("withdrawn")
-def withdrawn_(
-    note: Annotated[Path, typer.Argument(help="What `lacuna-site withdraw` made.", show_default=False)],
-    federation: Folder = FOLDER,
-    runs: Runs = RUNS,
-) -> None:
-    """A site says that a subject of its own left: mark the runs that had them. The note names runs, and nobody.
-
-    Only what the site's own key signed is believed.
-    """
-    from server.federation.leaving import read_site_note
-    from server.journal import withdrawn
-
-    told = read_site_note(federation, note)
-    found = [runs / run for run in told.runs if (runs / run / "rounds.jsonl").exists()]
-    for run in found:
-        since = told.runs[run.name]
-        mark = withdrawn.Mark(who="subject", phase=since.phase, round=since.round, at=float(told.at))
-        withdrawn.mark(run, told.site, mark)
-    for name in sorted(set(told.runs) - {run.name for run in found}):
-        typer.echo(f"run {name}: is not in {runs}/")
-    _affected(runs, found, told.site)
-
-
-@app.command()
-def recall(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.", show_default=False)],
-    why: Annotated[str, typer.Option(help="A line that whoever is refused reads.", show_default=False)],
-    federation: Folder = FOLDER,
-) -> None:
-    """Take a bundle back: its weights go on the list that the signing key signs, whatever else is in the bundle.
-
-    Send the list to every site that has the bundle: it belongs beside the key that they name with --trust, and their
-    `lacuna-site synthesize`, `reconstruct` and `evaluate` refuse the bundle from then on.
-    """
-    from server.federation import leaving
-
-    typer.echo(f"send this to the sites: {leaving.recall(federation, bundle, why=why, now=_now())}")
+app.command("withdrawn")(leaving.withdrawn)
+app.command()(leaving.recall)
 
 
 @app.command()
@@ -360,21 +323,6 @@ def _say_admitted(admission: "Admission", folder: Path) -> None:
     for note in admission.notes:
         typer.echo(f"warning: {note}", err=True)
     _warn(folder)
-
-
-def _affected(runs: Path, found: list[Path], site: str) -> None:
-    """Which runs have it, those that started from one of them too, and what can be done."""
-    from server.journal import withdrawn
-
-    said = [line for path in sorted(runs.glob("*/config.json")) for line in withdrawn.lines(path.parent)]
-    for line in said:
-        typer.echo(line)
-    if not said:
-        typer.echo(f"no run in {runs}/ has anything of {site}")
-        return
-    for run in found:
-        typer.echo(f"to train it again from before: lacuna resume {run.name} --without {site}")
-    typer.echo("to take back a bundle of one of them: lacuna federation recall BUNDLE --why ...")
 
 
 def _kits(done: "Rotated", folder: Path) -> None:
