@@ -149,7 +149,9 @@ def test_one_private_site_among_others_and_its_end_does_not_end_the_run(hospital
 
 
 def test_without_quorum_a_spent_budget_ends_the_run_with_its_reason(hospitals: Path, tmp_path: Path) -> None:
-    poor = dataclasses.replace(PRIVATE, sites=dict.fromkeys(SITES, bound({STEP: 4, SUMS: 1}, 1e-5) * 1.001))
+    poor = dataclasses.replace(
+        PRIVATE, epsilon=1.0, sites=dict.fromkeys(SITES, bound({STEP: 4, SUMS: 1}, 1e-5) * 1.001)
+    )
     with pytest.raises(RunFailed, match="privacy budget of epsilon"):
         serve(private(hospitals, rounds=4, privacy=poor), tmp_path / "run")
 
@@ -158,7 +160,7 @@ def test_a_budget_holds_over_runs(hospitals: Path, tmp_path: Path) -> None:
     """A second run over the same disks goes on in the same ledgers."""
     enough = dict.fromkeys(SITES, bound({STEP: 16, SUMS: 2}, 1e-5) * 1.001)
     disks = str(tmp_path / "disks")
-    wanted = private(hospitals, privacy=dataclasses.replace(PRIVATE, sites=enough), disks=disks)
+    wanted = private(hospitals, privacy=dataclasses.replace(PRIVATE, epsilon=1.0, sites=enough), disks=disks)
     for run in ("first", "second"):
         serve(wanted, tmp_path / run)
     with Budget.look(tmp_path / "disks" / "north" / "privacy") as own:

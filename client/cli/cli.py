@@ -26,7 +26,7 @@ its training; **status** and **logs** tell how that goes, and **doctor** what is
 **ingest** makes a cohort of DICOM, **prepare** checks a BIDS cohort and caches it, **synthesize** fills in what a
 subject lacks from a signed bundle,
 **reconstruct** does so from raw measurements too,
-**evaluate** scores a bundle on the site's own subjects.
+**evaluate** scores a bundle on the site's own subjects. **withdraw** lets a subject leave.
 
 **policy** says what the site allows, **plans** what it was asked and what waits for a yes, **ledger** what left it,
 **budget** shows what private training has spent of the site's privacy budget, **audit** tests what it stands on, and

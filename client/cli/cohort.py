@@ -9,7 +9,7 @@ import typer
 
 from client.cli.options import Modalities, Why
 from shared.base.display.terminal import bar
-from shared.base.errors import DataError
+from shared.base.errors import ConfigError, DataError
 from shared.base.verbs import flat
 
 if TYPE_CHECKING:
@@ -204,3 +204,40 @@ def review(
         decide(cohort, accept=accept or (), reject=reject or (), why=why)
     for row in listing(cohort):
         typer.echo(f"{row.subject:<24}{row.state:<16}{row.why}")
+
+
+@app.command()
+def withdraw(
+    subject: Annotated[str, typer.Argument(help="The name in the cohort, sub-*.", show_default=False)],
+    state: Annotated[Path, typer.Option(help="This site's private disk.", envvar="LACUNA_STATE", show_default=False)],
+    cohort: Annotated[
+        list[Path] | None,
+        typer.Option(help="Repeat it. Default: [site] cohorts of STATE/site.toml.", show_default=False),
+    ] = None,
+    why: Why = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say where they were and what would go.")] = False,
+) -> None:
+    """Somebody takes it back: nobody here trains on them any more, cohort and caches forget them, and runs are named.
+
+    It says which runs, phases and rounds they were in, by the ledger of what left. What was trained can't be untrained
+    here: send the coordinator the note, which names runs and rounds and nobody, for `lacuna federation withdrawn`.
+    Sums wait until several people have left or come: one person less would show that person.
+    """
+    from client.ingest.cohort.withdraw import withdraw as carry_out
+    from client.site import settings
+    from client.site.enrol import name_of
+
+    folders = cohort or [Path(folder) for folder in settings.load(state).cohorts]
+    if not folders:
+        raise ConfigError(f"--cohort: name the cohort, or [site] cohorts in {state / settings.SETTINGS}")
+    done = carry_out(state, folders, name_of(state), subject, why=why, rehearsal=dry_run)
+    for part in done.parts:
+        typer.echo(part.line() + ("; sums over them left" if part.summed else ""))
+    if not done.parts:
+        typer.echo("nothing that they were in has left this site")
+    for path in done.forgotten:
+        typer.echo(f"{'would delete' if dry_run else 'deleted'}: {path}")
+    for path in done.kept:
+        typer.echo(f"set aside, for you to delete: {path}")
+    if done.note is not None:
+        typer.echo(f"send this to the coordinator: {done.note}")

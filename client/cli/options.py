@@ -30,7 +30,11 @@ class Signer:
 
     trust: Annotated[
         Path | None,
-        typer.Option(help="The coordinator's public key; a bundle signed by another is refused.", show_default=False),
+        typer.Option(
+            help="The coordinator's public key; a bundle signed by another is refused, and one that the coordinator's "
+            "recalled.json, which lies beside the key, has recalled.",
+            show_default=False,
+        ),
     ] = None
     any_signer: Annotated[
         bool, typer.Option("--any-signer", help="Take a whole bundle whoever signed it; forgery is then not excluded.")
@@ -38,12 +42,18 @@ class Signer:
 
     def load(self, folder: Path) -> "Loaded":
         from shared.model import bundle
+        from shared.trust.leaving import check_not_recalled
 
         if self.trust is None and not self.any_signer:
             raise ConfigError(
                 "--trust: name the coordinator's public key, or say --any-signer to take any whole bundle"
             )
-        return bundle.load(folder, trusted=None if self.trust is None else bundle.read_public_key(self.trust))
+        if self.trust is None:
+            return bundle.load(folder, trusted=None)
+        key = bundle.read_public_key(self.trust)
+        loaded = bundle.load(folder, trusted=key)
+        check_not_recalled(loaded.record["files"][bundle.WEIGHTS]["sha256"], self.trust, key, f"bundle {folder}")
+        return loaded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,23 +41,29 @@ def policy(
     sizes = ["tiny", "small"]
     max_rounds_per_day = 50        # in any 24 hours, over all runs
     max_hours_per_day = 8.0        # of work; a round that gets there ends
-    min_subjects = 20              # 5 if left out; also of people in each cell of a sum
-    min_holders = 2                # what fewer sites trained stays unsaid
+    max_rounds = 2000              # of a run, over all its phases
+    repeats = "same"               # a round is answered again for the same weights alone
+    min_samples = 32               # slices behind an update: steps x batch of a round
+    min_subjects = 5               # people behind every sum, and every part of an update
+    min_cell = 5                   # smaller counts leave only as fewer than this
+    min_holders = 3                # what fewer sites trained is not released
     metrics = ["loss", "samples"]  # others are left out of what is sent
     epsilon = 8.0                  # private only, and never more than this
+    delta = 1e-5                   # of that budget
     manifest = "installed"         # the kit's is asked of each plan anyway; so none without a kit
     approve = "ask"                # each run waits for a yes, see `plans`
     ```
 
-    A key that is left out is no rule, but `min_subjects`. A key that is not known is an error: nothing is trained until
-    it is mended. The same keys may stand in Flower's node config (`max-rounds-per-day=50`), but not with another value.
+    `lacuna-site init` writes the file: each key with a line that explains it, and none set. A key that is left out is
+    no rule, but for `max_rounds`, `repeats` and those that begin with `min_`, whose defaults stand above. A key that is
+    not known is an error: nothing is trained until it is mended. The same keys may stand in Flower's node config
+    (`max-rounds-per-day=50`), but not with another value.
     """
     from client.site.plans import used
-    from client.site.policy import make_policy
-    from client.site.settings import SETTINGS, read_file
+    from client.site.settings import SETTINGS
 
     folder = _state(state)
-    found = make_policy(read_file(folder).policy)
+    found = _policy_of(folder)
     if check:
         typer.echo(f"{folder / SETTINGS}: [policy] can be read")
         return
@@ -65,6 +71,13 @@ def policy(
         typer.echo(f"{key:<20}{words}")
     rounds, hours = used(folder)
     typer.echo(f"{'used':<20}{rounds} rounds and {hours:.2f} hours in the last 24")
+
+
+def _policy_of(state: Path):  # type: ignore[no-untyped-def]
+    from client.site.policy import make_policy
+    from client.site.settings import read_file
+
+    return make_policy(read_file(state).policy)
 
 
 # --- plans ----------------------------------------------------------------------------------------------------------
@@ -108,8 +121,9 @@ def show(
         bool, typer.Option("--config", help="The plan's settings in full, as JSON, as they came.")
     ] = False,
 ) -> None:
-    """One plan in full: what it asks for, every message about it, and what was answered."""
+    """One plan in full: what it asks for, the rules here that its numbers must keep, every message and its answer."""
     from client.site.plans import find, printable, summary
+    from client.site.policy import RULES
 
     found = find(_state(state), plan)
     if config:
@@ -121,6 +135,9 @@ def show(
         facts["decision"] += f" {_when(found.said_at)}"
     for key, value in facts.items():
         typer.echo(f"{key:<20}{value}")
+    for key, words in _policy_of(_state(state)).words():
+        if key in RULES:
+            typer.echo(f"{f'here: {key}':<20}{words}")
     for one in found.asked:
         about = "handshake" if one.phase is None else f"{printable(one.phase)} round {one.round}"
         worked = "" if one.worked is None else f"{one.worked:.1f} s; "

@@ -26,10 +26,15 @@ def budget(
         ),
     ] = None,
     set_epsilon: Annotated[
-        float | None, typer.Option(help="Raise or lower the budget; stands in the ledger for good.", show_default=False)
+        float | None,
+        typer.Option(help="Make, raise or lower the budget; stands in the ledger for good.", show_default=False),
     ] = None,
     set_size: Annotated[
-        int | None, typer.Option(help="Another round figure of the site's subjects; likewise.", show_default=False)
+        int | None,
+        typer.Option(help="The round figure of the site's subjects, or another; likewise.", show_default=False),
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Of a budget that is made now; later it can't be changed.", show_default="1e-5")
     ] = None,
     why: Why = "",
     as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
@@ -44,6 +49,9 @@ def budget(
     STATE/privacy/key, and a ledger that is changed, missing or older than it was is refused, never taken for a fresh
     start. A charge is written before the data are looked at and never given back. When the budget is spent nothing is
     admitted any more, however cheap, until you raise it: `lacuna-site budget STATE --set-epsilon 10 --why "..."`.
+
+    **A budget is made here**, by `lacuna-site budget STATE --set-epsilon 8 --set-size 70` or by `epsilon` in the
+    policy: no plan makes one, and none may spend more than it.
 
     **Backup**: copy STATE/privacy and STATE/privacy.enrolled together, while no run is on. Once the site has trained
     since, a restored copy is refused, here or by the coordinator: it would forget what was spent meanwhile.
@@ -62,11 +70,23 @@ def budget(
         view.refuse(said)
         return
     if set_epsilon is not None or set_size is not None:
-        with Budget.open(folder) as own:
-            own.change_budget(set_epsilon, size=set_size, why=why)
+        _set_budget(folder, set_epsilon, set_size, delta, why)
     with Budget.look(folder) as own:
         said = view.facts(own)
     typer.echo(json.dumps(said, indent=1) if as_json else "\n".join(view.lines(said)))
+
+
+def _set_budget(folder: Path, epsilon: float | None, size: int | None, delta: float | None, why: str) -> None:
+    """Make a budget, or change the one that is there."""
+    from client.privacy.budget import Budget
+    from client.privacy.budget_files import enrolled
+    from client.site.policy import DELTA
+
+    if not enrolled(folder):
+        Budget.open(folder, epsilon=epsilon, delta=DELTA if delta is None else delta, size=size).close()
+        return
+    with Budget.open(folder, delta=delta) as own:
+        own.change_budget(epsilon, size=size, why=why)
 
 
 @audits.command("privacy")

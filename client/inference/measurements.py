@@ -21,9 +21,10 @@ from shared.base.options import plain, require
 from shared.base.randomness import generator
 from shared.base.vocabulary import Modality
 from shared.data.intensities import RULES, Scaling
-from shared.data.kspace import KSpace, read
+from shared.data.kspace import KSpace
 from shared.data.modalities import Percentiles
 from shared.data.preparation import Loaded
+from shared.data.trial import tried
 from shared.data.volumes import Grid, Volume
 from shared.diffusion.acquisition import birdcage, equispaced, random_lines, unit_maps
 from shared.diffusion.coils import LEAST_LINES, espirit, with_phase
@@ -91,7 +92,7 @@ class Simulation:
 
 def from_file(path: Path, maps: Path | None, modality: Modality) -> Scan:
     """Coil maps come with the data, or in a file of their own, or are estimated from its fully measured lines."""
-    raw = read(path, maps)
+    raw = tried(path, maps)
     estimated = raw.maps_from is None and raw.coils > 1
     if estimated and raw.calibrated < LEAST_LINES:
         raise DataError(

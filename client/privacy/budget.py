@@ -60,7 +60,10 @@ class Budget:
         if files.enrolled(folder):
             files.must_be_there(folder)
         elif epsilon is None or delta is None or size is None:
-            raise ConfigError(f"{folder}: no privacy ledger yet; epsilon, delta and size are needed to enrol the site")
+            raise ConfigError(
+                f"{folder}: no privacy budget yet; to make one name epsilon and size: `lacuna-site budget STATE "
+                "--set-epsilon E --set-size N`"
+            )
         else:
             _check_terms(epsilon, delta, size)
             private_folder(folder)

@@ -123,7 +123,7 @@ def plan_lines(said: Mapping[str, Any]) -> Iterator[str]:
         yield f"{'planned':<12}{query['steps']} steps at noise {query['noise']:g}, rate {query['rate']:g}"
     yield f"{'alone':<12}epsilon {_both(said['alone'])}"
     yield f"{'in all':<12}epsilon {_both(said['total'])}"
-    whose = "" if said["enrolled"] else " (the run's own: this site is not enrolled yet)"
+    whose = "" if said["enrolled"] else " (the run's own: this site has made none yet)"
     yield f"{'budget':<12}epsilon {said['budget']:g}, delta {said['delta']:g}{whose}"
     if said["fits"]:
         yield "it fits"

@@ -14,7 +14,9 @@ from torch import nn
 from client.privacy.budget import Budget
 from client.privacy.budget_files import enrolled
 from client.privacy.private import Engine, shares_of, sum_private, train_private
+from client.site.checks import min_cell
 from client.site.ledger import Ledger
+from client.site.policy import DELTA
 from client.site.site import Site
 from shared.base.errors import BudgetSpent, DataError, PlanRefused
 from shared.base.records import Owners, Phase, RoundPlan, Spent
@@ -106,7 +108,7 @@ class PrivateSite:
         return Engine(plan=self.plan, charge=charge)
 
     def _public(self, patterns: Patterns) -> tuple[tuple[Modality, ...], ...]:
-        least = min(self.settings.min_cell, max(patterns.values(), default=1))
+        least = min(min_cell(self.site, self.settings), max(patterns.values(), default=1))
         return tuple(sorted(pattern for pattern, n in patterns.items() if n >= least))
 
 
@@ -114,18 +116,29 @@ class PrivateSite:
 def private_site(
     site: Site, settings: RunSettings, subjects: int, *, go_on: Callable[[], None] = lambda: None
 ) -> Iterator[PrivateSite]:
-    """Open and lock the site's budget; made at first use, with the policy's terms or else the run's."""
+    """Open and lock the site's budget: the one that it has, or its policy's, made now; a plan makes none.
+
+    PlanRefused where there is neither, and where all sites are to spend more than this one has.
+    """
     folder, wanted, policy = site.privacy, settings.privacy, site.policy
     if enrolled(folder):
         opened = Budget.open(folder, epsilon=policy.epsilon, delta=policy.delta, size=policy.about)
-    else:
-        opened = Budget.open(
-            folder,
-            epsilon=wanted.epsilon if policy.epsilon is None else policy.epsilon,
-            delta=wanted.delta if policy.delta is None else policy.delta,
-            size=round_figure(subjects) if policy.about is None else policy.about,
+    elif policy.epsilon is None:
+        raise PlanRefused(
+            f"{site.name}: plan.privacy.mode={wanted.mode}: this site has no privacy budget, and no plan makes one; "
+            "`lacuna-site budget STATE --set-epsilon E --set-size N` does, or epsilon in its policy"
         )
+    else:
+        delta = DELTA if policy.delta is None else policy.delta
+        size = round_figure(subjects) if policy.about is None else policy.about
+        opened = Budget.open(folder, epsilon=policy.epsilon, delta=delta, size=size)
     with opened as budget:
+        for key, asked, own in (("epsilon", wanted.epsilon, budget.budget), ("delta", wanted.delta, budget.delta)):
+            if wanted.mode == "on" and asked > own:
+                raise PlanRefused(
+                    f"{site.name}: plan.privacy.{key}={asked:g}: this site's privacy budget has {key} {own:g}, and "
+                    "with privacy.mode=on all spend what the plan says; privacy.mode=mixed leaves it to each"
+                )
         plan = PrivacyPlan.of(wanted, epsilon=budget.budget, delta=budget.delta, size=budget.size)
         yield PrivateSite(site=site, budget=budget, plan=plan, settings=settings, go_on=go_on)
 

@@ -28,7 +28,7 @@ MOST = 2.0  # times the slices of the median person: what more somebody has coun
 def people_of(
     cohorts: Sequence[Cohort], method: Method, phase: str, *, least: int, hidden: Collection[Modality] = ()
 ) -> dict[str, Person]:
-    """Everybody whom a phase would sum here, with the modalities that enough people have."""
+    """Everybody whom a phase would read here, with the modalities that enough people have."""
     held: dict[str, set[Modality]] = {}
     images: dict[str, list[str]] = {}
     for cohort in cohorts:
@@ -45,12 +45,14 @@ def people_of(
     }
 
 
+def too_few(site: Site, people: People) -> str | None:
+    least = site.policy.min_subjects
+    return f"no modality is held by as many people as its policy asks for ({least})" if len(people) < least else None
+
+
 def why_not(site: Site, people: People) -> str | None:
     """Say why sums over these people don't leave this site; None if they do."""
-    least = site.policy.min_subjects
-    if len(people) < least:
-        return f"no modality is held by as many people as its policy asks for ({least})"
-    return too_near(site.state, people, least)
+    return too_few(site, people) or too_near(site.state, people, site.policy.min_subjects)
 
 
 def sum_people(

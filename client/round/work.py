@@ -14,15 +14,15 @@ from torch import nn
 from client.privacy.private_work import PrivateSite, check_people, private_site
 from client.round import sums
 from client.round.text import check_text
-from client.site import plans
-from client.site.checks import check, check_round, check_schema, is_private, why_not
+from client.site import plans, withdrawn
+from client.site.checks import check, check_round, check_samples, check_schema, is_private, min_cell, why_not
 from client.site.site import Site
 from client.site.summed import Person
 from shared.base import checkpoint
 from shared.base.errors import PlanRefused
 from shared.base.owners import frozen
 from shared.base.records import Batch, Inventory, Owners, Phase, RoundPlan, Spent, Update
-from shared.base.vocabulary import LOCAL, Modality, Weights
+from shared.base.vocabulary import LOCAL, SHARED, Modality, Weights
 from shared.clinical.attach import attach
 from shared.data.cohort import Cohort, cache_folder
 from shared.data.missing import suppress
@@ -31,7 +31,7 @@ from shared.data.slices import Pool, Slices
 from shared.methods import Method
 from shared.plan.settings import RunSettings
 from shared.plan.sums import to_integers
-from shared.plan.training import find_device, train
+from shared.plan.training import Trained, find_device, train
 
 SUM_BATCH = 64  # slices at a time in a phase of sums
 
@@ -44,6 +44,8 @@ def take_inventory(site: Site, run: str, config: str, schema: str) -> Inventory:
         method = settings.build_method()
         check(site, settings, method)
         private = is_private(site, settings)
+        if not private:
+            check_samples(site, settings, method)
         plan.allowed_here()
         return _inventory(site, settings, method, schema, private=private)
 
@@ -54,21 +56,23 @@ def _inventory(site: Site, settings: RunSettings, method: Method, schema: str, *
     patterns = present(cohorts, method.modalities)
     phases = settings.phases(method)
     why = {phase.name: why_not(site, method, patterns, phase.name) for phase in phases}
+    least = min_cell(site, settings)
     inventory = Inventory(
         site=site.name,
         schema=schema,
-        subjects=at_least(patterns, settings.min_cell),
-        patterns=suppress(patterns, settings.min_cell),
+        subjects=at_least(patterns, least),
+        patterns=suppress(patterns, least),
         refused={phase: reason for phase, reason in why.items() if reason is not None},
         preparation=preparation_of(cohorts),
     )
     if not private:
-        least, refused = site.policy.min_subjects, dict(inventory.refused)
+        refused = dict(inventory.refused)
         summed: set[Modality] = set()
-        for phase in (phase for phase in phases if phase.kind == "sums"):
-            people = sums.people_of(cohorts, method, phase.name, least=least)
-            summed |= {m for person in people.values() for m in person.modalities}
-            said = sums.why_not(site, people)
+        for phase in phases:
+            people = sums.people_of(cohorts, method, phase.name, least=site.policy.min_subjects)
+            if phase.kind == "sums":
+                summed |= {m for person in people.values() for m in person.modalities}
+            said = sums.why_not(site, people) if phase.kind == "sums" else sums.too_few(site, people)
             if said is not None:
                 refused.setdefault(phase.name, said)
         return dataclasses.replace(inventory, refused=refused, summed=tuple(sorted(summed)))
@@ -119,7 +123,10 @@ def do_round(site: Site, plan: RoundPlan) -> Update:
         check(site, settings, method)
         check_round(site, settings, method, plan.phase, plan.round)
         private = is_private(site, settings)
+        if not private:
+            check_samples(site, settings, method)
         considered.allowed_here()
+        considered.once(plan)
         return _round(site, plan, settings, considered.work(), private=private)
 
 
@@ -166,9 +173,12 @@ def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work,
         raise PlanRefused(f"{site.name}: takes no part in {plan.phase}: {why}")
     phase = next(p for p in method.phases if p.name == plan.phase)
     people, hidden = dict[str, Person](), tuple[Modality, ...]()
-    if phase.kind == "sums" and not private:
+    if not private:
         least = site.policy.min_subjects
         people = sums.people_of(cohorts, method, phase.name, least=least, hidden=plan.hidden)
+        few = sums.too_few(site, people)
+        if few is not None:
+            raise PlanRefused(f"{site.name}: takes no part in {plan.phase}: {few}")
         told = {m for person in people.values() for m in person.modalities}
         hidden = tuple(m for m in method.modalities if m not in told)
     net.load_state_dict(plan.weights)
@@ -183,9 +193,24 @@ def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work,
         owners=owners,
         frozen=frozen(net.state_dict(), owners),
     )
+    present_now = withdrawn.remember(site, plan.run, plan.phase, plan.round, task.slices)
+    update = _work(task, work, phase, people, patterns, private=private)
+    withdrawn.check_all_stayed(site, present_now)
+    return update
+
+
+def _work(
+    task: Task,
+    work: plans.Work,
+    phase: Phase,
+    people: Mapping[str, Person],
+    patterns: Mapping[tuple[Modality, ...], int],
+    *,
+    private: bool,
+) -> Update:
     if not private:
         return _sum(task, work, phase, people) if phase.kind == "sums" else _train(task, work)
-    with private_site(site, settings, sum(patterns.values()), go_on=work.go_on) as own:
+    with private_site(task.site, task.settings, sum(patterns.values()), go_on=work.go_on) as own:
         own.check(task.plan, phase)
         return _sum_privately(task, own) if phase.kind == "sums" else _train_privately(task, own, patterns)
 
@@ -203,8 +228,21 @@ def _train(task: Task, work: plans.Work) -> Update:
             seed=(task.settings.seed, task.site.name),
             on_step=lambda *_: work.go_on(),
         )
+    trained = _in_company(task, trained)
     metrics = {"loss": trained.loss, "samples": trained.samples, "seconds": trained.seconds, **trained.watch}
     return task.update(delta=trained.delta, counts=trained.counts, metrics=metrics)
+
+
+def _in_company(task: Task, trained: Trained) -> Trained:
+    """Without the parts that too few people trained in this round; PlanRefused where that is all of it."""
+    least = task.site.policy.min_subjects
+    few = [owner for owner, n in trained.counts.items() if n > 0 and trained.people[owner] < least]
+    if few and (SHARED in few or len(few) == sum(n > 0 for n in trained.counts.values())):
+        raise PlanRefused(
+            f"{task.site.name}: {task.plan.phase} round {task.plan.round}: its slices were of fewer people than this "
+            f"site's policy asks for (min_subjects={least})"
+        )
+    return trained.without(few, task.owners) if few else trained
 
 
 def _train_privately(task: Task, own: PrivateSite, patterns: Mapping[tuple[Modality, ...], int]) -> Update:
@@ -237,7 +275,10 @@ def _while_allowed(batches: Iterable[Batch], work: plans.Work) -> Iterator[Batch
 
 
 def open_cohorts(site: Site, settings: RunSettings) -> list[Cohort]:
-    return [Cohort.open(cache_folder(folder, settings.grid)) for folder in site.cohorts]
+    """Those of this site, without whoever has left."""
+    return withdrawn.without_them(
+        (Cohort.open(cache_folder(folder, settings.grid)) for folder in site.cohorts), site.state
+    )
 
 
 def present(cohorts: Sequence[Cohort], modalities: Sequence[Modality]) -> dict[tuple[Modality, ...], int]:

@@ -7,6 +7,7 @@ from client.site.site import Site
 from shared.base.errors import DataError, PlanRefused
 from shared.base.files import parse_canonical, read_bounded, sha256
 from shared.base.options import plain
+from shared.base.records import Phase
 from shared.base.vocabulary import Modality
 from shared.methods import Method
 from shared.plan.settings import RunSettings
@@ -30,6 +31,9 @@ def check(site: Site, settings: RunSettings, method: Method) -> None:
         _allow(site, "size", method.size, "sizes", policy.sizes)
     if settings.min_holders < policy.min_holders:
         _refuse(site, "min_holders", settings.min_holders, f"min_holders: at least {policy.min_holders}")
+    rounds = sum(_rounds(settings, phase) for phase in settings.phases(method))
+    if rounds > policy.max_rounds:
+        _refuse(site, "rounds", rounds, f"max_rounds: at most {policy.max_rounds}, over all phases of a run")
     _check_manifest(site, settings, method)
 
 
@@ -41,10 +45,28 @@ def check_round(site: Site, settings: RunSettings, method: Method, phase: str, r
     refused = phase_refused(site, phase)
     if refused is not None:
         raise PlanRefused(f"{site.name}: {refused}")
-    one = phases[phase]
-    rounds = one.rounds if one.kind == "sums" else settings.training[phase].rounds
+    rounds = _rounds(settings, phases[phase])
     if not 0 <= round < rounds:
         _refuse(site, "round", round, f"the run's own settings: {phase} has the rounds 0 to {rounds - 1}")
+
+
+def _rounds(settings: RunSettings, phase: Phase) -> int:
+    return phase.rounds if phase.kind == "sums" else settings.training[phase.name].rounds
+
+
+def check_samples(site: Site, settings: RunSettings, method: Method) -> None:
+    """Refuse a run of which an update would be of a few slices; where noise is added, noise is the rule instead."""
+    least = site.policy.min_samples
+    for phase in settings.phases(method):
+        if phase.kind != "sums" and (n := settings.training[phase.name].samples) < least:
+            asked = settings.training[phase.name]
+            of = f"{asked.steps} steps of {asked.batch} = {n} samples"
+            _refuse(site, f"training.{phase.name}", of, f"min_samples: at least {least} behind an update")
+
+
+def min_cell(site: Site, settings: RunSettings) -> int:
+    """Below how many subjects a count does not leave: the site's rule, or a stricter one of the plan."""
+    return max(site.policy.min_cell, settings.min_cell)
 
 
 def phase_refused(site: Site, phase: str) -> str | None:

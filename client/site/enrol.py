@@ -1,5 +1,6 @@
 """A site's half of provisioning: its key pair, made here and never sent; its request to join; the kit that answers.
 
+    STATE/site.toml                               what the site decides; written once, with every key explained
     STATE/enrolment/site.json site.key site.pub   who we are; the key as `flower-supernode` takes it
                     NAME.request.json             what goes to the coordinator
                     next.key next.pub             the pair that replaces it, once a kit for it is joined
@@ -15,6 +16,8 @@ from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 
+from client.site.policy import template
+from client.site.settings import SETTINGS
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import Change, canonical, locked, parse_canonical, private_folder, read_bounded, read_secret
 from shared.base.names import check_name
@@ -77,6 +80,8 @@ def init_site(state: Path, site: str, *, again: bool = False) -> Enrolled:
         change.write(PUBLIC if first else NEXT_PUBLIC, site_line(key.public_key()).encode("ascii") + b"\n")
         request = f"{ENROLMENT}/{site}.request.json"
         change.write(request, kit.write_request(site, key, Versions(lacuna=version("lacuna"), flwr=version("flwr"))))
+        if not (state / SETTINGS).exists():
+            change.write(SETTINGS, template().encode())
         change.commit()
         return Enrolled(request=state / request, fingerprint=fingerprint(key.public_key()))
 
@@ -126,6 +131,11 @@ def lifetimes(state: Path) -> dict[str, Lifetime]:
 def installed(state: Path) -> Head:
     """Read the head of the kit that is installed; DataError when there is none, or it is damaged."""
     return build(Head, parse_canonical(read_bounded(state / HEAD, "site"), str(state / HEAD)), HEAD)
+
+
+def name_of(state: Path) -> str | None:
+    """The site whose state it is; None where none was made there."""
+    return _own_name(state) if (state / SITE).exists() else None
 
 
 def expiry_warnings(state: Path, now: datetime) -> list[str]:

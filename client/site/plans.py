@@ -2,6 +2,7 @@
 
     STATE/plans.db   plans: one row for each run and settings   asked: one row for each message about it
                      answered: the hash of each signed question, so that a relay can't have one answered twice
+                     done: what each round was first asked with, so that it is not asked with other weights
 
 A yes is for one run with one set of settings: its id is the hash of both, all 256 bits, and what is stored under it is
 compared. Change a word and it is another plan, which waits again. A no holds under any policy. The work that a round
@@ -24,6 +25,7 @@ from client.site import clock
 from client.site.site import Site
 from shared.base.errors import ConfigError, DataError, LacunaError, PlanRefused, PlanWaits
 from shared.base.files import make_folder
+from shared.base.records import RoundPlan
 
 FILE = "plans.db"
 DAY = 86400.0
@@ -41,6 +43,9 @@ CREATE TABLE IF NOT EXISTS asked (
     verdict TEXT NOT NULL, worked REAL
 );
 CREATE TABLE IF NOT EXISTS answered (question TEXT PRIMARY KEY, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS done (
+    run TEXT NOT NULL, phase TEXT NOT NULL, round INTEGER NOT NULL, with_ TEXT NOT NULL, PRIMARY KEY (run, phase, round)
+);
 CREATE INDEX IF NOT EXISTS asked_at ON asked (at);
 CREATE INDEX IF NOT EXISTS asked_plan ON asked (plan);
 """
@@ -181,6 +186,22 @@ class Considered:
         if self.site.policy.approve == "ask" and said != "approved":
             raise PlanWaits(f"{self.site.name}: plan {self.id[:SHORT]} waits for local approval")
 
+    def once(self, plan: RoundPlan) -> None:
+        """PlanRefused for a round that was asked before with other weights, settings or hidden modalities.
+
+        The same question is answered with the same bits, which a run that goes on after a kill needs.
+        """
+        asked = [plan.config, plan.sha256, *plan.hidden]
+        key = (plan.run, plan.phase, plan.round)
+        now = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        self.file.execute("INSERT OR IGNORE INTO done (run, phase, round, with_) VALUES (?, ?, ?, ?)", (*key, now))
+        ((before,),) = self.file.execute("SELECT with_ FROM done WHERE run = ? AND phase = ? AND round = ?", key)
+        if before != now and self.site.policy.repeats == "same":
+            raise PlanRefused(
+                f"{self.site.name}: {plan.phase} round {plan.round} of run {plan.run} was asked before with other "
+                "weights or settings: this site's policy has repeats=same; another run needs another name"
+            )
+
     def work(self) -> Work:
         """Start counting work on the plan; PlanRefused where the day's rounds or hours are spent."""
         policy, name = self.site.policy, self.site.name
@@ -289,7 +310,14 @@ def summary(plan: Plan) -> dict[str, str]:
     for phase in training:
         one = _group(training, phase)
         said[f"phase {printable(phase)}"] = ", ".join(f"{key} {one.get(key)}" for key in _TRAINING)
+        said[f"behind {printable(phase)}"] = _behind(one)
     return {key: "-" if value is None else printable(value) for key, value in said.items()}
+
+
+def _behind(training: Mapping[str, Any]) -> str:
+    """How many slices a round's update is of."""
+    numbers = training.get("steps"), training.get("batch")
+    return f"{numbers[0] * numbers[1]} samples" if all(type(n) is int for n in numbers) else "-"  # type: ignore[operator]
 
 
 def _words(value: object) -> str:

@@ -1,7 +1,8 @@
 """What this site allows: its policy; whether a plan keeps to it, client/site/checks.py says.
 
 The policy stands in STATE/site.toml under [policy], or as keys of Flower's node config; one key never in both with two
-values. It is read anew for every message, so a change counts from the next one on.
+values. It is read anew for every message, so a change counts from the next one on. Its defaults are a hospital's; what
+a simulation says instead stands in server/runs/simulation.py.
 """
 
 import json
@@ -19,6 +20,12 @@ from shared.base.records import RELEASED
 from shared.methods import METHODS
 
 SIZES = ("tiny", "small", "paper")
+DELTA = 1e-5  # of a budget for which nobody said another
+_HOLDERS = {
+    1: ": one site's own update may be",
+    2: "; of two holders each can compute the other's update, from the mean and its own",
+}
+RULES = ("max_rounds", "repeats", "min_samples", "min_subjects", "min_cell", "min_holders", "epsilon")  # with defaults
 _MANIFEST = re.compile(r"any|installed|[0-9a-f]{64}")
 
 
@@ -31,11 +38,15 @@ class Policy:
     sizes: tuple[str, ...] | None = None
     max_rounds_per_day: int | None = None
     max_hours_per_day: float | None = None  # of work on rounds, as measured here
-    min_subjects: int = 5  # with fewer the site does not train, and none of its sums is over fewer
-    min_holders: int = 1  # a run must not release what fewer sites than this trained
+    max_rounds: int = 2000  # of a run, over all its phases
+    repeats: Literal["same", "any"] = "same"  # a round that was answered is answered again for the same weights alone
+    min_samples: int = 32  # steps x batch of a round; a site that trains privately has noise instead
+    min_subjects: int = 5  # people behind every sum, and behind every part of an update
+    min_cell: int = 5  # smaller counts of subjects leave only as "fewer than this"; a plan may ask for more
+    min_holders: int = 3  # a run must not release what fewer sites than this trained
     metrics: tuple[str, ...] | None = None  # the others are left out of what is sent
     epsilon: float | None = None  # train with differential privacy only, and spend no more than this, ever
-    delta: float | None = None
+    delta: float | None = None  # None: 1e-5, once the budget is made
     about: int | None = None  # a public round figure of its subjects; None: their number to the nearest ten
     manifest: str | None = None  # that a plan must name; None: the installed kit's, where there is one
     approve: Literal["auto", "ask"] = "auto"
@@ -45,7 +56,8 @@ class Policy:
         _among(self.sizes, "sizes", SIZES)
         _among(self.metrics, "metrics", RELEASED, empty=True)
         _among(self.phases, "phases", None)
-        for key in ("max_rounds_per_day", "min_subjects", "min_holders", "about"):
+        at_least_one = ("max_rounds", "min_samples", "min_subjects", "min_cell", "min_holders")
+        for key in ("max_rounds_per_day", "about", *at_least_one):
             value = getattr(self, key)
             require(value is None or value >= 1, key, value, "1 or more")
         for key in ("max_hours_per_day", "epsilon"):
@@ -68,20 +80,30 @@ class Policy:
             "max_hours_per_day",
             _most(self.max_hours_per_day, "hours of work in any 24; a round that gets there ends"),
         )
+        yield "max_rounds", f"a run may have at most {self.max_rounds} rounds, over all its phases"
+        yield (
+            "repeats",
+            "a round that was answered is answered again for the same weights alone"
+            if self.repeats == "same"
+            else "any: a round is answered as often as asked, each time for other weights if it is so wished",
+        )
+        yield "min_samples", f"a round's update is of {self.min_samples} slices or more (steps x batch)"
         subjects, holders = self.min_subjects, self.min_holders
         yield (
             "min_subjects",
-            f"takes no part with fewer than {subjects} training subjects, and sums nothing that fewer have"
+            f"takes no part with fewer than {subjects} training subjects; sends no sum, and no part of an update, that "
+            "fewer are behind"
             if subjects > 1
-            else "1: a sum may be over one person, and is that person's image",
+            else "1: a sum may be over one person, and is that person's image; so may an update be",
         )
-        yield "min_holders", f"what fewer than {holders} sites trained must not be released" if holders > 1 else "1"
+        yield "min_cell", f"smaller counts of subjects leave only as fewer than {self.min_cell}"
+        yield "min_holders", f"what fewer than {holders} sites trained must not be released{_HOLDERS.get(holders, '')}"
         yield "metrics", f"sends {_listed(self.metrics, 'all of ' + ', '.join(RELEASED))}, and no other"
         if self.epsilon is None:
-            yield "epsilon", "differential privacy is not required"
+            yield "epsilon", "differential privacy is not required; a private run needs a budget that was made here"
         else:
-            delta = "the run's" if self.delta is None else f"{self.delta:g}"
-            yield "epsilon", f"trains privately only, and spends {self.epsilon:g} in all, at delta {delta}"
+            delta = DELTA if self.delta is None else self.delta
+            yield "epsilon", f"trains privately only, and spends {self.epsilon:g} in all, at delta {delta:g}"
         says = {
             None: "a plan must name the installed kit's, where there is one, and keep to it",
             "any": "is not looked at",
@@ -92,6 +114,41 @@ class Policy:
             "approve",
             "each run waits for `lacuna-site plans approve`" if self.approve == "ask" else "no one is asked",
         )
+
+
+_LINES: Mapping[str, tuple[str, str]] = {  # of what `lacuna-site init` writes; "": the default
+    "methods": ('["amm_diff"]', "a run of any other is refused; no rule without this line, as in the next four"),
+    "phases": ('["translate"]', "and these phases alone"),
+    "sizes": ('["tiny", "small"]', ""),
+    "max_rounds_per_day": ("50", "in any 24 hours, over all runs"),
+    "max_hours_per_day": ("8.0", "of work; a round that gets there ends"),
+    "max_rounds": ("", "of a run, over all its phases"),
+    "repeats": ("", 'a round that was answered is answered again for the same weights alone; "any": for all'),
+    "min_samples": ("", "slices behind an update: steps x batch of a round"),
+    "min_subjects": ("", "people behind every sum, and behind every part of an update"),
+    "min_cell": ("", "smaller counts of subjects leave only as fewer than this"),
+    "min_holders": ("", "what fewer sites trained is not released; of two, each can compute the other's update"),
+    "metrics": ('["loss", "samples"]', "others are left out of what is sent"),
+    "epsilon": ("8.0", "train privately only, and never spend more; without it no run is private here"),
+    "delta": (f"{DELTA:g}", "of that budget, when it is made"),
+    "about": ("70", "the round figure of subjects that is told of a private site"),
+    "manifest": ('"installed"', 'the kit\'s is asked of each plan anyway; "any": none is'),
+    "approve": ('"ask"', 'each run waits for `lacuna-site plans approve`; "auto" without this line'),
+}
+
+
+def template() -> str:
+    """STATE/site.toml as `lacuna-site init` writes it: every key of the policy, explained, and none set."""
+    rules = []
+    for key, (example, words) in _LINES.items():
+        value = example or json.dumps(getattr(Policy(), key))
+        rules.append(f"# {key} = {value}".ljust(34) + (f"# {words}" if words else ""))
+    return (
+        "# What this site decides about itself. It never leaves, and is read anew for every message.\n"
+        "# A line counts without its first #; until then its default holds. `lacuna-site policy` says what holds.\n"
+        '\n[site]\n# cohorts = ["/data/strokes"]     # folders that `lacuna-site prepare` has prepared\n'
+        "\n[policy]\n" + "\n".join(line.rstrip() for line in rules) + "\n"
+    )
 
 
 # --- making it ------------------------------------------------------------------------------------------------------

@@ -1,11 +1,15 @@
 """`lacuna export | report`: a run for others to use, and to read. Thin: the work is done elsewhere."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from server.cli.options import RUNS, Run, Runs
+
+if TYPE_CHECKING:
+    from shared.trust.audits import Summary
 
 app = typer.Typer(rich_markup_mode="markdown")
 NOT_CALIBRATED = "not calibrated: a site's uncertainty is how far samples differ (lacuna calibrate {run})"
@@ -40,14 +44,16 @@ def export(
 
     from server.evaluation import calibrate
     from server.evaluation.compare import headline_figures
+    from server.journal import withdrawn
     from server.runs.trained_on import ranges_for
     from shared.model import bundle
-    from shared.trust.audits import read_summary
 
     if not key.exists():
         typer.echo(f"made a signing key: {key} (keep it), {bundle.public_path(key)} (give it to the sites)", err=True)
         bundle.make_signing_key(key)
     folder = runs_folder / run
+    for line in withdrawn.lines(folder):
+        typer.echo(f"warning: {line}", err=True)
     made_for = ranges_for(folder, ranges)
     if made_for is None:
         typer.echo(
@@ -56,10 +62,7 @@ def export(
     intervals = calibrate.read(folder)
     if intervals is None:
         typer.echo(NOT_CALIBRATED.format(run=run), err=True)
-    audits = [read_summary(path) for path in audit or []]
-    for path, found in zip(audit or [], audits, strict=True):
-        for warning in found.warnings:
-            typer.echo(f"warning: {path}: {warning}", err=True)
+    audits = _audits(audit or [])
     done = bundle.export(
         folder / "final",
         out,
@@ -72,6 +75,16 @@ def export(
     for line in json.loads((done / bundle.MANIFEST).read_text())["privacy"]["statement"]:
         typer.echo(line)
     typer.echo(str(done))
+
+
+def _audits(paths: Sequence[Path]) -> "list[Summary]":
+    from shared.trust.audits import read_summary
+
+    audits = [read_summary(path) for path in paths]
+    for path, found in zip(paths, audits, strict=True):
+        for warning in found.warnings:
+            typer.echo(f"warning: {path}: {warning}", err=True)
+    return audits
 
 
 @app.command()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli import leaving
+from server.cli.options import FOLDER, RUNS, Folder, Runs
 from shared.base.errors import ConfigError
 from shared.base.verbs import flat
 
@@ -23,14 +25,13 @@ app = typer.Typer(
 
 **init** makes the coordinator's folder, **admit** answers a site's request with a signed kit, **sync** tells the
 running SuperLink, **list** shows it all, **revoke** ends a site's part, **rotate** renews keys and certificates,
-**amend** changes what was agreed.
+**amend** changes what was agreed. **withdrawn** reads a site's note that a subject left, **recall** takes a bundle
+back.
 
 The folder holds the private keys of the CA, the server and the signing key: keep it on an encrypted disk, back it up,
 and never send any of it but the kits. No site's private key ever comes here.""",
 )
 
-Folder = Annotated[Path, typer.Option("--federation", help="The folder that `init` made.")]
-FOLDER = Path("federation")
 Fingerprint = Annotated[
     str | None,
     typer.Option(
@@ -67,8 +68,11 @@ class Agreement:
             show_default="localhost, 127.0.0.1, superlink",
         ),
     ] = None
-    min_holders: Annotated[int, typer.Option(help="What fewer sites have trained is not released.")] = 2
-    quorum: Annotated[int, typer.Option(help="Updates without which a round changes nothing.")] = 2
+    min_holders: Annotated[
+        int,
+        typer.Option(help="What fewer sites have trained is not released. Of 2, each can compute the other's update."),
+    ] = 3
+    quorum: Annotated[int, typer.Option(help="Updates without which a round changes nothing.")] = 3
     grid: Grid = None
 
 
@@ -152,13 +156,34 @@ def revoke(
     site: Annotated[str, typer.Argument(help="Name of the site.")],
     federation: Folder = FOLDER,
     why: Annotated[str, typer.Option(help="The reason, for whoever reads the list later.")] = "",
+    withdraw: Annotated[
+        bool, typer.Option("--withdraw", help="It takes its data back: each run that it was in says so from now on.")
+    ] = False,
+    runs: Runs = RUNS,
 ) -> None:
-    """End a site's part: its key is refused from the next `sync` on. No other site notices anything."""
-    from server.federation import provision
+    """End a site's part: its key is refused from the next `sync` on. No other site notices anything.
 
-    provision.revoke(federation, site, why=why, now=_now())
-    typer.echo(f"{site} is revoked. Now tell the SuperLink: lacuna federation sync --federation {federation}")
+    With --withdraw every run under --runs into which its updates were folded is marked: `lacuna status`, `report` and
+    `export` say from which round and checkpoint on, and `lacuna resume RUN --without SITE` trains again from before.
+    """
+    from server.federation import provision
+    from server.federation.federation import load
+    from server.journal import withdrawn
+
+    entry = load(federation).find(site)
+    if not (withdraw and entry.status == "revoked"):
+        provision.revoke(federation, site, why=why, now=_now())
+        typer.echo(f"{site} is revoked. Now tell the SuperLink: lacuna federation sync --federation {federation}")
+    if withdraw:
+        found = withdrawn.with_part_of(runs, site)
+        for run in found:
+            withdrawn.mark(run, site, withdrawn.Mark(who="site", why=why, at=_now().timestamp()))
+        leaving.say_affected(runs, found, site)
     _warn(federation)
+
+
+app.command("withdrawn")(leaving.withdrawn)
+app.command()(leaving.recall)
 
 
 @app.command()

@@ -10,3 +10,6 @@ Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
 RUNS = Path("runs")
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+Folder = Annotated[Path, typer.Option("--federation", help="The folder that `init` made.")]
+FOLDER = Path("federation")

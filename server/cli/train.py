@@ -64,15 +64,37 @@ def train(overrides: Overrides = None, *, submitting: Submitting) -> None:
 
 @app.command()
 @flat
-def resume(run: Run, runs_folder: Runs = RUNS, *, submitting: Submitting) -> None:
+def resume(
+    run: Run,
+    runs_folder: Runs = RUNS,
+    without: Annotated[
+        str | None,
+        typer.Option(help="A site that left: train again from before its first part, as RUN-without-SITE."),
+    ] = None,
+    *,
+    submitting: Submitting,
+) -> None:
     """Go on with a run that was stopped, failed or killed, from its last finished round: `train resume=RUN`.
 
     It is signed anew, for 30 days and for the sites that are admitted by now.
+
+    With --without it is another run that goes on, RUN-without-SITE: from the last checkpoint before the site had a part
+    in RUN, or from the beginning, and then it ends in the same bits as if the site had never been. RUN stays, and says
+    that it has what was withdrawn. The same line goes on with it.
     """
+    from server.runs import without as another
     from server.superlink import submission
 
     folder = runs_folder / run
-    if (folder / "config.json").exists() and submission.find(folder) is None:
+    if without is not None:
+        submission.check_exists(folder)
+        made = another.without(folder, without)
+        typer.echo(f"{made.name}: goes on {another.where(made)}, without {without}; {run} stays as it is", err=True)
+        if submission.find(folder) is None:
+            typer.echo(f"lacuna simulate resume={made.name} {submission.quoted('runs', runs_folder)}")
+            return
+        run = made.name
+    elif (folder / "config.json").exists() and submission.find(folder) is None:
         raise ConfigError(
             f"resume={run}: was never submitted to a SuperLink; give the command that made it and resume={run}, "
             f"such as `lacuna simulate resume={run}`"
@@ -111,6 +133,8 @@ def status(
         typer.echo(json.dumps([plain(one) for one in runs], indent=1))
     elif runs:
         terminal.table(f"runs in {runs_folder}/", overview.COLUMNS, [one.cells() for one in runs])
+        for line in (f"warning: {one.run} {line}" for one in runs for line in one.withdrawn):
+            typer.echo(line, err=True)
     else:
         typer.echo(f"no runs in {runs_folder}/")
 

@@ -20,20 +20,24 @@ from server.evaluation.ways import Asked, find_tested, finished
 from server.runs import runs
 from shared.base.errors import ConfigError
 from shared.base.options import plain
+from shared.data.cohort import Cohort
 from shared.diffusion.samplers import Sampler
+from shared.methods.anchors.mixture import COMPONENTS, Mixture
 from shared.methods.baselines.voxelwise import floors_3d
 from shared.model.evaluation import (
     FLOORS,
     MIXTURE,
     Either,
+    Filler,
     Scoring,
     evaluate,
     filled_by,
     filler,
     floors,
     never_acquired,
+    of_slices,
 )
-from shared.model.model import read_model
+from shared.model.model import Model, read_model
 from shared.model.scorecard import worth_of_samples, write_scorecard
 from shared.model.tables import Frame, stacked
 from shared.plan.settings import load_sampler
@@ -71,12 +75,7 @@ def compare(asked: Asked, *, samplers: Sequence[str] = (), every: int) -> tuple[
         for site in trained
         if runs.finished(folder / "alone" / site)
     }
-    cohorts = list(trained.values())
-    made |= (
-        floors_3d(cohorts, model.modalities, model.method.slab)
-        if scoring.whole
-        else floors(cohorts, model.modalities, (*FLOORS, MIXTURE))
-    )
+    made |= _floors(model, list(trained.values()), scoring, exact=config.privacy.mode == "off")
     scores = _numbered(
         [evaluate(made, part, model.modalities, scoring, alone=alone, progress=asked.progress) for part in tested]
     )
@@ -91,6 +90,16 @@ def compare(asked: Asked, *, samplers: Sequence[str] = (), every: int) -> tuple[
     }
     lines = write_scorecard(scores, asked.into("evaluation"), model.modalities, never, how=how)
     return lines, worth_of_samples(scores, list(chosen))
+
+
+def _floors(model: Model, cohorts: Sequence[Cohort], scoring: Scoring, *, exact: bool) -> dict[str, Filler]:
+    """The mixture is the run's own where it fitted one as large, by exact sums: the same sites', the same rounds."""
+    if scoring.whole:
+        return floors_3d(cohorts, model.modalities, model.method.slab)
+    own = [part for part in model.net.children() if isinstance(part, Mixture) and len(part.weight_K) == COMPONENTS]
+    if not (own and exact):
+        return floors(cohorts, model.modalities, (*FLOORS, MIXTURE))
+    return floors(cohorts, model.modalities, FLOORS) | {MIXTURE: of_slices(own[0])}
 
 
 def named(word: str) -> Sampler:

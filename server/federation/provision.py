@@ -39,8 +39,8 @@ class NewFederation:
     names: Sequence[str] = disk.OWN_NAMES  # of the server's certificate besides
     modalities: Sequence[str]
     methods: Sequence[str]
-    min_holders: int = 2
-    quorum: int = 2
+    min_holders: int = 3  # what a site's policy asks for; of two holders each can compute the other's update
+    quorum: int = 3
     grid: Plane | None = None
     server_days: int = 730  # how long the server's certificate holds
     ca_days: int = 3650

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from server.federation import federation as disk
 from server.federation.authority import make_authority, make_server
 from server.federation.federation import Federation, opened
+from server.federation.leaving import listed
 from server.federation.provision import intensities, known_methods
 from shared.base.errors import ConfigError
 from shared.base.files import Change, canonical, read_bounded
@@ -27,6 +28,7 @@ from shared.base.options import plain
 from shared.trust import certificates
 from shared.trust.keys import private_pem, public_pem, read_pem
 from shared.trust.kit import MOST_FOLLOWS, Succession
+from shared.trust.leaving import RECALLED, write_recalled
 from shared.trust.manifest import Manifest, Plane
 
 
@@ -93,6 +95,8 @@ def rotate_signing(folder: Path) -> Rotated:
         )
         change.write(disk.FOLLOWS, b"".join(succession.line() for succession in follows))
         disk.write_manifest(change, federation.manifest, new)
+        if (folder / RECALLED).exists():
+            change.write(RECALLED, write_recalled(listed(federation), new))
         done = _reissue(change, replace(federation, follows=follows), new)
         change.commit()
         return done

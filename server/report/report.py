@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from server.journal import facts
+from server.journal import facts, withdrawn
 from server.journal.facts import RoundFacts, SiteFacts
 from server.journal.tracking import without_passwords
 from server.report.charts import FRAME, Chart, Squares, curves, squares
@@ -54,6 +54,7 @@ def page_of(run: Path) -> str:
         method=_group(config, "method").get("name", "a model"),
         min_holders=int(_group(config, "federation").get("min_holders", 1)),
         finished=bool(model),
+        withdrawn=[one.line() for one in withdrawn.affected(run)],
         rounds=rounds,
         last_ended=_utc(rounds[-1].ended) if rounds else "",
         phases=phases,

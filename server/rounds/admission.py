@@ -9,7 +9,7 @@ from torch import nn
 from server.rounds.aggregation import holding
 from shared.base.errors import UpdateRejected
 from shared.base.owners import named, taken_shape
-from shared.base.records import Batch, Owners, RoundPlan, Update
+from shared.base.records import Batch, Inventory, Owners, RoundPlan, Update
 from shared.base.vocabulary import LOCAL, SHARED
 from shared.data.volumes import Grid
 from shared.methods import Method
@@ -58,6 +58,15 @@ def admit(update: Update, plan: RoundPlan, *, owners: Owners, frozen: str, limit
     if not norm <= limits.norm:
         raise UpdateRejected(f"{site}: delta norm {norm:.3g} is over the limit {limits.norm:.3g}")
     return update
+
+
+def check_held(update: Update, inventory: Inventory) -> None:
+    """UpdateRejected for counts of a modality that the site's own inventory does not have."""
+    held = {modality for pattern in inventory.patterns for modality in pattern}
+    for owner in holding(update):
+        _, of, modality = owner.partition(":")
+        if of and modality not in held:
+            raise UpdateRejected(f"{update.site}: counts for {owner}, and by its inventory nobody there has {modality}")
 
 
 def sums_shapes(method: Method, net: nn.Module, phase: str, grid: Grid) -> dict[str, tuple[int, ...]]:

@@ -36,7 +36,8 @@ class Ask:
     plan: RoundPlan
     sites: tuple[SiteName, ...]
     most: int  # bytes of an answer
-    take: Callable[[Update], None]  # admits and folds in, or raises UpdateRejected
+    take: Callable[[Update], None]  # admits and keeps, or raises UpdateRejected
+    settle: Callable[[], Mapping[SiteName, str]] = dict  # takes out again what differs from all others', and says why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,10 @@ class Collector:
         waiting = list(ask.sites)
         for attempt in range(federation.retries + 1):
             self._attempt(ask, roster, packed, waiting, answers)
+            for site, why in ask.settle().items():
+                answers.sites[site] = replace(answers.sites[site], status="rejected", reason=why)
+                del answers.metrics[site]
+                self.view.tell(SiteFinished(site=site, result=answers.sites[site]))
             if len(answers.ok) >= federation.min_sites:
                 return answers
             waiting = [site for site in ask.sites if answers.sites[site].status in ("error", "timeout")]

@@ -1,5 +1,6 @@
 """Where a run stands: written to the disk after every round, so that a killed run goes on from there."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,8 @@ class Place:
     seen: dict[Owner, int] = field(default_factory=dict)  # rounds in which each group was trained, in this phase
     first_watch: dict[str, float] = field(default_factory=dict)  # for the collapse rule
 
-    def save(self, folder: Path, *, schema: str) -> None:
+    def save(self, folder: Path, *, schema: str, before: Collection[int] = ()) -> None:
+        """`before`: how many rounds were done when a site first took part; the checkpoint of that place is kept too."""
         tensors = {f"weights/{name}": value for name, value in self.weights.items()}
         averaged = {n: v for n, v in self.ema.items() if v is not self.weights.get(n)}
         tensors |= {f"ema/{name}": value for name, value in averaged.items()}
@@ -37,7 +39,7 @@ class Place:
             "schema": schema,
         }
         step = 2 * self.done + (self.round == 0)  # the end of a phase comes after its last round
-        checkpoint.save_step(folder, step, tensors, record)
+        checkpoint.save_step(folder, step, tensors, record, before=[2 * done + 1 for done in before])
 
 
 def restore(folder: Path, *, schema: str, run: str) -> Place | None:

@@ -95,7 +95,7 @@ class Handshake:
         """
         federation, end = self.federation, time.monotonic() + self.federation.deadline
         roster = Roster(nodes={}, inventories={}, refusals={})
-        expected = len(federation.sites) if federation.sites is not None else federation.min_sites
+        expected = federation.min_sites if federation.named is None else len(federation.named)
         nodes = wait_for_nodes(self.grid, expected, federation.deadline)
         while True:
             for node, reply in self._ask(nodes):
@@ -186,9 +186,11 @@ class Handshake:
         if refusal is not None:
             raise refusal
         inventory = wire.unpack_inventory(reply.content)
-        site, wanted = inventory.site, self.federation.sites
+        site, wanted = inventory.site, self.federation.named
         if site != came.site:
             raise UpdateRejected(f"{came.site}: calls itself {site}")
+        if site in self.federation.without:
+            raise UpdateRejected(f"{site}: takes no part in this run (federation.without)")
         if inventory.schema != self.settings.schema:
             raise UpdateRejected(f"{site}: schema {inventory.schema[:12]} differs from the run's")
         if site in roster.nodes:

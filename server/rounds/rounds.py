@@ -22,18 +22,21 @@ from server.journal.receipts import Receipts
 from server.journal.tracking import Tracker
 from server.journal.version import code_version
 from server.rounds import ledgers, prior
-from server.rounds.admission import admit, admit_sums, sums_shapes
+from server.rounds.admission import admit, admit_sums, check_held, sums_shapes
 from server.rounds.aggregation import Mean
 from server.rounds.collect import Answers, Ask, Collector, room
+from server.rounds.company import out_of_norm, out_of_sums
 from server.rounds.ledgers import Ledgers
 from server.rounds.place import Place, restore
 from server.rounds.release import release
 from server.rounds.roster import Handshake, Roster, check_coverage
-from server.rounds.step import build_strategy, check_collapse, mean_of, new_fold, step, watch
+from server.rounds.spool import Shelf
+from server.rounds.step import build_strategy, check_collapse, mean_of, step, watch
 from server.rounds.validation import Validator
 from shared.base.errors import ConfigError
 from shared.base.owners import frozen
 from shared.base.records import Owners, Phase, RoundPlan, Update
+from shared.base.vocabulary import SiteName
 from shared.plan import lora
 from shared.plan.config import Config
 from shared.plan.sums import Company, to_numbers
@@ -65,6 +68,7 @@ class Rounds:
         self.phases = self.settings.phases(self.method)
         net = self.settings.build_net(self.method)  # for its names and first values; the network itself is not kept
         self.prior = prior.find(config)
+        self.joined: dict[SiteName, int] = {}  # rounds that were done before each site's first part
         self.initial = prior.initial(self.prior, config, state_of(net))
         self.owners = {
             phase.name: {} if phase.kind == "sums" else self.settings.owners(self.method, net, phase.name)
@@ -129,6 +133,9 @@ class Rounds:
         first, self.initial = self.initial, {}  # not held beside the weights of later rounds
         if found is None:
             return Place(phase=0, round=0, done=0, weights=first, ema=first, state={})
+        for done, one in enumerate(facts.read(self.folder / "rounds.jsonl")[: found.done]):
+            for site in (site for site, result in one.sites.items() if result.status == "ok"):
+                self.joined.setdefault(site, done)
         self.view.note(f"going on after {found.done} finished rounds")
         return found
 
@@ -146,7 +153,7 @@ class Rounds:
         settled = {name: place.ema[name] for name in owners if name not in later}
         place.weights = {**place.weights, **settled}
         place.phase, place.round, place.state = index + 1, 0, {}
-        place.save(self.folder / "checkpoints", schema=self.settings.schema)
+        self._save(place)
 
     def _rounds_in(self, phase: Phase) -> int:
         return phase.rounds if phase.kind == "sums" else self.config.training[phase.name].rounds
@@ -171,32 +178,40 @@ class Rounds:
         """Ask the drawn sites for a round's updates; admit and fold in each as it arrives."""
         federation = self.config.federation
         drawn = roster.drawn(phase.name, place.round, seed=self.config.seed, federation=federation)
-        samples = options.steps * options.batch
-        fold = new_fold(
-            self.strategy,
-            owners,
-            place.weights,
-            spool=self.folder / "spool",
-            federation=federation,
-            most=samples * len(drawn),
-        )
+        samples, shelf = options.samples, Shelf(self.folder / "spool")
         plan, around = self._plan(place, phase), frozen(place.weights, owners)
 
         def take(update: Update) -> None:
+            check_held(update, roster.inventories[update.site])
             admitted = admit(update, plan, owners=owners, frozen=around, limits=federation.limits, samples=samples)
             self.ledgers.accept(update, self._asks(update, phase))
-            fold.add(admitted)
+            shelf.add(admitted)
 
-        most = room(sum(plan.weights[name].numel() for name in owners), len(owners), 4)
-        answers = self.collector.collect(Ask(plan=plan, sites=tuple(drawn), most=most, take=take), roster)
-        return answers, mean_of(fold, self.strategy, min_holders=federation.min_holders)
+        def settle() -> dict[SiteName, str]:  # a robust strategy outvotes the odd one, and needs its number
+            return self._set_aside(shelf, {} if self.strategy.needs_all else out_of_norm(shelf, federation.limits))
+
+        bytes_ = room(sum(plan.weights[name].numel() for name in owners), len(owners), 4)
+        ask = Ask(plan=plan, sites=tuple(drawn), most=bytes_, take=take, settle=settle)
+        answers = self.collector.collect(ask, roster)
+        most = samples * len(drawn)
+        mean = mean_of(shelf, self.strategy, owners, place.weights, federation=federation, most=most)
+        shelf.clear()
+        few = sorted(owner for owner, n in mean.holders.items() if n and owner not in mean.trained)
+        if place.round == 0 and few:
+            self.view.note(f"{phase.name}: keep their values, since too few sites train them: {', '.join(few)}")
+        return answers, mean
+
+    def _set_aside(self, shelf: Shelf, out: dict[SiteName, str]) -> dict[SiteName, str]:
+        for site in out:
+            shelf.drop(site)
+        return out
 
     def _sums_round(self, place: Place, phase: Phase, roster: Roster, of: int) -> None:
         """Integers, so the total is the same bits in any order; what fewer sites than the policy asks for have is left
         out."""
         started, least = time.monotonic(), self.config.federation.min_holders
         totals: dict[str, Tensor] = {}
-        company = Company(phase)
+        company, shelf = Company(phase), Shelf(self.folder / "spool")
         net = self.settings.build_net(self.method)
         net.load_state_dict(dict(place.weights))
         shapes = sums_shapes(self.method, net, phase.name, self.settings.grid)
@@ -207,12 +222,19 @@ class Rounds:
         def take(update: Update) -> None:
             admitted = admit_sums(update, plan, frozen=around, shapes=shapes, sites=len(sites))
             self.ledgers.accept(update, self._asks(update, phase))
-            company.meet(to_numbers(admitted.delta))
-            for name, value in admitted.delta.items():
-                totals[name] = totals[name] + value if name in totals else value
+            shelf.add(admitted)
+
+        def settle() -> dict[SiteName, str]:
+            limits = self.config.federation.limits
+            return self._set_aside(shelf, out_of_sums(shelf, phase, roster.inventories, limits))
 
         most = room(sum(math.prod(shape) for shape in shapes.values()), len(shapes), 8)
-        answers = self.collector.collect(Ask(plan=plan, sites=sites, most=most, take=take), roster)
+        answers = self.collector.collect(Ask(plan=plan, sites=sites, most=most, take=take, settle=settle), roster)
+        for update in shelf.emptied():
+            company.meet(to_numbers(update.delta))
+            for name, value in update.delta.items():
+                totals[name] = totals[name] + value if name in totals else value
+        shelf.clear()
         kept, left_out = company.keep(totals, least)
         if place.round == 0 and (hidden or left_out):
             few = f"{', '.join(hidden) or 'no modality'}, and {left_out} cells besides"
@@ -276,9 +298,14 @@ class Rounds:
         facts.append(self.folder / "rounds.jsonl", done)  # first: a round done twice counts once
         place.round += 1
         place.done += 1
-        place.save(self.folder / "checkpoints", schema=self.settings.schema)
+        for site in answers.ok:
+            self.joined.setdefault(site, place.done - 1)
+        self._save(place)
         self.tracker.sync(done)
         self.view.tell(RoundFinished(one=done))
+
+    def _save(self, place: Place) -> None:
+        place.save(self.folder / "checkpoints", schema=self.settings.schema, before=set(self.joined.values()))
 
     def _release(self, place: Place, roster: Roster) -> Path:
         history = facts.read(self.folder / "rounds.jsonl")

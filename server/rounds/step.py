@@ -4,14 +4,13 @@ Pure but for `Place`, which each of these moves on.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import median
 
 from server.rounds import ema
 from server.rounds.aggregation import Fold, Mean, keep_untrained, scale_bits
 from server.rounds.collect import Answers
 from server.rounds.place import Place
-from server.rounds.spool import Spool
+from server.rounds.spool import Shelf, folded, robust_mean
 from server.rounds.strategies import STRATEGIES, RobustStrategy, Strategy
 from shared.base.errors import ConfigError, RunFailed
 from shared.base.options import build
@@ -26,28 +25,29 @@ def build_strategy(config: Config) -> Strategy:
     if name not in STRATEGIES:
         raise ConfigError(f"strategy={name}: must be one of {', '.join(STRATEGIES)}")
     strategy = build(STRATEGIES[name], config.strategy.options, "strategy")
-    if strategy.needs_all and config.federation.estimator == "delta":
+    if not strategy.needs_all:
+        return strategy
+    robust: RobustStrategy = strategy  # type: ignore[assignment]  # needs_all says that it is one
+    if config.federation.estimator == "delta":
         raise ConfigError(f"federation.estimator=delta: strategy {name} has no such form, only masked")
+    if config.federation.min_sites < robust.needs:
+        raise ConfigError(
+            f"federation.min_sites={config.federation.min_sites}: strategy {name} needs {robust.needs} or more: "
+            f"{robust.why}"
+        )
     return strategy
 
 
-def new_fold(
-    strategy: Strategy, owners: Owners, weights: Weights, *, spool: Path, federation: Federation, most: int
-) -> Fold | Spool:
-    """What takes in a round's updates one by one; `most` is the most samples that they can have together."""
+def mean_of(
+    shelf: Shelf, strategy: Strategy, owners: Owners, weights: Weights, *, federation: Federation, most: int
+) -> Mean:
+    """What a round's updates come to; `most` is the most samples that they can have together."""
     if strategy.needs_all:
-        return Spool(spool, owners, weights)
+        robust: RobustStrategy = strategy  # type: ignore[assignment]  # needs_all says that it is one
+        return robust_mean(shelf, robust, owners, weights, min_holders=federation.min_holders)
     bits = scale_bits(max_abs=federation.limits.entry, max_count=most)
-    return Fold(owners, weights, bits=bits, estimator=federation.estimator)
-
-
-def mean_of(fold: Fold | Spool, strategy: Strategy, *, min_holders: int) -> Mean:
-    if isinstance(fold, Fold):
-        return fold.mean(min_holders=min_holders)
-    robust: RobustStrategy = strategy  # type: ignore[assignment]  # needs_all says that it is one
-    mean = fold.mean(robust, min_holders=min_holders)
-    fold.clear()
-    return mean
+    fold = Fold(owners, weights, bits=bits, estimator=federation.estimator)
+    return folded(shelf, fold, min_holders=federation.min_holders)
 
 
 def step(place: Place, strategy: Strategy, owners: Owners, mean: Mean, options: PhaseTraining) -> None:

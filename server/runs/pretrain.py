@@ -6,6 +6,7 @@ its own part of each batch and its own card; gradients are averaged, so all proc
 first one writes.
 """
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from server.federation.lead import make_up
 from server.runs import runs
 from server.runs.local_grid import LocalGrid
 from server.runs.serve import serve
-from server.runs.simulation import client_app, find_cohorts, prepare_cohorts
+from server.runs.simulation import client_app, find_cohorts, node_config, prepare_cohorts
 from shared.base.files import write_text
 from shared.plan.config import Config
 
@@ -35,13 +36,9 @@ def pretrain(config: Config, folder: Path) -> Path:
             mine = folder if first else _copy_of(folder, Path(scratch))
             state, own = (mine / "sites" / runs.POOLED).resolve(), runs.read_config(mine)
             make_up(mine, own.name_of(mine), own.for_sites().text(), {runs.POOLED: state}, state.parent)
-            node: dict[str, str | int] = {
-                "site": runs.POOLED,
-                "cohort": os.pathsep.join(str(bids.resolve()) for bids in cohorts.values()),
-                "state": str(state),
-                "min-subjects": own.federation.min_subjects,
-                "device": config.device,
-            }
+            node = node_config(
+                dataclasses.replace(own, device=config.device), runs.POOLED, list(cohorts.values()), state
+            )
             serve(LocalGrid(client_app(), {runs.POOLED: node}), mine, quiet=not first)
             _wait_for_all()
     finally:

@@ -18,9 +18,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from server.rounds.strategies import STRATEGIES
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import write_text
 from shared.plan.config import Config, load, same_run
+from shared.plan.settings import Choice
 
 POOLED = "pooled"  # the one site of a pretraining: all cohorts of the world
 
@@ -79,7 +81,9 @@ def read_config(folder: Path) -> Config:
 def for_one_site(config: Config, site: str, **federation: Any) -> Config:
     """The same run for a single site: nobody to wait for, and nobody to keep a slice from."""
     alone = dataclasses.replace(config.federation, sites=(site,), min_sites=1, min_holders=1, alone=False, **federation)
-    return dataclasses.replace(config, federation=alone)
+    robust = config.strategy.name in STRATEGIES and STRATEGIES[config.strategy.name].needs_all
+    strategy = Choice(name="fedavg") if robust else config.strategy  # of one site the median, or any such, is its own
+    return dataclasses.replace(config, federation=alone, strategy=strategy)
 
 
 def untracked(config: Config) -> Config:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ def find_cohorts(config: Config) -> dict[str, Path]:
     found = {p.name: p for p in sorted(root.iterdir()) if p.is_dir()} if root.is_dir() else {}
     if not found:
         raise ConfigError(f"world={config.world}: no folder in {root}")
-    wanted = config.federation.sites or tuple(found)
+    named, out = config.federation.named, config.federation.without
+    wanted = tuple(site for site in found if site not in out) if named is None else named
     for site in wanted:
         if site not in found:
             raise ConfigError(f"federation.sites={site}: not in {root}, which has {', '.join(found)}")
@@ -79,17 +80,31 @@ def _node_configs(config: Config, folder: Path, cohorts: Mapping[str, Path]) -> 
             raise ConfigError(f"privacy.sites.{site}: no such site; there are {', '.join(cohorts)}")
     states = {site: (disks / site).resolve() for site in cohorts}
     make_up(folder, config.name_of(folder), config.for_sites().text(), states, disks)
-    return {
-        site: {
-            "site": site,
-            "cohort": str(bids.resolve()),
-            "state": str(states[site]),
-            "device": config.device,
-            "min-subjects": config.federation.min_subjects,
-            **({"epsilon": str(config.privacy.sites[site])} if site in config.privacy.sites else {}),
-        }
-        for site, bids in cohorts.items()
+    return {site: node_config(config, site, [bids], states[site]) for site, bids in cohorts.items()}
+
+
+def node_config(config: Config, site: str, cohorts: Sequence[Path], state: Path) -> dict[str, Any]:
+    """A simulated site, whose policy is the run's own word: its world is small, made up, and on one disk.
+
+    A site that is to train privately gets its budget here, as a hospital makes its own.
+    """
+    federation, privacy = config.federation, config.privacy
+    node = {
+        "site": site,
+        "cohort": os.pathsep.join(str(bids.resolve()) for bids in cohorts),
+        "state": str(state),
+        "device": config.device,
+        "max-rounds": 10**9,
+        "min-samples": 1,
+        "min-subjects": federation.min_subjects,
+        "min-cell": federation.min_cell,
+        "min-holders": federation.min_holders,
+        **({"epsilon": str(privacy.sites[site])} if site in privacy.sites else {}),
     }
+    if privacy.mode == "on" or (privacy.mode == "mixed" and site in privacy.sites):
+        epsilon = privacy.sites.get(site, privacy.epsilon)
+        doors.load(doors.ENROL)(node, config.for_sites().text(), epsilon=epsilon)
+    return node
 
 
 def _run(config: Config, folder: Path, node_configs: Mapping[str, Mapping[str, Any]]) -> None:

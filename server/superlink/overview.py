@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from server.flower import Unreachable
-from server.journal import chronicle, facts
+from server.journal import chronicle, facts, withdrawn
 from server.journal.chronicle import Tail
 from server.journal.events import Note
 from server.journal.facts import RoundFacts
@@ -39,6 +39,7 @@ class Standing:
     sites: int = 0  # sites asked
     loss: float | None = None
     message: str = ""  # why it failed
+    withdrawn: tuple[str, ...] = ()  # whose data it has that was taken back, and from where on
     since: float  # when it came to this, in seconds since 1970
 
     def cells(self) -> tuple[str, ...]:
@@ -68,6 +69,8 @@ class Details:
             yield f"{name:8} {value}"
         if one.message:
             yield f"{'why':8} {one.message}"
+        for line in one.withdrawn:
+            yield f"{'warning':8} {line}"
         if self.process is not None:
             yield f"{'process':8} {self.process}"
         if self.superlink is not None:
@@ -117,6 +120,7 @@ def standing(folder: Path) -> Standing:
         sites=0 if last is None else len(last.sites),
         loss=None if last is None else last.loss,
         message="" if outcome is None else outcome.message,
+        withdrawn=tuple(one.line() for one in withdrawn.affected(folder)),
         since=since,
     )
 

@@ -53,9 +53,11 @@ def prepare(
 ) -> tuple[Config, Path]:
     """The folder of a run that can start, signed: nothing is written where the plan or the roster says no."""
     manifest = federation.manifest
+    named = load(overrides)
     pinned = [
         *overrides,
-        *_absolute(load(overrides)),
+        *_absolute(named),
+        *([] if named.resume is not None else _agreed(overrides, manifest)),
         f"federation.disks={THEIRS}",
         f"federation.manifest={manifest.digest}",  # no site takes part without
     ]
@@ -71,6 +73,13 @@ def prepare(
     made = runs.read_config(folder)
     write_lead(folder, made.name_of(folder), made.for_sites().text(), federation)
     return config, folder.resolve()
+
+
+def _agreed(overrides: Sequence[str], manifest: Manifest) -> list[str]:
+    """The agreement's numbers of holders and sites, where nobody named others."""
+    agreed = {"federation.min_holders": manifest.min_holders, "federation.min_sites": manifest.quorum}
+    named = {override.partition("=")[0] for override in overrides}
+    return [f"{key}={value}" for key, value in agreed.items() if key not in named]
 
 
 def _absolute(config: Config) -> list[str]:
@@ -122,13 +131,14 @@ def wait_for_sites(link: SuperLink, config: Config, *, wait: float, say: Say) ->
     last_said = ""
     while True:
         found = link.sites()
-        for site in federation.sites or ():
+        for site in federation.named or ():
             if site not in found:
                 raise ConfigError(
                     f"federation.sites={site}: the SuperLink at {link.address} knows no such site; "
                     f"`lacuna federation list` and `sync`"
                 )
-        wanted = {site: found[site] for site in federation.sites or found}
+        named, out = federation.named, federation.without
+        wanted = {site: state for site, state in found.items() if site not in out and (not named or site in named)}
         line = roster_line(wanted)
         if line != last_said:
             say(line)

@@ -4,7 +4,7 @@ Nothing is ever unpickled.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,26 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save_step(
-    root: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any], *, keep: int = 2
+    root: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    record: Mapping[str, Any],
+    *,
+    keep: int = 2,
+    before: Collection[int] = (),
 ) -> None:
-    """Checkpoint number `step` under `root`; all but the newest `keep` are removed."""
+    """Checkpoint number `step` under `root`; of the others the newest stay, and the last until each of `before`."""
     save(root / f"{step:06d}", tensors, record)
     sweep(root)
-    for old in _steps(root)[:-keep]:
-        remove(old)
+    kept = {*_steps(root)[-keep:], *(last_until(root, most) for most in before)}
+    for old in _steps(root):
+        if old not in kept:
+            remove(old)
+
+
+def last_until(root: Path, step: int) -> Path | None:
+    """The newest checkpoint whose number is no more than this."""
+    return max((folder for folder in _steps(root) if int(folder.name) <= step), default=None)
 
 
 def load_latest(root: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

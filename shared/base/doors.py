@@ -10,6 +10,8 @@ from typing import Any
 SERVER_APP, CLIENT_APP = "server.app:app", "client.app:app"
 SUPERNODE = "client.node.supernode"  # python -P -m ...
 SUPERLINK = "server.superlink.process"
+TRIAL = "shared.data.trial"
+ENROL = "client.round.enrolment:enrol"
 ENGINE_AUDIT = "client.privacy.proof.audit:audit_privacy"
 
 

@@ -36,6 +36,7 @@ class RoundPlan:
     weights: Weights
     hidden: tuple[Modality, ...] = ()  # in a phase of sums: held by too few sites, so nobody sums it
     known: tuple[int, str] | None = None  # (sequence, head) of the site's privacy budget as last seen here
+    sha256: str = ""  # at a site: of the weights' bytes, as they were signed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +94,7 @@ class Batch:
     images_BMHW: Tensor
     exists_BM: Tensor  # bool: ground truth is there
     shown_BM: Tensor  # bool, a subset of exists: what a network may see
-    subject_B: Tensor  # int64, index of the subject inside this site's cohort; never leaves
+    subject_B: Tensor  # int64, number of the subject inside this site's cohort, or cohorts; never leaves
     clinical: tuple[Mapping[str, float | str], ...] = ()
 
     def __len__(self) -> int:

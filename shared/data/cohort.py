@@ -18,6 +18,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from typing import Any
 
 from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
-from shared.base.files import make_folder, write_text
+from shared.base.files import make_folder, write_bytes, write_text
 from shared.base.options import build, plain
 from shared.base.vocabulary import Modality
 from shared.data.bids import (
@@ -298,6 +299,30 @@ def _conclude(
         renewed=sum(result.renewed for result in done),
         bytes=sum(entry["bytes"] for entry in entries),
     )
+
+
+def forget(cache: Path, subject: str) -> bool:
+    """Take a subject and its files out of a cache, as if it had never been prepared. False where it was not there."""
+    content = json.loads((cache / "cohort.json").read_text(encoding="utf-8"))
+    entries = [entry for entry in content["subjects"] if entry["name"] != subject]
+    found = len(entries) < len(content["subjects"]) or (cache / subject).exists()
+    content |= {"subjects": entries, "modalities": in_order({m for entry in entries for m in entry["modalities"]})}
+    content["rules"] = _rules(entries)
+    content["digest"] = _digest(content)
+    write_text(cache / "cohort.json", json.dumps(content, indent=1, sort_keys=True))  # first: it names no lost file
+    forget_rows(cache / "exclusions.csv", subject)
+    _sweep(cache, {entry["name"] for entry in entries})
+    return found
+
+
+def forget_rows(path: Path, subject: str) -> None:
+    """Take the lines of a table away that begin with this subject."""
+    if path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        name = re.compile(rb'"?(sub-)?' + re.escape(subject.removeprefix("sub-").encode()) + rb'"?([,\t\r\n]|$)')
+        kept = [line for line in lines if not name.match(line)]
+        if len(kept) < len(lines):
+            write_bytes(path, b"".join(kept))
 
 
 def _sweep(folder: Path, names: set[str]) -> None:

@@ -6,7 +6,7 @@ is not read; what it lacks is zeros with `exists` False.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -76,6 +76,10 @@ class Slices:
     def count(self, i: int) -> int:
         """How many of them the i-th of `subjects` has."""
         return len(self._places[i])
+
+    def number(self, i: int) -> int:
+        """Which of the whole cohort the i-th of `subjects` is: a batch's `subject_B`."""
+        return self._numbers[i]
 
     def batch(self, indices: Iterable[int]) -> Batch:
         """Slices by their index in [0, len): subject after subject, from the neck up."""
@@ -183,6 +187,11 @@ class Pool:
             for i, subject in enumerate(part.subjects):
                 people.setdefault(subject.name, []).append((number, i))
         self._people = tuple(people.values())
+        unit = {place: n for n, places in enumerate(self._people) for place in places}
+        self._units = tuple(  # of a part's subjects, by their numbers in its cohort
+            {part.number(i): unit[number, i] for i in range(len(part.subjects))}
+            for number, part in enumerate(self.parts)
+        )
 
     @property
     def units(self) -> int:
@@ -212,15 +221,25 @@ class Pool:
             raise DataError("no subject of any cohort has any of the asked modalities")
         shares = torch.tensor([float(len(part.subjects)) for part in self.parts])
         chosen = torch.multinomial(shares, size, replacement=True, generator=generator).bincount(minlength=len(shares))
-        return _join([part.draw(n, generator) for part, n in zip(self.parts, chosen.tolist(), strict=True) if n])
+        drawn = [
+            _renumbered(part.draw(n, generator), units)
+            for part, units, n in zip(self.parts, self._units, chosen.tolist(), strict=True)
+            if n
+        ]
+        return _join(drawn)
 
     def in_order(self, size: int) -> Iterator[Batch]:
         for part in self.parts:
             yield from part.in_order(size)
 
 
+def _renumbered(batch: Batch, units: Mapping[int, int]) -> Batch:
+    """With the number of the person for that of the subject in its own cohort."""
+    return replace(batch, subject_B=torch.tensor([units[n] for n in batch.subject_B.tolist()], dtype=torch.int64))
+
+
 def _join(batches: Sequence[Batch]) -> Batch:
-    """One batch; subjects keep their numbers within their own cohorts."""
+    """One batch of several cohorts."""
     return Batch(
         images_BMHW=torch.cat([batch.images_BMHW for batch in batches]),
         exists_BM=torch.cat([batch.exists_BM for batch in batches]),

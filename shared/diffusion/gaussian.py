@@ -61,7 +61,7 @@ class Schedule:
         alpha, sigma = self.scales(t_B, x_t)
         return sigma * x_t + alpha * v
 
-    def given(self, x_t: Tensor, t_B: Tensor, mean: Tensor | float, sd: float) -> tuple[Tensor, Tensor]:
+    def given(self, x_t: Tensor, t_B: Tensor, mean: Tensor | float, sd: Tensor | float) -> tuple[Tensor, Tensor]:
         """Mean and sd of x_0 given x_t when x_0 ~ N(mean, sd^2): what is known before any network has looked."""
         alpha, sigma = self.scales(t_B, x_t)
         total = alpha**2 * sd**2 + sigma**2

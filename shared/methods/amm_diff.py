@@ -46,6 +46,7 @@ SIZES: Mapping[str, tuple[IffnShape, UNetShape]] = {
     "paper": (IffnShape(width=64, out=32), UNetShape(base=128, mult=(1, 1, 2, 3, 4), blocks=2, attention=2)),
 }
 SPREAD = 5.0  # what brings the mixture's standard deviations to about 1
+LEAST_ERROR = 0.05  # of an anchor, on the scale of [-1, 1]: also of what is shown
 ENCODERS: Mapping[str, type[IFFN] | type[PlainEncoder]] = {"iffn": IFFN, "unet": PlainEncoder}
 
 
@@ -60,7 +61,6 @@ class AmmDiff(Method):
     noisiest: float = 0.0  # share of samples at the last time, which the sampler `mean` reads; the others are uniform
     outside: float = 1.0  # weight of pixels outside the brain
     shown: float = 1.0  # weight of modalities that are shown
-    hide_target: float = 0.0  # chance that an existing modality is treated as if it had no ground truth
     mask_patch: int = 16  # pretext: side of the masked patches, in pixels
     mask_ratio: float = 0.6  # pretext: part of the patches that are masked, in each modality for itself
     drop: float = 0.3  # pretext: chance to lose whole modalities besides
@@ -75,7 +75,7 @@ class AmmDiff(Method):
         Method.__post_init__(self)
         require(len(self.modalities) >= 2, "modalities", self.modalities, "at least two")
         require(self.times >= 2, "times", self.times, "2 or more")
-        for key in ("noisiest", "outside", "shown", "hide_target", "mask_ratio", "drop"):
+        for key in ("noisiest", "outside", "shown", "mask_ratio", "drop"):
             require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
         require(self.mask_patch >= 1, "mask_patch", self.mask_patch, "1 or more")
         require(self.ridge_patch % 2 == 1, "ridge_patch", self.ridge_patch, "odd")
@@ -174,26 +174,22 @@ class AmmDiff(Method):
 
     def _translate(self, net: "AmmDiffNet", batch: Batch, generator: torch.Generator) -> Losses:
         """Mean over the existing modalities and pixels of the network's squared error, for every sample alone."""
-        device = batch.images_BMHW.device
+        device, exists_BM = batch.images_BMHW.device, batch.exists_BM
         shown_BM = random_shown(batch.shown_BM, generator, proper=self.anchor != "none")
-        spared = _uniform(batch.exists_BM.shape, device, generator) >= self.hide_target
-        wanted_BM = batch.exists_BM & (spared | shown_BM)
-        x0 = 2 * _shown(batch.images_BMHW, wanted_BM) - 1
+        x0 = 2 * _shown(batch.images_BMHW, exists_BM) - 1
         with autocast(device, self.precision):
             condition = net.condition(batch.images_BMHW, shown_BM)
         if condition.anchor is not None:  # stands in for what has no truth, as it does at the start of a synthesis
-            x0 = torch.where(wanted_BM[:, :, None, None], x0, condition.anchor)
+            x0 = torch.where(exists_BM[:, :, None, None], x0, condition.anchor)
         t_B = self._times(len(x0), device, generator)
         eps = torch.randn(x0.shape, generator=generator, device=device)
         x_t = self._schedule.noised(x0, t_B, eps)
         with autocast(device, self.precision):
-            raw, anchor = self._raw(net, x_t, t_B, condition, wanted_BM)
-        wanted = self._wanted(x_t, t_B, x0, eps, anchor)
-        weight_BM = torch.where(shown_BM, self.shown, 1.0) * wanted_BM
+            raw, told = self._raw(net, x_t, t_B, condition, exists_BM)
+        wanted = self._wanted(x_t, t_B, x0, eps, told)
+        weight_BM = torch.where(shown_BM, self.shown, 1.0) * exists_BM
         error = torch.where(weight_BM[:, :, None, None] > 0, (raw - wanted).square(), 0.0)
-
-        inside = brain(batch.images_BMHW, batch.exists_BM)
-        weight = torch.where(inside, 1.0, self.outside) * weight_BM[:, :, None, None]
+        weight = torch.where(brain(batch.images_BMHW, exists_BM), 1.0, self.outside) * weight_BM[:, :, None, None]
         return Losses(
             loss_B=(error * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)).clamp(min=1e-6),
             gave={
@@ -216,37 +212,41 @@ class AmmDiff(Method):
     def _schedule(self) -> Schedule:
         return SCHEDULES[self.schedule](self.times)
 
-    def _prior(self, x_t: Tensor, t_B: Tensor, anchor: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and sd of x0 given x_t before the network has looked: x0 ~ N(0, 1), or N(anchor, ridge_error^2)."""
-        if anchor is None:
-            return self._schedule.given(x_t, t_B, 0.0, 1.0)
-        return self._schedule.given(x_t, t_B, anchor, self.ridge_error)
+    def _prior(self, x_t: Tensor, t_B: Tensor, told: "Condition") -> tuple[Tensor, Tensor]:
+        """Mean and sd of x0 given x_t before the network has looked: x0 ~ N(0, 1), or N(anchor, error^2).
+
+        The network speaks in that sd, or where the mixture tells `error` pixel by pixel, in what it would be for the
+        usual error: an error of x0 is then as bad wherever it is.
+        """
+        mean, sd = self._schedule.given(x_t, t_B, 0.0 if told.anchor is None else told.anchor, told.error)
+        return mean, sd if told.mixture is None else sd * (self.ridge_error / told.error)
 
     def _raw(
         self, net: "AmmDiffNet", x_t: Tensor, t_B: Tensor, condition: "Condition", exists_BM: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the network says, and the anchor once it had its say in it.
+    ) -> tuple[Tensor, "Condition"]:
+        """What the network says, and the condition once it had its say in the anchor.
 
         `eps` hears x_t itself; `v` hears the prior's mean, in which noise fades as it stops telling anything.
         """
         M = len(self.modalities)
-        heard = x_t if self.parameterisation == "eps" else self._prior(x_t, t_B, condition.anchor)[0]
+        heard = x_t if self.parameterisation == "eps" else self._prior(x_t, t_B, condition)[0]
         out: Tensor = net(heard, t_B, condition.map, exists_BM, condition.told).float()
         if net.tissues == 0 or condition.mixture is None:
-            return out, condition.anchor
-        return out[:, :M], 2 * condition.mixture.weighed(out[:, M:]) - 1
+            return out, condition
+        moved = 2 * condition.mixture.weighed(out[:, M:]) - 1
+        return out[:, :M], dataclasses.replace(condition, anchor=moved)
 
-    def _wanted(self, x_t: Tensor, t_B: Tensor, x0: Tensor, eps: Tensor, anchor: Tensor | None) -> Tensor:
+    def _wanted(self, x_t: Tensor, t_B: Tensor, x0: Tensor, eps: Tensor, told: "Condition") -> Tensor:
         """eps; or what is left of x0, in the prior's sd. With x0 ~ N(0, 1) that is v: (alpha x_t - x0) / sigma."""
         if self.parameterisation == "eps":
             return eps
-        mean, sd = self._prior(x_t, t_B, anchor)
+        mean, sd = self._prior(x_t, t_B, told)
         return (mean - x0) / sd
 
-    def _guess(self, x_t: Tensor, t_B: Tensor, raw: Tensor, anchor: Tensor | None) -> Guess:
+    def _guess(self, x_t: Tensor, t_B: Tensor, raw: Tensor, told: "Condition") -> Guess:
         if self.parameterisation == "eps":
             return Guess(self._schedule.x0_from_eps(x_t, t_B, raw), raw)
-        mean, sd = self._prior(x_t, t_B, anchor)
+        mean, sd = self._prior(x_t, t_B, told)
         x0 = mean - sd * raw
         return Guess(x0, self._schedule.eps_from_x0(x_t, t_B, x0))
 
@@ -278,8 +278,8 @@ class AmmDiff(Method):
         def denoise(x_t: Tensor, t: int) -> Guess:
             t_B = torch.full((len(x_t),), t, device=x_t.device)
             with autocast(x_t.device, self.precision):
-                raw, anchor = self._raw(net, x_t, t_B, condition, everything_BM)
-            return self._guess(x_t, t_B, raw, anchor)
+                raw, told = self._raw(net, x_t, t_B, condition, everything_BM)
+            return self._guess(x_t, t_B, raw, told)
 
         noise = normal(images_BMHW.float(), generator)
         x0 = draw(denoise, self._schedule, noise, sampler, generator, self.samplers)
@@ -292,6 +292,7 @@ class Condition:
 
     map: Tensor  # the unified map
     anchor: Tensor | None = None  # on the scale of x_0, [-1, 1]
+    error: Tensor | float = 1.0  # how far x_0 usually is from it, or from 0; the mixture tells it of every pixel
     told: Tensor | None = None  # all of the anchor that the network sees
     mixture: Told | None = None
 
@@ -304,6 +305,7 @@ class AmmDiffNet(Network):
         shape = dataclasses.replace(shape, checkpoint=options.checkpoint)
         self.encoder: IFFN | PlainEncoder = ENCODERS[options.encoder](M, iffn, patch=shape.patch)
         self.predictor = Predictor(iffn.out) if options.pretext else None
+        self.error = options.ridge_error
         self.anchor: PatchRidge | Mixture | None = None
         self.tissues = 0  # kinds that the network has a say in
         beside = M  # channels beside x: which modalities have a truth, or what the anchor tells
@@ -327,9 +329,11 @@ class AmmDiffNet(Network):
             return Condition(map=map_BCHW)
         anchor = 2 * filled_BMHW - 1
         told = [anchor, shown_BM[:, :, None, None].to(anchor.dtype).expand_as(anchor)]
+        error: Tensor | float = self.error
         if mixture is not None:
             told += [SPREAD * mixture.sd_BMHW, mixture.share_BKHW]
-        return Condition(map=map_BCHW, anchor=anchor, told=torch.cat(told, 1), mixture=mixture)
+            error = (2 * mixture.sd_BMHW).clamp(min=LEAST_ERROR)
+        return Condition(map=map_BCHW, anchor=anchor, error=error, told=torch.cat(told, 1), mixture=mixture)
 
     def filled(self, images_BMHW: Tensor, shown_BM: Tensor) -> Tensor:
         """What is hidden as the anchor tells it; without one, blank."""

@@ -9,7 +9,7 @@ loss, so incomplete stacks train it too; and part of the samples sees some modal
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from shared.diffusion import posterior
 from shared.diffusion.gaussian import SCHEDULES, Schedule
 from shared.diffusion.operators import Measured, clean, none
 from shared.diffusion.samplers import GUIDED, Denoiser, Guess, Kind, Sampler, draw, from_noise
+from shared.methods.anchors.mixture import CELLS, COMPONENTS, ITERATIONS, Mixture
+from shared.methods.anchors.noisy import FAR, expected, in_images
 from shared.methods.contract import Network, Restores
 from shared.methods.nets.precision import autocast
 from shared.methods.nets.unet import UNet, UNetShape
@@ -33,6 +35,8 @@ SIZES: Mapping[str, UNetShape] = {
     "small": UNetShape(base=32, mult=(1, 2, 2), blocks=1, attention=1, patch=2),
     "paper": UNetShape(base=128, mult=(1, 1, 2, 2, 4, 4), blocks=2, attention=3),
 }
+LEAST_ERROR = 0.04  # of what the mixture expects, on the scale of [-1, 1]
+SPREAD = 5.0  # what brings its standard deviations to about 1
 ABSENT = -1  # the time of a modality that is not there
 
 
@@ -42,6 +46,9 @@ class Any2all(Restores):
     schedule: Literal["linear", "cosine"] = "cosine"  # with `linear` an absent modality is not quite pure noise
     times: int = 1000
     independent: float = 0.1  # share of samples in which every modality has a noise level of its own; the paper's is 0
+    anchor: Literal["none", "mixture"] = "none"
+    components: int = COMPONENTS  # kinds of tissue in the mixture
+    iterations: int = ITERATIONS  # rounds in which it is fitted
     told: float = 0.4  # share of samples in which a random part of the modalities is clean; the paper's is 0
     outside: float = 1.0  # weight of pixels outside the brain
     checkpoint: bool = False  # less memory, more time
@@ -52,6 +59,8 @@ class Any2all(Restores):
         require(self.times >= 2, "times", self.times, "2 or more")
         for key in ("independent", "told", "outside"):
             require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
+        require(self.components >= 1, "components", self.components, "1 or more")
+        require(self.iterations >= 1, "iterations", self.iterations, "1 or more")
         require(self.independent + self.told <= 1, "told", self.told, "at most 1 - independent")
 
     @property
@@ -60,7 +69,8 @@ class Any2all(Restores):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase(name="prior"),)
+        anchor = Phase(name="anchor", kind="sums", rounds=1 + self.iterations, cells=CELLS)
+        return (*([anchor] if self.anchor == "mixture" else []), Phase(name="prior"))
 
     def network(self) -> "Prior":
         return Prior(self)
@@ -68,9 +78,12 @@ class Any2all(Restores):
     def owners(self, net: nn.Module, phase: str) -> Owners:
         """A modality's input slices, its part of the time embedding and its output rows are its own."""
         assert isinstance(net, Prior)
+        if phase == "anchor":
+            return {}
         owners: dict[str, Owner | Cut] = {name: SHARED for name, _ in net.named_parameters()}
         area, base = net.unet.shape.patch**2, net.unet.shape.base
-        owners["unet.stem.weight"] = Cut(dim=1, owners=tuple(source(m) for m in self.modalities for _ in range(area)))
+        seen = [source(m) for m in self.modalities] + [SHARED] * net.told  # what is expected is there for all
+        owners["unet.stem.weight"] = Cut(dim=1, owners=tuple(owner for owner in seen for _ in range(area)))
         owners["unet.time.first.weight"] = Cut(
             dim=1, owners=tuple(source(m) for m in self.modalities for _ in range(base))
         )
@@ -89,19 +102,12 @@ class Any2all(Restores):
         x0 = 2 * torch.where(exists_BM[:, :, None, None], batch.images_BMHW.float(), 0.0) - 1
         t_BM, told_BM = self._times(exists_BM, generator)
         eps = torch.randn(x0.shape, generator=generator, device=device)
-        flat_t, shape = t_BM.flatten(), x0.shape
-        x_t, wanted = (
-            value.reshape(shape)
-            for value in (
-                self._schedule.noised(x0.flatten(0, 1), flat_t, eps.flatten(0, 1)),
-                eps.flatten(0, 1)
-                if self.parameterisation == "eps"
-                else self._schedule.v_of(flat_t, x0.flatten(0, 1), eps.flatten(0, 1)),
-            )
-        )
+        x_t = self._schedule.noised(x0.flatten(0, 1), t_BM.flatten(), eps.flatten(0, 1)).reshape(x0.shape)
         x_t = torch.where(told_BM[:, :, None, None], x0, x_t)
+        heard = self._hear(net, x_t, torch.where(exists_BM, t_BM, ABSENT), told_BM)
         with autocast(device, self.precision):
-            raw = self._raw(net, x_t, torch.where(exists_BM, t_BM, ABSENT))
+            raw: Tensor = net(*heard.inputs).float()
+        wanted = eps if self.parameterisation == "eps" else (heard.mean - x0) / heard.sd
         counts_BM = exists_BM & ~told_BM
         error = torch.where(counts_BM[:, :, None, None], (raw - wanted).square(), 0.0)
         inside = (batch.images_BMHW > 0) & exists_BM[:, :, None, None]
@@ -128,6 +134,18 @@ class Any2all(Restores):
         some_BM = some_BM & (some_BM != exists_BM).any(1)[:, None]  # one at least is left to make
         told_BM = some_BM & (kind_B >= 1 - self.told)[:, None]
         return torch.where(told_BM, 0, t_BM), told_BM
+
+    # --- the anchor's sums ---------------------------------------------------------------------------------------
+
+    def sums(self, net: nn.Module, batch: Batch, phase: str) -> Mapping[str, Tensor]:
+        assert isinstance(net, Prior)
+        assert net.anchor is not None
+        return net.anchor.sums(batch)
+
+    def settle(self, net: nn.Module, phase: str, sums: Mapping[str, Tensor]) -> None:
+        assert isinstance(net, Prior)
+        assert net.anchor is not None
+        net.anchor.settle(sums)
 
     # --- inference -----------------------------------------------------------------------------------------------
 
@@ -193,29 +211,48 @@ class Any2all(Restores):
             t_BM = torch.full(x_BMHW.shape[:2], t, dtype=torch.long, device=x_BMHW.device)
             t_BM[:, list(clean_images)] = 0
             t_BM[:, list(silent)] = ABSENT
+            told_BM = torch.zeros_like(t_BM, dtype=torch.bool)
+            told_BM[:, list(clean_images)] = True
+            heard = self._hear(net, with_told(x_BMHW).float(), t_BM, told_BM)
             with autocast(x_BMHW.device, self.precision):
-                raw = self._raw(net, with_told(x_BMHW).float(), t_BM)
+                raw: Tensor = net(*heard.inputs).float()
             t_B = t_BM.new_full((len(x_BMHW),), t)
             if self.parameterisation == "eps":
                 return Guess(with_told(self._schedule.x0_from_eps(x_BMHW, t_B, raw)), raw)
-            return Guess(
-                with_told(self._schedule.x0_from_v(x_BMHW, t_B, raw)),
-                self._schedule.eps_from_v(x_BMHW, t_B, raw),
-            )
+            x0 = heard.mean - heard.sd * raw
+            return Guess(with_told(x0), self._schedule.eps_from_x0(x_BMHW, t_B, x0))
 
         return denoise
 
-    def _raw(self, net: nn.Module, x_BMHW: Tensor, t_BM: Tensor) -> Tensor:
-        """`eps` hears x_t itself; `v` each modality as its own noise level lets it (Schedule.heard)."""
-        if self.parameterisation == "v":
-            faded = self._schedule.heard(x_BMHW.flatten(0, 1), t_BM.clamp(min=0).flatten())
-            x_BMHW = faded.reshape(x_BMHW.shape)
-        raw: Tensor = net(x_BMHW, t_BM)
-        return raw.float()
+    def _hear(self, net: nn.Module, x_BMHW: Tensor, t_BM: Tensor, told_BM: Tensor) -> "Heard":
+        """`eps` hears x_t itself; `v` each modality as its own noise level lets it, E[x0 | x_t] of x0 ~ N(0, 1). Both
+        see beside it what the mixture expects of all of them together; `v` speaks of what is left of x0.
+        """
+        assert isinstance(net, Prior)
+        x_NHW, t_N = x_BMHW.flatten(0, 1), t_BM.clamp(min=0).flatten()
+        mean, sd = self._schedule.given(x_NHW, t_N, 0.0, 1.0)
+        mean = mean.reshape(x_BMHW.shape)
+        heard = x_BMHW if self.parameterisation == "eps" else mean
+        if net.anchor is None:
+            return Heard(inputs=(heard, t_BM), mean=mean, sd=sd.reshape(*t_BM.shape, 1, 1))
+        alpha, sigma = (v.reshape(*t_BM.shape, 1, 1) for v in self._schedule.scales(t_N, x_NHW))
+        y_BMHW = torch.where(told_BM[:, :, None, None], x_BMHW, x_BMHW / alpha)
+        noise_BM = torch.where(told_BM, 0.0, in_images(alpha, sigma)[:, :, 0, 0]).masked_fill(t_BM < 0, FAR)
+        told = expected(net.anchor, (y_BMHW + 1) / 2, noise_BM)
+        mean, sd = 2 * told.mean_BMHW - 1, (2 * told.sd_BMHW).clamp(min=LEAST_ERROR)
+        return Heard(inputs=(heard, t_BM, torch.cat([mean, SPREAD * told.sd_BMHW], 1)), mean=mean, sd=sd)
 
     @property
     def _schedule(self) -> Schedule:
         return SCHEDULES[self.schedule](self.times)
+
+
+class Heard(NamedTuple):
+    """One look at noisy images."""
+
+    inputs: tuple[Tensor, ...]  # of the network
+    mean: Tensor  # of x0, before the network has looked, ...
+    sd: Tensor  # ... and the scale of what it says of it
 
 
 class Prior(Network):
@@ -223,19 +260,23 @@ class Prior(Network):
         super().__init__()
         self.modalities = len(options.modalities)
         shape = dataclasses.replace(SIZES[options.size], checkpoint=options.checkpoint)
-        self.unet = UNet(self.modalities, self.modalities, shape, times=self.modalities)
+        self.anchor = Mixture(self.modalities, options.components) if options.anchor == "mixture" else None
+        self.told = 0 if self.anchor is None else 2 * self.modalities  # channels
+        self.unet = UNet(self.modalities + self.told, self.modalities, shape, times=self.modalities)
 
-    def forward(self, x_BMHW: Tensor, t_BM: Tensor) -> Tensor:
+    def forward(self, x_BMHW: Tensor, t_BM: Tensor, told_BCHW: Tensor | None = None) -> Tensor:
         """The denoiser: what is exported. A modality at time -1 is absent, and is not looked at."""
-        out: Tensor = self.unet(torch.where((t_BM >= 0)[:, :, None, None], x_BMHW, 0.0), t_BM)
+        x_BMHW = torch.where((t_BM >= 0)[:, :, None, None], x_BMHW, 0.0)
+        out: Tensor = self.unet(x_BMHW if told_BCHW is None else torch.cat([x_BMHW, told_BCHW], 1), t_BM)
         return out
 
     def example(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
         """Inputs that `forward` takes, for exporters."""
-        return (
+        inputs = (
             torch.zeros(batch, self.modalities, height, width),
             torch.zeros(batch, self.modalities, dtype=torch.long),
         )
+        return inputs if self.anchor is None else (*inputs, torch.zeros(batch, self.told, height, width))
 
 
 def _check_size(images_BMHW: Tensor, net: Prior) -> None:

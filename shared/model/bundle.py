@@ -43,6 +43,8 @@ from shared.trust.signed import Folder
 SCHEMA = 1
 MANIFEST, SIGNATURE, WEIGHTS = "bundle.json", "bundle.sig", "model.safetensors"
 MAY_HOLD = (WEIGHTS, "denoiser.pt2", "denoiser.onnx")
+# what reading another machine's words can raise; the last two of numbers and shapes that are out of all bounds
+_MALFORMED = (LookupError, ValueError, TypeError, AttributeError, RecursionError, OverflowError, RuntimeError)
 MOST_TEXT = 2**22  # bytes of bundle.json: read before anything is known of it
 _FOLDER = Folder(
     what="bundle",
@@ -165,14 +167,19 @@ def load(folder: Path, *, trusted: Ed25519PublicKey | None) -> Bundle:
         tensors = parse_safetensors(weights)
     except SafetensorError as error:
         raise DataError(f"{where}: {WEIGHTS} is no safetensors file: {error}") from None
-    return Bundle(
-        model=rebuild(record, tensors, where),
-        digest=sha256(manifest),
-        signer=key_id(signer),
-        trusted=trusted is not None,
-        record=record,
-        calibration=_calibration(record, where),
-    )
+    try:
+        return Bundle(
+            model=rebuild(record, tensors, where),
+            digest=sha256(manifest),
+            signer=key_id(signer),
+            trusted=trusted is not None,
+            record=record,
+            calibration=_calibration(record, where),
+        )
+    except ConfigError as error:
+        raise DataError(f"{where}: {str(error)[:300]}") from None
+    except _MALFORMED as error:
+        raise DataError(f"{where}: {MANIFEST} is not what this version writes ({type(error).__name__})") from None
 
 
 def _calibration(record: Mapping[str, Any], where: str) -> Calibration | None:
@@ -180,6 +187,16 @@ def _calibration(record: Mapping[str, Any], where: str) -> Calibration | None:
         return calibration_of(record.get("calibration"))
     except ConfigError as error:
         raise DataError(f"{where}: {error}") from None
+
+
+def weights_of(folder: Path) -> tuple[str, Ed25519PublicKey]:
+    """The hash of a bundle's weights, whoever signed it, and who did; nothing else of it is read."""
+    where = f"bundle {folder}"
+    manifest, signer = _FOLDER.verify(folder, None, where)
+    files = _parse(manifest, where)["files"]
+    if WEIGHTS not in files:
+        raise DataError(f"{where}: {MANIFEST} lists no {WEIGHTS}")
+    return str(files[WEIGHTS]["sha256"]), signer
 
 
 def _parse(manifest: bytes, where: str) -> dict[str, Any]:
@@ -193,6 +210,6 @@ def _parse(manifest: bytes, where: str) -> dict[str, Any]:
             raise TypeError
         record["intensities"]["version"]
         rules_version(record["modalities"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (*_MALFORMED, ConfigError) as error:
         raise DataError(f"{where}: {MANIFEST} is not what this version writes ({type(error).__name__})") from None
     return dict(record)

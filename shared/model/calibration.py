@@ -74,12 +74,20 @@ def read(record: Any) -> Calibration | None:
     return None if record is None else build(Calibration, record, "calibration")
 
 
+def squares(samples: int) -> float:
+    """How many variances the squares about the mean of so many add up to: pairs are mirror images, so their mean is
+    known, and an odd one out has its own share in it.
+    """
+    return samples if samples % 2 == 0 else samples - 1 / samples
+
+
 def uncalibrated(sd: Tensor, samples: int) -> Tensor:
-    """Half width if truths were drawn as the samples are: exact for normal ones, however few (Student's t)."""
+    """Half width if truths were drawn as the samples are: exact (Student's t) for normal ones in pairs, near else."""
     from scipy.stats import t  # takes a second to import
 
-    reach = float(t.ppf((1 + COVER) / 2, samples - 1)) * math.sqrt(1 + 1 / samples)
-    return reach * sd
+    draws = samples - samples // 2
+    alone = math.sqrt(1 + samples % 2 / samples**2)  # an odd one moves the mean
+    return float(t.ppf((1 + COVER) / 2, draws)) * alone * sd
 
 
 def count(truth: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
@@ -89,12 +97,19 @@ def count(truth: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
     return torch.bincount(spread * ERRORS + error, minlength=SPREADS * ERRORS).reshape(SPREADS, ERRORS).double()
 
 
-def widths_of(counts_SE: Tensor) -> tuple[float, ...]:
-    """The decile of the error in each bin of spread, with as many neighbours as it takes to tell it."""
+def widths_of(counts_SE: Tensor, lesion_SE: Tensor | None = None) -> tuple[float, ...]:
+    """The decile of the error in each bin of spread, with as many neighbours as it takes to tell it.
+
+    Where lesions are marked, and enough of them, it is the wider of all voxels' and theirs: they are few, so that all
+    others' would hide how far a network errs where it matters most.
+    """
     voxels_S = counts_SE.sum(1)
     if voxels_S.sum() < LEAST:
         raise DataError(f"calibration: {int(voxels_S.sum())} voxels; {LEAST} are needed to tell an interval")
-    return tuple(_decile(counts_SE[a:b].sum(0)) for a, b in _told_by(voxels_S.tolist()))
+    widths = tuple(_decile(counts_SE[a:b].sum(0)) for a, b in _told_by(voxels_S.tolist()))
+    if lesion_SE is None or lesion_SE.sum() < LEAST:
+        return widths
+    return tuple(map(max, widths, widths_of(lesion_SE)))
 
 
 def _told_by(voxels: Sequence[float]) -> Iterator[tuple[int, int]]:

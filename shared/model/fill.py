@@ -1,8 +1,9 @@
 """A subject filled in: any shown modalities of a whole volume in, all modalities out, slice by slice.
 
-The noise of slice z and sample k comes from (keys, z, k) alone: however many slices fit into memory at once, and
-however often the work was stopped, the result is the same. A method that can `restore` takes raw measurements too.
-A method of slabs goes over the volume in overlapping windows, which are numbered like slices.
+The noise of slice z and sample k comes from (keys, z, k) alone (every second is the mirror image of the one before):
+however many slices fit into memory at once, and however often the work was stopped, the result is the same. A method
+that can `restore` takes raw measurements too. A method of slabs goes over the volume in overlapping windows, which are
+numbered like slices.
 """
 
 import math
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 
 from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import DataError
-from shared.base.randomness import Noise, generator
+from shared.base.randomness import Mirror, Noise, generator
 from shared.base.vocabulary import Modality
 from shared.data.bids import Clinical
 from shared.diffusion.operators import Measured, clean, none
 from shared.diffusion.samplers import Sampler
 from shared.methods import TAKE_RAW, ReadsChart, Restores
+from shared.model import calibration
 from shared.model.calibration import CALIBRATED, COVERED, Calibration, uncalibrated
 from shared.model.model import Model
 from shared.model.taught import passes
@@ -177,7 +179,8 @@ class _Samples:
         return Filled(mean_MDHW=mean_MDHW, sd_MDHW=sd_MDHW if n > 1 else None, samples=n, shown=shown)
 
     def moments(self, images_BMHW: Tensor, numbers: Numbers, *, together: int) -> tuple[Tensor, Tensor]:
-        """Mean and sd over samples, by Welford's recurrence: memory does not grow with their number.
+        """Mean and sd over samples, by Welford's recurrence: memory does not grow with their number. Of samples in
+        mirrored pairs the mean is known, so that their squares are not one too few.
 
         `together`: so many samples are drawn side by side, where one by one would leave the device idle.
         """
@@ -190,11 +193,18 @@ class _Samples:
             from_mean = made_BMHW - mean
             mean += from_mean / (k + 1)
             squares += from_mean * (made_BMHW - mean)
-        spread = squares.clamp(min=0).sqrt() / math.sqrt(max(1, self.how.sampler.samples - 1))
+        spread = squares.clamp(min=0).sqrt() / math.sqrt(max(1, calibration.squares(self.how.sampler.samples)))
         return mean.float().cpu(), spread.float().cpu()
 
     def _noise(self, numbers: Numbers, *samples: int) -> Noise:
-        return [generator(self.how.device, *self.how.keys, z, k) for k in samples for z in numbers]
+        """Samples come in pairs whose noise is each other's mirror image: what answers to noise linearly leaves their
+        mean, and a mean of a few samples is nearly that of many.
+        """
+        return [self._own_noise(z, k) for k in samples for z in numbers]
+
+    def _own_noise(self, z: int, sample: int) -> torch.Generator | Mirror:
+        drawn = generator(self.how.device, *self.how.keys, z, sample - sample % 2)
+        return Mirror(drawn) if sample % 2 else drawn
 
     def _charted(self, images_BMHW: Tensor, numbers: Numbers, together: int) -> Iterator[Tensor]:
         """By a method that hears the chart: a few samples side by side."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shared.base.errors import ConfigError
-from shared.base.names import check_run
+from shared.base.names import check_run, check_site
 from shared.base.options import build, plain, require
 from shared.clinical.attach import planned_fingerprint, reads_text
 from shared.clinical.probes import same_encoder
@@ -29,6 +29,7 @@ _ENCODER = "method.options.text_fingerprint"
 class Federation:
     engine: Literal["local", "ray"] = "local"
     sites: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()  # sites that take no part, whoever else does
     targets: tuple[str, ...] | None = None
     fraction: float = 1.0
     min_sites: int = 2
@@ -45,7 +46,14 @@ class Federation:
     manifest: str | None = None  # hash of what the federation agreed on; a site's policy may ask that a plan names it
     mixed_preparation: bool = False  # sites whose images were prepared in different ways may train together
 
+    @property
+    def named(self) -> tuple[str, ...] | None:
+        """The sites that may take part; None: all that are not among `without`."""
+        return tuple(site for site in self.sites if site not in self.without) if self.sites else None
+
     def __post_init__(self) -> None:
+        for site in self.without:
+            check_site(site, "without")
         require(0 < self.fraction <= 1, "fraction", self.fraction, "in (0, 1]")
         require(self.min_sites >= 1, "min_sites", self.min_sites, "1 or more")
         require(self.min_holders >= 1, "min_holders", self.min_holders, "1 or more")

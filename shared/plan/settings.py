@@ -42,10 +42,16 @@ class Limits:
 
     norm: float = 1e3  # l2 of the whole delta
     entry: float = 64.0  # any one weight; with the samples of a round it bounds the integer sums
+    relative: float = 3.0  # times the round's median norm, of three sites or more; honest ones were within 1.3
+    apart: float = 1.5  # of a site's sums from the median of the sites' means, as a part of that median
+    weight: float = 10.0  # times what a person counts for in sums at the median site
 
     def __post_init__(self) -> None:
         require(self.norm > 0, "norm", self.norm, "above 0")
         require(0 < self.entry <= 2**20, "entry", self.entry, "in (0, 2^20]")
+        require(self.relative > 1, "relative", self.relative, "above 1")
+        require(self.apart > 0, "apart", self.apart, "above 0")
+        require(self.weight > 1, "weight", self.weight, "above 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

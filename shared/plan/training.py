@@ -5,10 +5,10 @@ Under torchrun every process draws its own part of each batch, and gradients and
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from shared.base.errors import ConfigError, RunFailed
 from shared.base.options import require
-from shared.base.owners import named, take
+from shared.base.owners import held_index, named, take
 from shared.base.randomness import generator
-from shared.base.records import Batch, Owners
+from shared.base.records import Batch, Cut, Owners
 from shared.base.vocabulary import LOCAL, Owner
 from shared.data.slices import prefetch
 from shared.methods import Method
@@ -53,6 +53,11 @@ class PhaseTraining:
         require(self.prox >= 0, "prox", self.prox, "0 or more")
         require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
 
+    @property
+    def samples(self) -> int:
+        """That a round's update is of, with all of its owners."""
+        return self.steps * self.batch
+
     def lr_at(self, round: int) -> float:
         """From lr down to a twentieth of it along a half cosine."""
         if self.decay == "none" or self.rounds == 1:
@@ -70,6 +75,21 @@ class Trained:
     samples: int
     seconds: float
     watch: dict[str, float] = field(default_factory=dict)  # of the last step; and of the first, as NAME_before
+    people: dict[Owner, int] = field(default_factory=dict)  # of whom those samples were; stays at the site
+
+    def without(self, few: Collection[Owner], owners: Owners) -> "Trained":
+        """As if these owners had got no gradient: their counts are 0, and their slices are not in the delta."""
+        held = [owner for owner, n in self.counts.items() if n > 0]
+        kept = [owner for owner in held if owner not in few]
+        delta = {}
+        for name, value in self.delta.items():
+            owner = owners[name]
+            if isinstance(owner, Cut):  # of which the held slices are there
+                owner = Cut(dim=owner.dim, owners=tuple(owner.owners[i] for i in held_index(owner, held).tolist()))
+            if (part := take(value, owner, kept)) is not None:
+                delta[name] = part
+        counts = {owner: 0 if owner in few else n for owner, n in self.counts.items()}
+        return replace(self, delta=delta, counts=counts)
 
 
 def train(
@@ -96,6 +116,7 @@ def train(
     anchor = {name: p.detach().clone() for name, p in trainable.items()} if options.prox else {}
     optimizer = optimizer_of(options, trainable, round, device)
     counts: dict[Owner, int] = dict.fromkeys(sorted(named(owners)), 0)
+    people: dict[Owner, set[int]] = {owner: set() for owner in counts}
     losses: list[float] = []
     watch: dict[str, float] = {}
     # each step has its own streams, so nothing depends on how many draws an earlier step made, or when
@@ -110,11 +131,12 @@ def train(
             for owner, gave_B in result.gave.items():
                 if owner in counts:
                     counts[owner] += int(gave_B.sum())
+                    people[owner].update(batch.subject_B[gave_B].tolist())
             before_any = watch if step else {f"{name}_before": value for name, value in result.watch.items()}
             watch = {**before_any, **result.watch}
             if on_step is not None:
                 on_step(step, losses[-1])
-    counts = _pooled(counts, device)
+    counts, people = _pooled(counts, device), _together(people)
     counts.pop(LOCAL, None)
     return Trained(
         delta=delta_of(trainable, before, owners, counts),
@@ -123,6 +145,7 @@ def train(
         samples=len(losses) * options.batch,
         seconds=time.monotonic() - started,
         watch=watch,
+        people={owner: len(who) for owner, who in people.items()},
     )
 
 
@@ -223,3 +246,11 @@ def _pooled(counts: dict[Owner, int], device: torch.device) -> dict[Owner, int]:
     totals = torch.tensor(list(counts.values()), device=device)
     dist.all_reduce(totals)
     return dict(zip(counts, totals.tolist(), strict=True))
+
+
+def _together(people: dict[Owner, set[int]]) -> dict[Owner, set[int]]:
+    if processes() == 1:
+        return people
+    found: list[Any] = [None] * processes()
+    dist.all_gather_object(found, people)
+    return {owner: set().union(*(one[owner] for one in found)) for owner in people}

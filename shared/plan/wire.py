@@ -43,7 +43,16 @@ Head: TypeAlias = dict[
 ]
 LEDGER = re.compile(r"[0-9a-f]{16,128}")  # a ledger's id, and a link of its chain
 # what reading another machine's words can raise; the last two of numbers and shapes that are out of all bounds
-_MALFORMED = (KeyError, ValueError, TypeError, AttributeError, RecursionError, ConfigError, OverflowError, RuntimeError)
+_MALFORMED = (
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    ConfigError,
+    OverflowError,
+    RuntimeError,
+)
 LINK = re.compile(r"[0-9a-f]{64}")
 MOST_TEXT = 200  # characters of a name or a hash
 PREPARATION = re.compile(r"|[0-9a-f]{64}")  # a digest, or nothing: a site has no other words here
@@ -107,6 +116,7 @@ def unpack_plan(content: RecordDict, reader: Reader) -> RoundPlan:
             weights=unpack(content.array_records["weights"], free=False),
             hidden=tuple(check_text(modality) for modality in record["hidden"]),
             known=None if known is None else (whole(known[0]), check_text(known[1])),
+            sha256=record["weights"],
         )
     except _MALFORMED as error:
         raise reader.refused(f"is malformed: {type(error).__name__}: {str(error)[:200]}") from None
@@ -123,10 +133,11 @@ def unpack_query(content: RecordDict, reader: Reader) -> Query:
 
 
 def question(content: RecordDict) -> str:
-    """Which question a message is, by its hash; nothing of it is read."""
+    """Which question a message is, by its hash; nothing of it is read. One that has no text of bytes is none."""
     for name in ("plan", "query"):
         if name in content.config_records:
-            return hashlib.sha256(bytes(content.config_records[name].get("text", b""))).hexdigest()  # type: ignore[arg-type]
+            text = content.config_records[name].get("text")
+            return hashlib.sha256(text).hexdigest() if isinstance(text, bytes) else ""
     return ""
 
 
@@ -152,6 +163,11 @@ def whole(value: object) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(f"{str(value)[:40]} must be a whole number from 0, below 2^63")
     return value
+
+
+def count(value: object) -> int:
+    """Of subjects with a pattern: a number, or -k for "fewer than that"."""
+    return whole(value) if type(value) is int and value >= 0 else -whole(-value if type(value) is int else value)
 
 
 # --- site -> server
@@ -228,8 +244,8 @@ def unpack_inventory(content: RecordDict) -> Inventory:
         return Inventory(
             site=site,
             schema=str(head["schema"]),
-            subjects=int(head["subjects"]),  # type: ignore[arg-type]
-            patterns={tuple(map(str, pattern)): int(n) for pattern, n in json.loads(str(head["patterns"]))},
+            subjects=whole(head["subjects"]),
+            patterns={tuple(map(check_text, held)): count(n) for held, n in json.loads(str(head["patterns"]))},
             refused={str(k): str(v)[:500] for k, v in json.loads(str(head["refused"])).items()},
             summed=tuple(check_text(modality) for modality in head["summed"]),  # type: ignore[union-attr]
             preparation=preparation,
@@ -267,7 +283,9 @@ def refusal_in(content: RecordDict) -> LacunaError | None:
     if "refusal" not in content.config_records:
         return None
     head = content.config_records["refusal"]
-    return _REFUSALS.get(str(head.get("kind")), RunFailed)(str(head.get("why"))[:500])
+    why = str(head.get("why"))[:500]
+    said = why if any(c.isprintable() and c != " " for c in why) else "it gave no reason"
+    return _REFUSALS.get(str(head.get("kind")), RunFailed)(said)
 
 
 def size(content: RecordDict) -> int:

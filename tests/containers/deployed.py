@@ -19,7 +19,7 @@ from support.cohort.worlds import write_world
 
 PROJECT, PROXY, PORT = "lacuna-test", "proxy.test", 8443
 USER = "10001:10001"
-DISK = "1000m"  # of the runs: small, so that it can be filled; a model of 116 MB has its checkpoints there too
+DISK = "1500m"  # of the runs: small, to be filled; a model of 116 MB has its checkpoints and a round's updates there
 MODALITIES = ("T1", "T2", "FLAIR")
 SITES = {  # TOF for the method of test_figures.py alone
     "north": [("T1", "T2", "TOF")] * 5 + [("T1",)],
@@ -29,6 +29,12 @@ SITES = {  # TOF for the method of test_figures.py alone
 SERVICES = ("superlink", "executor", "mlflow", "postgres", "proxy")
 VOXELS = ("grid.spacing_mm=null", "grid.slice_mm=null")  # as write_world prepares
 PLAN = ("size=tiny", *VOXELS, f"method.modalities=[{','.join(MODALITIES)}]", "seed=11")
+POLICY = """  # a few made-up people, two holders of a modality, and plans of seconds
+[policy]
+min_subjects = 1
+min_holders = 2
+min_samples = 1
+"""
 ISOLATED = """
 services: {{site: {{networks: [alone], environment: {{OMP_NUM_THREADS: "1"}}}}}}
 networks: {{alone: {{name: {network}, external: true}}}}
@@ -65,6 +71,10 @@ class Deployed:
             "amm_diff",
             "--method",
             "ddpm",
+            "--min-holders",  # the world has two holders of a modality
+            "2",
+            "--quorum",
+            "2",
         )
         for site in SITES:
             self.verb("client.cli", "init", site, "--site", site)
@@ -72,7 +82,7 @@ class Deployed:
             self.verb("server.cli", "federation", "admit", str(request))
             kit = self.folder / "federation" / "kits" / f"{site}.kit"
             self.verb("client.cli", "join", str(kit), "--state", site, "--fingerprint", self._signer())
-            (self.folder / site / "site.toml").write_text("[policy]\nmin_subjects = 1\n")  # a few made-up people
+            (self.folder / site / "site.toml").write_text(POLICY)
         self.runs.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "lacuna-test", self.runs], check=True)
         owned = ("federation", *SITES, "runs")

@@ -23,26 +23,30 @@ def update(spent: Spent) -> Update:
     return Update(site="north", run="r", phase="p", round=0, schema="s", delta={}, counts={}, spent=spent)
 
 
-IMPOSSIBLE = {
-    "a sequence beyond the database's numbers": {"sequence": 2**64},  # stored, it broke every later plan
-    "the same by one": {"sequence": 2**63},
-    "a size beyond them": {"size": 2**64},
-    "others beyond them": {"others": 2**200},
-    "a sequence below zero": {"sequence": -1},
-    "a delta of nothing": {"delta": 0.0},  # it ended the run at its release
-    "a delta below zero": {"delta": -1e-5},
-    "a delta of one": {"delta": 1.0},
-    "a delta that is no number": {"delta": float("nan")},
-    "an epsilon without end": {"epsilon": float("inf")},
-    "an epsilon below zero": {"epsilon": -0.5},
-    "a head that is a path": {"head": "../../ledgers.json"},
+WHOLE, REAL, HEX = "must be a whole number from 0, below 2\\^63", "must be finite numbers from 0, delta", "hex digits"
+IMPOSSIBLE = {  # and what is said of it: none is refused for another reason
+    "a sequence beyond the database's numbers": ({"sequence": 2**64}, WHOLE),  # stored, it broke every later plan
+    "the same by one": ({"sequence": 2**63}, WHOLE),
+    "a size beyond them": ({"size": 2**64}, WHOLE),
+    "others beyond them": ({"others": 2**200}, WHOLE),
+    "a sequence below zero": ({"sequence": -1}, WHOLE),
+    "a sequence that is no number": ({"sequence": "7"}, "spent.sequence='7': must be int"),
+    "a delta of nothing": ({"delta": 0.0}, REAL),  # it ended the run at its release
+    "a delta below zero": ({"delta": -1e-5}, REAL),
+    "a delta of one": ({"delta": 1.0}, REAL),
+    "a delta that is no number": ({"delta": float("nan")}, REAL),
+    "an epsilon without end": ({"epsilon": float("inf")}, REAL),
+    "an epsilon below zero": ({"epsilon": -0.5}, REAL),
+    "a head that is a path": ({"head": "../../ledgers.json"}, HEX),
+    "more than it may say": ({"subjects": 7}, "spent.subjects=7: unknown key"),
 }
 
 
 @pytest.mark.parametrize("what", IMPOSSIBLE)
 def test_a_word_that_can_not_be_true_is_not_read(what: str) -> None:
-    text = json.dumps({**plain(SPENT), **IMPOSSIBLE[what]})
-    with pytest.raises((ValueError, ConfigError)):
+    changes, says = IMPOSSIBLE[what]
+    text = json.dumps({**plain(SPENT), **changes})
+    with pytest.raises((ValueError, ConfigError), match=says):
         wire._unpack_spent(text)
     assert wire._unpack_spent(json.dumps(plain(SPENT))) == SPENT
 

@@ -22,13 +22,15 @@ from server.runs.serve import serve
 from shared.clinical import FIELDS, TextSettings, chart_of, make_encoder
 from shared.clinical.prompts import prompt
 from shared.data.bids import read_participants
-from shared.data.cohort import cache_folder
+from shared.data.cohort import Cohort, cache_folder
 from shared.plan.config import Config
 from shared.plan.settings import Choice
+from shared.plan.sums import BITS
 from shared.plan.training import PhaseTraining
 from shared.trust.privacy import Privacy
 
 pytestmark = [pytest.mark.usefixtures("probe"), pytest.mark.slow]
+FLOATS = (np.float16, np.float32, np.float64)
 
 
 class RecordingGrid(LocalGrid):
@@ -54,18 +56,32 @@ def secrets_of(world: Path, wanted: Config) -> Iterator[tuple[str, bytes]]:
         for path in (str(bids), str(world), "participants.tsv", "vol.npy", "derivatives", "nii.gz"):
             yield f"path {path}", path.encode()
         for value in (SITES_MMSE, 61.625, 62.625):
-            for kind in (np.float16, np.float32, np.float64):
+            for kind in FLOATS:
                 packed = np.array([value] * 2, dtype=kind).tobytes()
                 yield f"clinical {value} as {kind.__name__}, repeated", packed
             yield f"clinical {value} as text", str(value).encode()
-        for volume in sorted(cache_folder(bids, wanted.grid).glob("*/vol.npy")):
-            stack = np.load(volume)
-            middle = stack[len(stack) // 2]
-            for row in middle.reshape(-1, middle.shape[-1]):
-                if np.count_nonzero(row) >= 6:
-                    for kind in (np.float16, np.float32, np.float64):
-                        for value in (row, row * 2 - 1):
-                            yield f"image row as {kind.__name__}", value.astype(kind)[row != 0][:6].tobytes()
+        for pattern, n in Cohort.open(cache_folder(bids, wanted.grid)).patterns().items():
+            if n < wanted.federation.min_cell:
+                yield f"how many have {pattern}", json.dumps([list(pattern), n]).encode()
+
+
+def pixels_of(world: Path, wanted: Config) -> set[bytes]:
+    """16 bytes of each row of each slice of every image, in every form that numbers could take on a wire.
+
+    Also in those of a sum, whole numbers: the sum over one person is that person.
+    """
+    found = set()
+    for volume in sorted((world / "sites").glob(f"*/derivatives/lacuna/{wanted.grid.name}/*/vol.npy")):
+        stack = np.load(volume).astype(np.float64)
+        for row in stack.reshape(-1, stack.shape[-1]):
+            values = row[(row > 0) & (row < 1)]
+            forms = [numbers.astype(kind) for numbers in (values, 2 * values - 1) for kind in FLOATS]
+            forms.append(np.round(values * 2**BITS).astype(np.int64))
+            for form in forms:
+                few = form[: 16 // form.itemsize]
+                if few.nbytes == 16 and len(set(few.tolist())) > 1:
+                    found.add(few.tobytes())
+    return found
 
 
 def search(sent: list[tuple[str, bytes]], secrets: list[tuple[str, bytes]]) -> list[str]:
@@ -74,28 +90,31 @@ def search(sent: list[tuple[str, bytes]], secrets: list[tuple[str, bytes]]) -> l
 
 @pytest.fixture(scope="module")
 def leaky_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """No two people of a site are alike: at each, one person is alone in a modality and another in a combination."""
     root = tmp_path_factory.mktemp("leaky")
-    for i, (site, pattern) in enumerate(
-        {"north": ("T1", "T2"), "east": ("T1", "FLAIR"), "south": ("T2", "FLAIR")}.items()
+    whole = ("T1", "T2", "FLAIR")
+    for i, (site, usual, other) in enumerate(
+        (("north", ("T1", "T2"), ("T1",)), ("east", ("T1", "FLAIR"), ("FLAIR",)), ("south", whole, ("T2", "FLAIR")))
     ):
-        prepare_here(write_cohort(root / "sites" / site, site, [pattern] * 3, seed=i, mmse=SITES_MMSE))
+        patterns = [usual] * 5 + [other, whole]
+        prepare_here(write_cohort(root / "sites" / site, site, patterns, seed=i, mmse=SITES_MMSE))
     return root
 
 
 METHODS = {
-    "probe": (Choice(name="probe"), {"fit": PhaseTraining(rounds=2, steps=2, batch=2, lr=0.01)}),
+    "probe": (Choice(name="probe"), {"fit": PhaseTraining(rounds=2, steps=2, batch=16, lr=0.01)}),
     "amm_diff": (
         Choice(name="amm_diff", options={"modalities": ["T1", "T2", "FLAIR"], "size": "tiny", "anchor": "ridge"}),
         {
-            "pretext": PhaseTraining(rounds=1, steps=2, batch=2, lr=0.001),
-            "translate": PhaseTraining(rounds=1, steps=2, batch=2, lr=0.001),
+            "pretext": PhaseTraining(rounds=1, steps=2, batch=16, lr=0.001),
+            "translate": PhaseTraining(rounds=1, steps=2, batch=16, lr=0.001),
         },
     ),
     "mmdm": (
         Choice(
             name="mmdm", options={"modalities": ["T1", "T2", "FLAIR"], "target": "FLAIR", "size": "tiny", "slab": 3}
         ),
-        {"bridge": PhaseTraining(rounds=3, steps=2, batch=2, lr=0.001)},
+        {"bridge": PhaseTraining(rounds=3, steps=2, batch=16, lr=0.001)},
     ),
 }
 
@@ -107,7 +126,7 @@ ACA = {
     **dict.fromkeys(("depth", "height", "width"), 16),
 }
 ACA_TRAINING = {
-    phase: PhaseTraining(rounds=1, steps=2, batch=2, lr=0.001)
+    phase: PhaseTraining(rounds=1, steps=2, batch=16, lr=0.001)
     for phase in ("autoencode", "generate_T1", "generate_T2", "generate_FLAIR")
 }
 METHODS["aca_diff"] = (Choice(name="aca_diff", options=ACA), ACA_TRAINING)
@@ -125,16 +144,20 @@ def test_no_byte_that_a_site_sends_is_an_id_a_path_an_image_or_a_record(
     method: str, privacy: Privacy, leaky_world: Path, tmp_path: Path
 ) -> None:
     choice, training = METHODS[method]
-    wanted = dataclasses.replace(config(leaky_world), method=choice, training=training, privacy=privacy)
+    wanted = dataclasses.replace(
+        config(leaky_world, min_subjects=5), method=choice, training=training, privacy=privacy
+    )  # the people of a sum as at a deployed site
     folder = write(tmp_path / "run", wanted)
     cohorts = simulation.find_cohorts(wanted)
     simulation.prepare_cohorts(wanted, cohorts)
     grid = RecordingGrid(simulation.client_app(), simulation._node_configs(wanted, folder, cohorts))
     serve(grid, folder, quiet=True)
-    secrets = list(secrets_of(leaky_world, wanted))
+    secrets, pixels = list(secrets_of(leaky_world, wanted)), pixels_of(leaky_world, wanted)
     assert len(grid.sent) >= 3 * 3
-    assert len(secrets) > 200
+    assert len(secrets) > 100
+    assert len(pixels) > 10_000
     assert search(grid.sent, secrets) == []
+    assert [site for site, data in grid.sent if runs_in(data, pixels)] == []
 
 
 CHARTS = (
@@ -178,7 +201,7 @@ def tokens_of(world: Path, text: str, settings: TextSettings) -> set[bytes]:
         charts = [chart_of(person.clinical, FIELDS) for person in read_participants(bids).values()]
         tokens_BLD, _ = encoder.encode(charts, ["T1"] * len(charts), [("T2",)] * len(charts))
         for token_D in tokens_BLD[:, 2:].flatten(0, 1).numpy():
-            for kind in (np.float16, np.float32, np.float64):
+            for kind in FLOATS:
                 numbers, n = token_D.astype(kind), 16 // np.dtype(kind).itemsize
                 pieces = [numbers[i : i + n] for i in range(len(numbers) - n + 1)]
                 found |= {piece.tobytes() for piece in pieces if len(set(abs(piece).tolist())) > 1}
@@ -265,8 +288,18 @@ def test_the_search_finds_what_is_planted(leaky_world: Path) -> None:
     wanted = config(leaky_world)
     simulation.prepare_cohorts(wanted, simulation.find_cohorts(wanted))
     secrets = list(secrets_of(leaky_world, wanted))
-    for what, secret in secrets[:: max(1, len(secrets) // 40)]:
+    for what, secret in secrets:
         assert search([("north", b"\x08\x01" + secret + b"\x10")], [(what, secret)]) == [f"north: {what}"]
+    rare = [what for what, _ in secrets if what.startswith("how many have")]
+    assert len(rare) >= 5, "small cells to look for"
+    pixels = pixels_of(leaky_world, wanted)
+    cohort = Cohort.open(cache_folder(leaky_world / "sites" / "north", wanted.grid))
+    (alone,) = [one.name for one in cohort.subjects if "FLAIR" in one.modalities]
+    flair = np.load(cohort.folder / alone / "vol.npy").astype(np.float64)[:, 2]
+    forms = [flair.astype(kind) for kind in FLOATS] + [(flair * 2 - 1).astype(kind) for kind in FLOATS]
+    for form in (*forms, np.round(flair * 2**BITS).astype(np.int64)):
+        first = form[len(form) // 3 : len(form) // 3 + 1]  # no slice in particular
+        assert runs_in(b"\x08" + first.tobytes(), pixels), form.dtype
 
 
 def test_every_reply_stands_in_the_sites_ledger_with_its_hash(leaky_world: Path, tmp_path: Path) -> None:

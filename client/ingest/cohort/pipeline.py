@@ -39,6 +39,7 @@ from client.ingest.recognise import bids, listing
 from client.ingest.recognise.listing import Listed
 from client.ingest.recognise.series import group
 from client.ingest.recognise.visits import Record
+from client.site import withdrawn
 from shared.base.disk import locks
 from shared.base.display.progress import Bar, Progress, unwatched
 from shared.base.errors import ConfigError
@@ -123,7 +124,8 @@ def ingest(
         record, more = take(found, wanted, folder, days=options.visit_days, workers=options.workers, bar=bar)
         record.write(folder)
         tables.write_asides(folder, source.name, [*found.asides, *more])
-        jobs = _jobs(record, state, identity)
+        gone = withdrawn.names(state)
+        jobs = [job for job in _jobs(record, state, identity) if job.subject not in gone]
         write_json(state / "provenance.json", _provenance(record, identity))
         with bar("preparing") as advance:
             outcomes = prepare(jobs, cohort, advance)

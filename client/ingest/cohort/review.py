@@ -50,6 +50,13 @@ def decide(cohort: Path, *, accept: Sequence[str], reject: Sequence[str], why: s
     write_json(cohort / DECISIONS, decisions, sort_keys=True)
 
 
+def set_aside(cohort: Path, subject: str, why: str) -> None:
+    """As `--reject` does, whether the cohort knows them or not: files that come back are not used either."""
+    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    decisions = {**read_decisions(cohort), _subject(subject): {"decision": "reject", "why": why, "at": at}}
+    write_json(cohort / DECISIONS, decisions, sort_keys=True)
+
+
 def accepted(cohort: Path) -> frozenset[str]:
     """Subjects that a person took though the limits of quality did not."""
     return frozenset(name for name, entry in read_decisions(cohort).items() if entry["decision"] == "accept")

@@ -28,6 +28,14 @@ class Strategy(Protocol):
 class RobustStrategy(Strategy, Protocol):
     """needs_all: sees every holder's delta of one tensor part at a time, streamed from disk."""
 
+    @property
+    def needs(self) -> int:
+        """Fewer holders than this it can't outvote one of."""
+
+    @property
+    def why(self) -> str:
+        """Why so many."""
+
     def choose(self, distances_NN: Tensor) -> Sequence[int]:
         """Which updates may speak at all, from their mean squared distances on what both hold (nan: nothing shared)."""
 

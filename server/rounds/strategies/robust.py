@@ -17,6 +17,14 @@ class Median:
 
     needs_all: ClassVar[bool] = True
 
+    @property
+    def needs(self) -> int:
+        return 3
+
+    @property
+    def why(self) -> str:
+        return "of two the median is the mean, which one of them moves at will"
+
     def begin(self, weights: Weights) -> dict[str, Tensor]:
         return {}
 
@@ -40,7 +48,11 @@ class TrimmedMean(Median):
     trim: float = 0.2  # fraction cut at each end, rounded up so that one bad site of three is cut
 
     def __post_init__(self) -> None:
-        require(0 <= self.trim < 0.5, "trim", self.trim, "in [0, 0.5)")
+        require(0 < self.trim < 0.5, "trim", self.trim, "in (0, 0.5)")
+
+    @property
+    def why(self) -> str:
+        return "of two nothing can be cut, and what is left is the mean, which one of them moves at will"
 
     def centre(self, deltas_N: Tensor, counts_N: Tensor) -> Tensor:
         n = len(deltas_N)
@@ -58,6 +70,14 @@ class Krum(Median):
     def __post_init__(self) -> None:
         require(self.byzantine >= 0, "byzantine", self.byzantine, "0 or more")
         require(self.keep >= 1, "keep", self.keep, "1 or more")
+
+    @property
+    def needs(self) -> int:
+        return 2 * self.byzantine + 3  # Blanchard et al., Proposition 2: 2 f + 2 < n
+
+    @property
+    def why(self) -> str:
+        return f"with byzantine={self.byzantine} that is 2 x byzantine + 3: of fewer, liars may be the nearest"
 
     def choose(self, distances_NN: Tensor) -> Sequence[int]:
         n = len(distances_NN)

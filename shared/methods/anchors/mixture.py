@@ -71,7 +71,7 @@ class Mixture(nn.Module):
         exists_BM = batch.exists_BM
         images = torch.where(exists_BM[:, :, None, None], batch.images_BMHW.float(), 0.0)
         inside_BHW = brain(images, exists_BM)[:, 0] & _lattice(images)
-        features = _features(images)
+        features_BDHW = features(images)
         zeros = images.new_zeros
         total = {
             "pixels": zeros(K).double(),
@@ -82,7 +82,7 @@ class Mixture(nn.Module):
         for pattern in torch.unique(exists_BM, dim=0):
             here = (exists_BM == pattern).all(dim=1)
             seen = _places(pattern)
-            x_NO = features[here].movedim(1, -1)[inside_BHW[here]][:, seen]
+            x_NO = features_BDHW[here].movedim(1, -1)[inside_BHW[here]][:, seen]
             if len(seen) == 0 or len(x_NO) == 0:
                 continue
             if not self.fitted:
@@ -100,7 +100,7 @@ class Mixture(nn.Module):
         sums_KF = given.share(products_FN) @ products_FN.T
         n_K, x_KO = sums_KF[:, -1], sums_KF[:, -1 - wide : -1]
         xx_KOO = sums_KF.new_zeros(len(n_K), wide, wide)
-        rows, columns = _pairs(wide, x_NO.device)
+        rows, columns = pairs(wide, x_NO.device)
         xx_KOO[:, rows, columns] = xx_KOO[:, columns, rows] = sums_KF[:, : len(rows)]
         total["pixels"] += n_K
         total["seen"][:, seen] += n_K[:, None]
@@ -146,7 +146,7 @@ class Mixture(nn.Module):
             B, M, H, W = images.shape
             mean_BMP, sd_BMP = images.flatten(2).clone(), images.new_zeros(B, M, H * W)
             share_BKP = images.new_zeros(B, len(self.weight_K), H * W)
-            features_BDP, inside_BP = _features(images).flatten(2), brain(images, shown_BM)[:, 0].flatten(1)
+            features_BDP, inside_BP = features(images).flatten(2), brain(images, shown_BM)[:, 0].flatten(1)
             rows: list[Row | None] = []
             for b in range(B):
                 row = self._row(features_BDP[b], inside_BP[b].nonzero().flatten(), shown_BM[b])
@@ -169,15 +169,15 @@ class Mixture(nn.Module):
         seen, hidden = _places(shown_M), (~shown_M).nonzero().flatten()
         if not self.fitted or len(seen) == 0 or len(hidden) == 0:
             return None
-        given, features = self.given(seen), hidden * FEATURES  # of the hidden, the intensities themselves
+        given, wanted = self.given(seen), hidden * FEATURES  # of the hidden, the intensities themselves
         x_ON = features_DP[seen][:, inside_N]
         score_KN = given.score(_products(x_ON))
         return Row(
             inside_N=inside_N,
             hidden_T=hidden,
             score_KN=(score_KN - score_KN.amax(0)).clamp(min=HOPELESS),
-            gain_KTC=torch.cat([given.gain_KDO[:, features], given.offset_KD[:, features, None]], 2).float(),
-            left_KT=given.left_KDD[:, features, features].float(),
+            gain_KTC=torch.cat([given.gain_KDO[:, wanted], given.offset_KD[:, wanted, None]], 2).float(),
+            left_KT=given.left_KDD[:, wanted, wanted].float(),
             seen_CN=torch.cat([x_ON, torch.ones_like(x_ON[:1])]),
         )
 
@@ -206,7 +206,7 @@ class Mixture(nn.Module):
         sizes_K = root_KOO.diagonal(dim1=1, dim2=2).log().sum(1) + len(seen) / 2 * math.log(2 * math.pi)
         inverse_KOO = torch.cholesky_inverse(root_KOO)
         pull_KO = (inverse_KOO @ mean_KD[:, seen, None])[..., 0]
-        rows, columns = _pairs(len(seen), seen.device)
+        rows, columns = pairs(len(seen), seen.device)
         twice = torch.where(rows == columns, 0.5, 1.0)
         constant_K = self.weight_K.double().log() - sizes_K - (pull_KO * mean_KD[:, seen]).sum(1) / 2
         return Given(
@@ -273,18 +273,18 @@ class Told(NamedTuple):
         return torch.stack(made).view_as(self.mean_BMHW)
 
 
-def _pairs(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def pairs(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
     rows, columns = torch.triu_indices(n, n, device=device)
     return rows, columns
 
 
 def _products(x_ON: Tensor) -> Tensor:
     """x_i x_j for i <= j, x_i, and 1: a Gaussian's log density is linear in them, and so are its sums. F N."""
-    rows, columns = _pairs(len(x_ON), x_ON.device)
+    rows, columns = pairs(len(x_ON), x_ON.device)
     return torch.cat([x_ON[rows] * x_ON[columns], x_ON, torch.ones_like(x_ON[:1])])
 
 
-def _features(images_BMHW: Tensor) -> Tensor:
+def features(images_BMHW: Tensor) -> Tensor:
     """Intensity and mean over 3 x 3 pixels of each modality, side by side: B D H W."""
     return torch.stack([images_BMHW, F.avg_pool2d(images_BMHW, 3, stride=1, padding=1)], dim=2).flatten(1, 2)
 

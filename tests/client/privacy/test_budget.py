@@ -296,7 +296,7 @@ def test_a_site_is_enrolled_once_and_only_with_sound_terms(folder: Path) -> None
     refuses_to_look = pytest.raises(ConfigError, match="has never been enrolled")
     with refuses_to_look:
         Budget.look(folder)
-    with pytest.raises(ConfigError, match="epsilon, delta and size are needed"):
+    with pytest.raises(ConfigError, match="to make one name epsilon and size"):
         Budget.open(folder, epsilon=1.0, delta=1e-5)
     for terms, match in (
         ({"epsilon": 0.0, "delta": 1e-5, "size": 10}, r"epsilon=0\.0"),

@@ -132,7 +132,7 @@ def test_nothing_fits_a_budget_that_was_spent(state: Path) -> None:
 def test_a_plan_at_a_site_that_is_not_enrolled_is_held_against_the_runs_own_terms(tmp_path: Path) -> None:
     plan = write(tmp_path / "config.json", run_config(epsilon=50.0, delta=1e-6).text())
     text = said(tmp_path, "--plan", plan)
-    assert "budget      epsilon 50, delta 1e-06 (the run's own: this site is not enrolled yet)" in text
+    assert "budget      epsilon 50, delta 1e-06 (the run's own: this site has made none yet)" in text
     assert list(tmp_path.iterdir()) == [plan]
 
 
@@ -152,10 +152,21 @@ def test_a_plan_whose_noise_is_not_a_number_yet_is_refused(state: Path) -> None:
         said(state, "--plan", write(state / "config.json", run_config(noise=None).text()))
 
 
+def test_the_verb_makes_a_budget_and_later_changes_it(tmp_path: Path) -> None:
+    said(tmp_path, "--set-epsilon", 8, "--set-size", 70)
+    with Budget.look(tmp_path / "privacy") as own:
+        assert (own.budget, own.delta, own.size) == (8.0, 1e-5, 70)
+    said(tmp_path, "--set-epsilon", 9, "--why", "the board said so")
+    with pytest.raises(ConfigError, match="it can't be changed"):
+        said(tmp_path, "--set-epsilon", 10, "--delta", 1e-6, "--why", "none")
+    with Budget.look(tmp_path / "privacy") as own:
+        assert (own.budget, own.delta) == (9.0, 1e-5)
+
+
 def test_where_there_is_no_ledger_or_a_broken_one_the_verb_says_so(state: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has never been enrolled"):
         said(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match="epsilon, delta and size are needed"):
+    with pytest.raises(ConfigError, match="to make one name epsilon and size"):
         said(tmp_path / "elsewhere", "--set-epsilon", 9, "--why", "none")
     (state / "privacy" / "ledger.db").unlink()
     for words in ((), ("--set-epsilon", 9, "--why", "none"), ("--plan", write(state / "c.json", run_config().text()))):

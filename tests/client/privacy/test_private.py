@@ -204,22 +204,6 @@ def test_frozen_tensors_stay_and_get_no_gradient(cohort: Cohort, net: nn.Module)
 # --- what leaves ----------------------------------------------------------------------------------------------------
 
 
-def test_what_leaves_besides_the_noised_weights_does_not_depend_on_the_data(
-    cohort: Cohort, net: nn.Module, tmp_path: Path
-) -> None:
-    """Other subjects, of the same public patterns."""
-    others = cohort_at(write_cohort(tmp_path / "west", "west", PATTERNS * 2, seed=3))
-    told = []
-    for one, heads in ((cohort, (0, 1)), (others, range(14)), (others, ())):
-        shares = shares_of(PROBE, net, "fit", [tuple(p) for p in PATTERNS], 16, 16)
-        told.append(a_round(PROBE, net, pool_of(PROBE, one), Script(heads, heads), plan_of(), steps=2, shares=shares))
-    assert all(math.isnan(trained.loss) for trained in told)
-    assert len({(tuple(sorted(trained.counts.items())), trained.samples) for trained in told}) == 1
-    assert told[0].samples == 2 * 4  # as the plan says
-    assert told[0].counts[SHARED] == 8
-    assert told[0].counts[target("FLAIR")] == round(8 * 5 / 7)
-
-
 def test_shares_are_those_of_the_patterns(net: nn.Module) -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
     shares = shares_of(PROBE, net, "fit", [("T1", "T2"), ("T1",)], 16, 16)

@@ -38,13 +38,14 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} & {"hyd
 def test_a_sites_doors_and_a_round_load_neither_hydra_nor_omegaconf(world: Path, tmp_path: Path) -> None:
     settings = RunSettings(
         method=Choice(name="amm_diff", options={"modalities": ["T1", "T2"], "size": "tiny", "pretext": False}),
-        training={"translate": PhaseTraining(rounds=1, steps=1, batch=2, lr=0.01)},
+        training={"translate": PhaseTraining(rounds=1, steps=2, batch=16, lr=0.01)},
         grid=Grid(height=16, width=16),
         seed=0,
         keep_local=(),
         min_cell=5,
-        min_holders=1,
+        min_holders=3,
     )
+    (tmp_path / "site.toml").write_text("[policy]\nmin_holders = 1\nmin_subjects = 1\nmin_samples = 1\n")
     words = (settings.text(), str(world / "sites" / "north"), str(tmp_path))
     done = subprocess.run([sys.executable, "-c", ROUND, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

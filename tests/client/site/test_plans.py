@@ -1,6 +1,7 @@
 """What was asked of a site, what a person said to it, and the work that it took: kept over kills and restarts."""
 
 import dataclasses
+import json
 import os
 import signal
 import sqlite3
@@ -15,6 +16,7 @@ from support.rounds.spoilt import about, start
 from typer.testing import CliRunner
 
 from client.cli.cli import app
+from client.round import work as work_
 from client.site import plans
 from client.site.plans import considered, decide, find, listing, used
 from client.site.policy import Policy
@@ -22,6 +24,8 @@ from client.site.site import Site
 from server.journal import facts
 from server.rounds import roster
 from shared.base.errors import ConfigError, PlanRefused, PlanWaits, RunFailed
+from shared.base.records import RoundPlan
+from shared.plan.settings import RunSettings
 
 pytestmark = pytest.mark.slow  # left out of `make fast`
 
@@ -54,10 +58,38 @@ def test_a_plan_waits_for_a_yes_and_the_yes_is_for_that_plan_alone(tmp_path: Pat
     assert plan.pending
     decide(tmp_path, plan.id, "approved")
     ask(here)
-    for run, text in (("r", CONFIG.replace("2", "1")), ("s", CONFIG)):
+    others = [("r", CONFIG[:i] + chr(ord(CONFIG[i]) ^ 1) + CONFIG[i + 1 :]) for i in range(len(CONFIG))]
+    others += [("s", CONFIG), ("r" + CONFIG[0], CONFIG[1:]), ("", "r" + CONFIG), ("r", CONFIG + " "), ("R", CONFIG)]
+    for run, text in others:
         with pytest.raises(PlanWaits):
             ask(here, run, text)
-    assert [one.state for one in listing(tmp_path)] == ["approved", "waits for you", "waits for you"]
+    found = listing(tmp_path)
+    assert [one.state for one in found] == ["approved"] + ["waits for you"] * len(others)
+    assert len({one.id for one in found}) == len(found)
+    ask(here)
+    decide(tmp_path, found[1].id, "approved")
+    ask(here, *others[0])
+    with pytest.raises(PlanWaits):
+        ask(here, *others[1])
+
+
+@pytest.mark.usefixtures("probe")
+def test_what_was_not_said_yes_to_is_not_begun(tmp_path: Path) -> None:
+    """The question is asked where the work is, before anything is read: there are no cohorts here to read."""
+    text = RunSettings.of_run(json.loads(config(Path("/nowhere")).text())).text()
+    schema = RunSettings.parse(text).schema
+    here = site(tmp_path, approve="ask", min_holders=1, min_samples=1)
+    plan = RoundPlan(run="r", phase="fit", round=0, config=text, schema=schema, weights={})
+    for _ in range(2):
+        with pytest.raises(PlanWaits):
+            work_.do_round(here, plan)
+    (one,) = listing(tmp_path)
+    assert [asked.worked for asked in one.asked] == [None, None]
+    decide(tmp_path, one.id, "approved")
+    with pytest.raises(PlanWaits):
+        work_.do_round(here, dataclasses.replace(plan, run="s"))
+    with pytest.raises(PlanRefused, match="takes no part in fit"):  # now it is: of what this site holds, nothing fits
+        work_.do_round(here, plan)
 
 
 def test_a_no_holds_under_any_policy_until_a_yes(tmp_path: Path) -> None:

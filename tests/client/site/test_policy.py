@@ -1,6 +1,7 @@
 """The site's policy: where it is read, that no key is ignored, and what each rule lets in."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 
 from client.cli.cli import app
 from client.site import checks
-from client.site.policy import Policy, make_policy
+from client.site.enrol import init_site
+from client.site.policy import RULES, Policy, make_policy
 from client.site.settings import SETTINGS, read_file
 from client.site.site import Site, find_site
 from shared.base.errors import ConfigError, DataError, PlanRefused
@@ -70,6 +72,10 @@ def test_a_policy_is_read_from_both_places_and_typed(tmp_path: Path) -> None:
 
 
 WRONG = {
+    "min_samples = 0": "policy.min_samples=0: must be 1 or more",
+    "max_rounds = 0": "policy.max_rounds=0: must be 1 or more",
+    "min_cell = 0": "policy.min_cell=0: must be 1 or more",
+    "repeats = 'never'": "policy.repeats='never': must be one of same, any",
     "methdos = ['amm_diff']": r"policy.methdos=\['amm_diff'\]: unknown key; policy takes .*methods",
     "methods = ['amm-diff']": "policy.methods='amm-diff': must be among amm_diff, ",
     "methods = []": "policy.methods=.*one or more; leave the key out for no rule",
@@ -117,6 +123,24 @@ def test_every_key_is_told_in_words(tmp_path: Path) -> None:
     assert "used                0 rounds and 0.00 hours" in said
 
 
+def test_the_file_that_init_writes_explains_every_key_and_sets_none(tmp_path: Path) -> None:
+    """And each of its lines is a rule as soon as its first # is gone: the default, or an example."""
+    init_site(tmp_path, "north")
+    text = (tmp_path / SETTINGS).read_text()
+    assert make_policy(read_file(tmp_path).policy) == Policy()
+    keys = [one.name for one in dataclasses.fields(Policy)]
+    assert re.findall(r"^# (\w+) = .*# \w", text, re.MULTILINE) == ["cohorts", *[k for k in keys if k != "sizes"]]
+    (tmp_path / SETTINGS).write_text(re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE))
+    uncommented = make_policy(read_file(tmp_path).policy)
+    assert set(read_file(tmp_path).policy) == set(keys)
+    assert {key: getattr(uncommented, key) for key in RULES if key != "epsilon"} == {
+        key: getattr(Policy(), key) for key in RULES if key != "epsilon"
+    }
+    (tmp_path / SETTINGS).write_text("[policy]\nmin_subjects = 9\n")
+    init_site(tmp_path, "north", again=True)
+    assert make_policy(read_file(tmp_path).policy).min_subjects == 9  # what a person wrote stays
+
+
 # --- checking -------------------------------------------------------------------------------------------------------
 
 
@@ -125,13 +149,18 @@ def settings(tmp_path: Path, **changes: Any) -> RunSettings:
 
 
 def site(tmp_path: Path, **rules: Any) -> Site:
-    return Site(name="north", cohorts=(), state=tmp_path, policy=Policy(**rules))
+    return Site(name="north", cohorts=(), state=tmp_path, policy=Policy(**({"min_holders": 2} | rules)))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "method": ({"methods": ("amm_diff",)}, {}, "plan.method=probe: this site's policy allows only methods: amm_diff"),
     "size": ({"sizes": ("tiny",)}, {}, "plan.size=small: this site's policy allows only sizes: tiny"),
     "holders": ({"min_holders": 3}, {}, "plan.min_holders=2: this site's policy allows only min_holders: at least 3"),
+    "rounds": (
+        {"max_rounds": 3},
+        {},
+        "plan.rounds=4: this site's policy allows only max_rounds: at most 3, over all phases of a run",
+    ),
     "no manifest": ({}, {}, f"plan.manifest=None: .* manifest: {KIT}"),
     "no manifest, asked for": ({"manifest": "installed"}, {}, f"plan.manifest=None: .* manifest: {KIT}"),
     "another manifest": ({}, {"manifest": "b" * 64}, f"plan.manifest=b{{64}}: .* manifest: {KIT}"),
@@ -141,6 +170,7 @@ ALLOWED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no rule": ({}, {"manifest": KIT}),
     "method": ({"methods": ("amm_diff", "probe")}, {"manifest": KIT}),
     "holders": ({"min_holders": 2}, {"manifest": KIT}),
+    "rounds": ({"max_rounds": 4}, {"manifest": KIT}),
     "manifest": ({"manifest": "installed"}, {"manifest": KIT}),
     "any manifest": ({"manifest": "any"}, {"manifest": "b" * 64}),
     "this manifest": ({"manifest": "c" * 64}, {"manifest": "c" * 64}),

@@ -71,7 +71,7 @@ def test_the_manifest_says_what_was_agreed_and_is_signed(federation: Path) -> No
         ({"modalities": ["T9"]}, "modality='T9': must be one of"),
         ({"modalities": []}, "modalities=\\(\\): must be one or more"),
         ({"methods": ["gan"]}, "method='gan': must be one of"),
-        ({"min_holders": 3}, "quorum=2: must be min_holders=3 or more"),
+        ({"min_holders": 4}, "quorum=3: must be min_holders=4 or more"),
         ({"server_days": 900}, "server_days=900"),
         ({"server_days": 700, "ca_days": 600}, "outlive"),
     ],

@@ -5,13 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from support.rounds.federation import config
 
-from server.rounds.aggregation import holding
-from server.rounds.spool import Spool
+from server.rounds.aggregation import Mean, holding
+from server.rounds.spool import Shelf, robust_mean
+from server.rounds.step import build_strategy
 from server.rounds.strategies import STRATEGIES
 from server.rounds.strategies.adaptive import FedAdam, FedYogi
 from server.rounds.strategies.average import FedAvg, FedAvgM
 from server.rounds.strategies.robust import Krum, Median, TrimmedMean
+from server.runs import runs
+from shared.base.errors import ConfigError
 from shared.base.options import build
 from shared.base.owners import take
 from shared.base.records import Cut, Owners, Update
@@ -81,14 +85,20 @@ def test_yogi_moves_its_second_moment_by_at_most_one_square() -> None:
     assert torch.all((state["second/w"] - yogi.tau**2).abs() <= 0.1 * delta["w"].square() + 1e-12)
 
 
-def spool(folder: Path, deltas: list[dict[str, torch.Tensor]], counts: list[dict[str, int]]) -> Spool:
-    kept = Spool(folder, OWNERS, WEIGHTS)
+def mean_of(
+    folder: Path,
+    deltas: list[dict[str, torch.Tensor]],
+    counts: list[dict[str, int]],
+    strategy: Median,
+    min_holders: int = 1,
+) -> Mean:
+    kept = Shelf(folder)
     for i, (delta, n) in enumerate(zip(deltas, counts, strict=True)):
         one = Update(site=f"s{i}", run="r", phase="p", round=0, schema="", delta=delta, counts=n)
         held = holding(one)
         sent = {k: part for k, o in OWNERS.items() if (part := take(delta[k], o, held)) is not None}
         kept.add(Update(site=f"s{i}", run="r", phase="p", round=0, schema="", delta=sent, counts=n))
-    return kept
+    return robust_mean(kept, strategy, OWNERS, WEIGHTS, min_holders=min_holders)
 
 
 ALL = {SHARED: 4, "to:T1": 4, "to:T2": 4}
@@ -100,41 +110,68 @@ def test_one_liar_among_five_is_outvoted(tmp_path: Path, strategy: Median) -> No
     honest = draw(5)
     deltas = [{k: v + 0.01 * draw(i)[k] for k, v in honest.items()} for i in range(4)]
     deltas.append({k: torch.full_like(v, 50.0) for k, v in honest.items()})
-    mean = spool(tmp_path / "s", deltas, [ALL] * 5).mean(strategy, min_holders=2)
+    mean = mean_of(tmp_path / "s", deltas, [ALL] * 5, strategy)
     assert (mean.delta["w"] - honest["w"]).abs().max() < 0.1
     assert (mean.delta["head"] - honest["head"]).abs().max() < 0.1
 
 
 def test_median_of_a_slice_is_over_its_holders_only(tmp_path: Path) -> None:
-    deltas = [draw(i) for i in range(3)]
-    mean = spool(tmp_path / "s", deltas, [ALL, NO_T2, ALL]).mean(Median(), min_holders=2)
-    assert torch.equal(mean.delta["head"][0], torch.stack([d["head"][0] for d in deltas]).median(dim=0).values)
-    assert torch.allclose(mean.delta["head"][1], (deltas[0]["head"][1] + deltas[2]["head"][1]) / 2)
-    assert mean.holders["to:T2"] == 2
+    deltas = [draw(i) for i in range(4)]
+    mean = mean_of(tmp_path / "s", deltas, [ALL, NO_T2, ALL, ALL], Median())
+    ordered = torch.stack([d["head"][0] for d in deltas]).sort(dim=0).values
+    assert torch.allclose(mean.delta["head"][0], (ordered[1] + ordered[2]) / 2)
+    three = torch.stack([deltas[i]["head"][1] for i in (0, 2, 3)])
+    assert torch.equal(mean.delta["head"][1], three.median(dim=0).values)
+    assert mean.holders["to:T2"] == 3
+
+
+@pytest.mark.parametrize("strategy", [Median(), TrimmedMean(), Krum(byzantine=0)])
+def test_what_two_hold_is_not_trained_by_a_rule_that_cannot_outvote_one_of_them(
+    strategy: Median, tmp_path: Path
+) -> None:
+    """With two, the median and the trimmed mean were the plain mean."""
+    mean = mean_of(tmp_path / "s", [draw(i) for i in range(3)], [ALL, NO_T2, ALL], strategy)
+    assert mean.trained == {SHARED, "to:T1"}
+    assert torch.equal(mean.delta["head"][1], torch.zeros(3))
+
+
+NEEDS = {"median": (2, 3), "trimmed_mean": (2, 3), "krum": (4, 5)}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_a_robust_rule_refuses_fewer_sites_than_it_needs_and_says_why(name: str, tmp_path: Path) -> None:
+    few, enough = NEEDS[name]
+    says = rf"federation.min_sites={few}: strategy {name} needs {enough} or more: \w+"
+    with pytest.raises(ConfigError, match=says):
+        build_strategy(config(tmp_path, strategy=name, min_sites=few))
+    build_strategy(config(tmp_path, strategy=name, min_sites=enough))
+    assert runs.for_one_site(config(tmp_path, strategy=name), "north").strategy.name == "fedavg"
 
 
 def test_krum_weighs_what_it_keeps_by_samples(tmp_path: Path) -> None:
     deltas = [draw(i) for i in range(3)]
-    mean = spool(tmp_path / "s", deltas, [dict.fromkeys(ALL, n) for n in (1, 2, 3)]).mean(Krum(keep=3), min_holders=1)
+    counts = [dict.fromkeys(ALL, n) for n in (1, 2, 3)]
+    mean = mean_of(tmp_path / "s", deltas, counts, Krum(byzantine=0, keep=3))
     expected = (deltas[0]["w"] + 2 * deltas[1]["w"] + 3 * deltas[2]["w"]) / 6
     assert torch.allclose(mean.delta["w"], expected, atol=1e-6)
 
 
 def test_krum_leaves_slices_of_the_unheard_alone(tmp_path: Path) -> None:
     same = draw(6)
-    deltas = [same, {k: v + 0.01 for k, v in same.items()}, {k: v + 9 for k, v in same.items()}]
-    mean = spool(tmp_path / "s", deltas, [NO_T2, NO_T2, ALL]).mean(Krum(byzantine=0, keep=1), min_holders=1)
-    assert "to:T2" not in mean.trained
+    deltas = [{k: v + far for k, v in same.items()} for far in (0.0, 0.01, 0.02, 9.0, -9.0, 30.0)]
+    mean = mean_of(tmp_path / "s", deltas, [NO_T2] * 3 + [ALL] * 3, Krum(byzantine=0, keep=1))
+    assert mean.holders["to:T2"] == 3
+    assert mean.trained == {SHARED, "to:T1"}
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_arrival_order_changes_no_bit(tmp_path: Path, order: tuple[int, ...]) -> None:
     deltas = [draw(i) for i in range(3)]
-    for strategy in (Median(), TrimmedMean(), Krum(keep=2)):
+    for strategy in (Median(), TrimmedMean(), Krum(byzantine=0, keep=2)):
         means = []
         for turn in ((0, 1, 2), order):
-            kept = Spool(tmp_path / "s", OWNERS, WEIGHTS)
+            kept = Shelf(tmp_path / "s")
             for i in turn:
                 kept.add(Update(site=f"s{i}", run="r", phase="p", round=0, schema="", delta=deltas[i], counts=ALL))
-            means.append(kept.mean(strategy, min_holders=1).delta)
+            means.append(robust_mean(kept, strategy, OWNERS, WEIGHTS, min_holders=1).delta)
         assert all(torch.equal(means[0][k], means[1][k]) for k in OWNERS)

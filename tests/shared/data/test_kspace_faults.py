@@ -12,6 +12,7 @@ from support.cohort.raw import SQUARE, acquisition, header, images, plain_scan, 
 
 from shared.base.errors import DataError
 from shared.data.kspace import read
+from shared.data.trial import tried
 
 # --- faults ---------------------------------------------------------------------------------------------------------
 
@@ -185,12 +186,40 @@ def test_damaged_bytes_never_end_in_anything_else(tmp_path: Path, rng: np.random
     scan(header(*SQUARE))(tmp_path / "b.h5")
     for name in ("a.h5", "b.h5"):
         whole = (tmp_path / name).read_bytes()
-        for _ in range(25):
+        for _ in range(6):
             content = bytearray(whole)
             for at in rng.integers(0, min(len(whole), 6000), 8):
                 content[at] = int(rng.integers(256))
             (tmp_path / "raw.h5").write_bytes(content)
             try:
-                read(tmp_path / "raw.h5")
+                tried(tmp_path / "raw.h5", seconds=5)
             except DataError as error:
                 assert str(error).startswith("raw.h5: ")  # noqa: PT017
+
+
+def test_a_file_that_hdf5_reads_for_ever_is_refused(tmp_path: Path) -> None:
+    """A heap that says it is longer than it is: HDF5 2.0 goes round in it without end."""
+    path = tmp_path / "raw.h5"
+    scan(header(*SQUARE))(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"GCOL") + 9] = 56
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"^raw.h5: damaged: HDF5 comes to no end of it in 2 s$"):
+        tried(path, seconds=2)
+
+
+def test_a_file_that_ends_its_reader_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "raw.h5").write_bytes(b"HDF")
+    (tmp_path / "falls.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setattr("shared.data.trial.TRIAL", "falls")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(DataError, match=r"^raw.h5: damaged: HDF5 breaks off over it \(SIGSEGV\)$"):
+        tried(tmp_path / "raw.h5")
+
+
+def test_a_whole_file_is_read_and_a_known_fault_keeps_its_name(tmp_path: Path) -> None:
+    put()(tmp_path / "raw.h5")
+    assert tried(tmp_path / "raw.h5").slices == 2
+    cut(tmp_path / "raw.h5")
+    with pytest.raises(DataError, match=r"^raw.h5: truncated: the file ends early$"):
+        tried(tmp_path / "raw.h5")

@@ -1,5 +1,6 @@
 """What is AMM-Diff's own (docs/methods/amm_diff.md)."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from shared.base.errors import ConfigError
 from shared.base.records import Batch, Cut
 from shared.base.vocabulary import SHARED, source, target
 from shared.diffusion.samplers import SAMPLERS, Sampler
-from shared.methods.amm_diff import AmmDiff, AmmDiffNet
+from shared.methods.amm_diff import AmmDiff, AmmDiffNet, Condition
+from shared.methods.anchors.mixture import Mixture
 from shared.methods.nets.iffn import IFFN
 
 pytestmark = pytest.mark.slow  # left out of `make fast`
@@ -22,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"parameterisation": "eps"},
     "eps beside the anchor": {"anchor": "ridge", "parameterisation": "eps"},
     "plain encoder": {"encoder": "unet", "pretext": False},
-    "targets hidden": {"hide_target": 0.5, "outside": 0.1, "schedule": "cosine"},
+    "cosine": {"outside": 0.1, "schedule": "cosine"},
     "recomputing": {"checkpoint": True},
 }
 
@@ -200,15 +202,39 @@ def test_with_a_silent_network_the_mean_is_the_anchor(anchor: str) -> None:
     torch.testing.assert_close(out, net.anchor(batch.images_BMHW, shown), rtol=0, atol=1e-4)
 
 
+def test_with_a_silent_network_samples_spread_as_the_mixture_tells() -> None:
+    """Pixel by pixel: what the mixture is less sure of differs more from sample to sample."""
+    method = make(anchor="mixture", components=3, precision="fp32")
+    net = method.build(0)
+    full = batch_of([[1, 1, 1, 1]] * 4)
+    images = torch.where(full.images_BMHW > 0, 0.4 + 0.2 * full.images_BMHW, 0.0)  # far from 0 and 1: nothing is cut
+    batch = dataclasses.replace(full, images_BMHW=images)
+    for _ in range(4):
+        method.settle(net, "anchor", method.sums(net, batch, "anchor"))
+    shown = torch.tensor([[True, True, False, False]]).expand(4, -1)
+    assert isinstance(net.anchor, Mixture)
+    told = net.anchor.tell(batch.images_BMHW, shown)
+    sampler = Sampler(kind="multistep", steps=20, clip=False)
+    made = torch.stack(
+        [method.synthesize(net, batch.images_BMHW, shown, sampler, torch.Generator().manual_seed(k)) for k in range(60)]
+    )
+    inside = (told.sd_BMHW > 0.03) & (told.mean_BMHW > 0.35)
+    assert inside.sum() > 100
+    ratio = (made.std(0) / told.sd_BMHW)[inside]
+    assert ratio.median() == pytest.approx(1, abs=0.08)
+    assert (ratio - 1).abs().quantile(0.9) < 0.25
+
+
 def test_a_perfect_network_is_without_loss_and_gives_the_truth_back() -> None:
     """The target of the loss and the reading of the output are the same thing, in every variant."""
     for options in VARIANTS.values():
         method = make(**{**options, "precision": "fp32"})
         g = torch.Generator().manual_seed(0)
-        x0, eps, anchor = torch.randn(3, 5, 4, 8, 8, generator=g, dtype=torch.float64)
+        x0, eps, anchor, wide = torch.randn(4, 5, 4, 8, 8, generator=g, dtype=torch.float64)
         t_B = torch.tensor([0, 10, 300, 700, 950])
         x_t = method._schedule.noised(x0, t_B, eps)
-        for b in (None, anchor):
+        plain, told = Condition(map=x0), Condition(map=x0, anchor=anchor, error=0.05 + wide.abs())
+        for b in (plain, told):
             guess = method._guess(x_t, t_B, method._wanted(x_t, t_B, x0, eps, b), b)
             torch.testing.assert_close(guess.x0, x0, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(guess.eps, eps, rtol=1e-4, atol=1e-4)

@@ -23,6 +23,7 @@ from server.journal import facts
 from server.superlink.superlink import SuperLink, sync
 
 SITES = {"north": [("T1", "T2")], "east": [("T1", "T2")]}
+POLICY = "min-subjects=1 min-samples=1 min-holders=2"  # what a hospital would not say: two sites of one subject each
 PLAN = (
     "size=tiny",
     "tracking=none",
@@ -80,6 +81,8 @@ class Deployed:
             address=f"localhost:{self.port}",
             modalities=list(modalities),
             methods=["amm_diff"],
+            min_holders=2,  # there are two sites
+            quorum=2,
         )
         provision.init(self.federation, new, now=_now())
         for site in sites:
@@ -132,7 +135,7 @@ class Deployed:
             "--isolation",
             "process",
             "--node-config",
-            f'site="{site}" cohort="{cohort}" state="{state}" device="cpu" min-subjects=1',
+            f'site="{site}" cohort="{cohort}" state="{state}" device="cpu" {POLICY}',
         )
         node = self._start("flower-supernode", *flags, name=site)
         wait(lambda: answers(own))

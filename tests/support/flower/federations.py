@@ -18,9 +18,8 @@ ADDRESS = "localhost:18443"
 
 
 def make(folder: Path, *, now: datetime = NOW, name: str = "strokes", address: str = ADDRESS, **options: int) -> Path:
-    new = provision.NewFederation(
-        name=name, address=address, modalities=["T1", "FLAIR"], methods=["amm_diff"], **options
-    )
+    said = {"min_holders": 2, "quorum": 2} | options
+    new = provision.NewFederation(name=name, address=address, modalities=["T1", "FLAIR"], methods=["amm_diff"], **said)
     provision.init(folder, new, now=now)
     return folder
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shared.base.records import Batch
-from shared.methods.anchors.mixture import LEAST, Mixture, _features, _lattice, _products
+from shared.methods.anchors.mixture import LEAST, Mixture, _lattice, _products, features
 from shared.methods.anchors.ridge import PatchRidge
 
 M = 3
@@ -46,7 +46,7 @@ def fitted(batch: Batch, components: int, iterations: int, seed: int = 0) -> Mix
 
 def pixels(batch: Batch) -> Tensor:
     images = torch.nan_to_num(batch.images_BMHW)
-    return _features(images).movedim(1, -1)[:, _lattice(images)].flatten(0, 1).double()
+    return features(images).movedim(1, -1)[:, _lattice(images)].flatten(0, 1).double()
 
 
 def test_one_component_on_complete_data_is_the_mean_and_covariance() -> None:
@@ -63,7 +63,7 @@ def test_one_component_tells_what_a_linear_regression_tells() -> None:
     x_ND = pixels(batch)
     cov = torch.cov(x_ND.T, correction=0) + LEAST**2 * torch.eye(x_ND.shape[1])
     gain = torch.linalg.solve(cov[:4, :4], cov[:4, 4])
-    seen = _features(batch.images_BMHW)[:, :4].movedim(1, -1).double()
+    seen = features(batch.images_BMHW)[:, :4].movedim(1, -1).double()
     expected = x_ND[:, 4].mean() + (seen - x_ND[:, :4].mean(0)) @ gain
     told = mixture(batch.images_BMHW, shown)[:, 2]
     torch.testing.assert_close(told.double(), expected.clamp(0, 1), rtol=1e-4, atol=1e-4)
@@ -98,11 +98,11 @@ def test_no_iteration_makes_what_is_seen_less_likely() -> None:
 
 def likelihood(mixture: Mixture, batch: Batch) -> float:
     images = torch.where(batch.exists_BM[:, :, None, None], batch.images_BMHW, 0.0)
-    features, inside = _features(images).movedim(1, -1), _lattice(images)
+    all_features, inside = features(images).movedim(1, -1), _lattice(images)
     total, count = 0.0, 0
     for row, exists in enumerate(batch.exists_BM):
         seen = (exists.nonzero().flatten()[:, None] * 2 + torch.arange(2)).flatten()
-        x = features[row][inside][:, seen]
+        x = all_features[row][inside][:, seen]
         total += float(torch.logsumexp(mixture.given(seen).score(_products(x.double().T)), 0).sum())
         count += len(x)
     return total / count
@@ -178,7 +178,7 @@ def test_shares_and_spread_are_those_of_the_conditional_mixture() -> None:
     mixture, shown = fitted(batch, 3, 6), torch.tensor([True, True, False])
     told = mixture.tell(batch.images_BMHW, shown.expand(2, -1))
     mean_KD, cov_KDD = mixture.mean_KD.double(), mixture.cov_KDD.double()
-    x = _features(batch.images_BMHW)[1, :4, 7, 9].double()
+    x = features(batch.images_BMHW)[1, :4, 7, 9].double()
     logs, means, variances = [], [], []
     for weight, mean_D, cov_DD in zip(mixture.weight_K.double(), mean_KD, cov_KDD, strict=True):
         seen = torch.distributions.MultivariateNormal(mean_D[:4], cov_DD[:4, :4])
