@@ -14,7 +14,7 @@ from shared.plan import wire
 
 pytestmark = [pytest.mark.usefixtures("probe"), pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-MESSAGES, SEED = 1500, 20
+MESSAGES, SEED = 1000, 20
 
 
 def test_no_message_crashes_anything_or_changes_a_file_or_stays_in_memory(tmp_path: Path) -> None:
