@@ -7,6 +7,7 @@ Of a cohort that `lacuna-site ingest` made their images go, of any other folder 
 the hospital's own files, which decisions.json sets aside. What the PACS sent (STATE/ingest) is the hospital's too.
 """
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ def withdraw(
             f"why={why[:40]!r}: must say why in at most {MOST_WHY} characters, for whoever reads it later"
         )
     name = f"sub-{subject.removeprefix('sub-')}"
+    if not re.fullmatch(r"sub-[A-Za-z0-9]+", name):
+        raise ConfigError(f"subject={subject[:80]!r}: must be sub- and letters or digits, as the cohort names it")
+    for cohort in cohorts:
+        if not cohort.is_dir():
+            raise ConfigError(f"--cohort {cohort}: no folder there")
     places = [place for cohort in cohorts for place in _places(cohort, name)]
     rows = [cohort for cohort in cohorts if _has_row(cohort, name)]
     if not places and not rows and not withdrawn.is_known(state, name):
@@ -75,7 +81,9 @@ def _places(cohort: Path, name: str) -> list[Path]:
 
 def _has_row(cohort: Path, name: str) -> bool:
     path = cohort / "participants.tsv"
-    return path.exists() and name.removeprefix("sub-") in path.read_text(encoding="utf-8", errors="replace")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    cells = (line.split("\t")[0].strip('"') for line in lines)
+    return any(f"sub-{cell.removeprefix('sub-')}" == name for cell in cells)
 
 
 def _caches(cohort: Path) -> list[Path]:

@@ -151,8 +151,15 @@ def test_the_next_ingest_does_not_bring_them_back(site: Any) -> None:
 def test_who_is_not_known_can_not_leave(tmp_path: Path) -> None:
     north, state = world_of(tmp_path / "world") / "sites" / "north", tmp_path / "state"
     state.mkdir()
-    with pytest.raises(ConfigError, match="in no cohort of this site, and nothing was ever trained on them"):
-        withdraw(state, [north], None, "sub-northsecret0020", why="asked", rehearsal=False)
+    for other in ("sub-northsecret0020", "northsecret00", "sub-northsecret"):
+        with pytest.raises(ConfigError, match="in no cohort of this site, and nothing was ever trained on them"):
+            withdraw(state, [north], None, other, why="asked", rehearsal=False)
+    for path in ("sub-../../elsewhere", "", "sub-*", "../sub-northsecret001"):
+        with pytest.raises(ConfigError, match="must be sub- and letters or digits"):
+            withdraw(state, [north], None, path, why="asked", rehearsal=False)
+    with pytest.raises(ConfigError, match="no folder there"):
+        withdraw(state, [tmp_path / "none"], None, GONE, why="asked", rehearsal=False)
     with pytest.raises(ConfigError, match="must say why"):
         withdraw(state, [north], None, GONE, why=" ", rehearsal=False)
     assert list(state.iterdir()) == []
+    assert not (tmp_path / "none").exists()
