@@ -177,8 +177,8 @@ class Rounds:
         plan, around = self._plan(place, phase), frozen(place.weights, owners)
 
         def take(update: Update) -> None:
-            check_held(update, roster.inventories[update.site])
             admitted = admit(update, plan, owners=owners, frozen=around, limits=federation.limits, samples=samples)
+            check_held(admitted, roster.inventories[update.site])
             self.ledgers.accept(update, self._asks(update, phase))
             shelf.add(admitted)
 
