@@ -175,20 +175,20 @@ class Rounds:
     def _updates(
         self, place: Place, phase: Phase, owners: Owners, roster: Roster, options: PhaseTraining
     ) -> tuple[Answers, Mean]:
-        """Ask the drawn sites for a round's updates; admit and fold in each as it arrives."""
+        """Ask the drawn sites for a round's updates; admit each as it arrives, hold all against each other, fold in."""
         federation = self.config.federation
         drawn = roster.drawn(phase.name, place.round, seed=self.config.seed, federation=federation)
         samples, shelf = options.samples, Shelf(self.folder / "spool")
         plan, around = self._plan(place, phase), frozen(place.weights, owners)
 
         def take(update: Update) -> None:
-            check_held(update, roster.inventories[update.site])
             admitted = admit(update, plan, owners=owners, frozen=around, limits=federation.limits, samples=samples)
+            check_held(admitted, roster.inventories[update.site])
             self.ledgers.accept(update, self._asks(update, phase))
             shelf.add(admitted)
 
         def settle() -> dict[SiteName, str]:  # a robust strategy outvotes the odd one, and needs its number
-            return self._set_aside(shelf, {} if self.strategy.needs_all else out_of_norm(shelf, federation.limits))
+            return shelf.set_aside({} if self.strategy.needs_all else out_of_norm(shelf, federation.limits))
 
         bytes_ = room(sum(plan.weights[name].numel() for name in owners), len(owners), 4)
         ask = Ask(plan=plan, sites=tuple(drawn), most=bytes_, take=take, settle=settle)
@@ -200,11 +200,6 @@ class Rounds:
         if place.round == 0 and few:
             self.view.note(f"{phase.name}: keep their values, since too few sites train them: {', '.join(few)}")
         return answers, mean
-
-    def _set_aside(self, shelf: Shelf, out: dict[SiteName, str]) -> dict[SiteName, str]:
-        for site in out:
-            shelf.drop(site)
-        return out
 
     def _sums_round(self, place: Place, phase: Phase, roster: Roster, of: int) -> None:
         """Integers, so the total is the same bits in any order; what fewer sites than the policy asks for have is left
@@ -226,7 +221,7 @@ class Rounds:
 
         def settle() -> dict[SiteName, str]:
             limits = self.config.federation.limits
-            return self._set_aside(shelf, out_of_sums(shelf, phase, roster.inventories, limits))
+            return shelf.set_aside(out_of_sums(shelf, phase, roster.inventories, limits))
 
         most = room(sum(math.prod(shape) for shape in shapes.values()), len(shapes), 8)
         answers = self.collector.collect(Ask(plan=plan, sites=sites, most=most, take=take, settle=settle), roster)

@@ -57,6 +57,12 @@ class Shelf:
         self._file(site).unlink()
         del self._heads[site]
 
+    def set_aside(self, out: dict[SiteName, str]) -> dict[SiteName, str]:
+        """Drop these sites' updates; gives them and why, as they came."""
+        for site in out:
+            self.drop(site)
+        return out
+
     def clear(self) -> None:
         for site in self.sites:
             self.drop(site)

@@ -52,6 +52,7 @@ SHOWN: dict[str, tuple[dict[str, Any], str]] = {
     "min_cell": ({"min_cell": 1}, "min_cell            1\n"),
     "keep_local": ({"keep_local": ["head.*"]}, "keep_local          head.*\n"),
     "steps": ({"training": {"fit": {"steps": 1}}}, "steps 1,"),
+    "what is behind an update": ({"training": {"fit": {"steps": 1, "batch": 3}}}, "behind fit          3 samples\n"),
     "batch": ({"training": {"fit": {"batch": 1}}}, "batch 1,"),
     "optimizer": ({"training": {"fit": {"optimizer": "sgd"}}}, "optimizer sgd,"),
     "clip": ({"training": {"fit": {"clip": 0}}}, "clip 0\n"),
@@ -79,3 +80,5 @@ def test_what_a_person_says_yes_to_is_shown(key: str, world: Path, tmp_path: Pat
     assert shown.exit_code == 0, shown.exception
     assert plan.id in shown.stdout
     assert line in shown.stdout
+    for rule in ("here: min_samples   a round's update is of 32", "here: min_holders   what fewer than 3 sites"):
+        assert rule in shown.stdout

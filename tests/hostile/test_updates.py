@@ -207,7 +207,10 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
         "east: count of shared is 1000000, the round has at most 16",
     ),
     "fewer samples than none": (counts(shared=-1), "east: count of shared is -1"),
-    "a modality that it lacks": (counts(to_T2=5), "east: counts for to:T2, and by its inventory nobody there has T2"),
+    "counts of a modality without its tensors": (
+        counts(to_T2=5),
+        r"east: head\.bias has shape \(2,\), expected \(3,\)",
+    ),
     "tensors of a modality without its counts": (
         tensor("head.bias", lambda t: torch.cat([t, t[:1]])),
         r"east: head\.bias has shape \(3,\), expected \(2,\)",
