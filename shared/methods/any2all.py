@@ -50,6 +50,7 @@ class Any2all(Restores):
     components: int = COMPONENTS  # kinds of tissue in the mixture
     iterations: int = ITERATIONS  # rounds in which it is fitted
     told: float = 0.4  # share of samples in which a random part of the modalities is clean; the paper's is 0
+    noisiest: float = 0.0  # share of those at the last time, which the sampler `mean` reads; the others are uniform
     outside: float = 1.0  # weight of pixels outside the brain
     checkpoint: bool = False  # less memory, more time
 
@@ -57,7 +58,7 @@ class Any2all(Restores):
         Restores.__post_init__(self)
         require(len(self.modalities) >= 1, "modalities", self.modalities, "at least one")
         require(self.times >= 2, "times", self.times, "2 or more")
-        for key in ("independent", "told", "outside"):
+        for key in ("independent", "told", "noisiest", "outside"):
             require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
         require(self.components >= 1, "components", self.components, "1 or more")
         require(self.iterations >= 1, "iterations", self.iterations, "1 or more")
@@ -133,6 +134,8 @@ class Any2all(Restores):
         some_BM = random_shown(exists_BM, generator) & (exists_BM.sum(1) > 1)[:, None]
         some_BM = some_BM & (some_BM != exists_BM).any(1)[:, None]  # one at least is left to make
         told_BM = some_BM & (kind_B >= 1 - self.told)[:, None]
+        last_B = torch.rand(B, generator=generator, device=device) < self.noisiest
+        t_BM = torch.where((last_B & told_BM.any(1))[:, None], self.times - 1, t_BM)
         return torch.where(told_BM, 0, t_BM), told_BM
 
     # --- the anchor's sums ---------------------------------------------------------------------------------------
