@@ -157,11 +157,11 @@ def load(folder: Path, *, trusted: Ed25519PublicKey | None) -> Bundle:
     for name, content in _FOLDER.read(folder, record["files"], where):
         if name == WEIGHTS:
             weights = content
-    own = rules_version(record["modalities"])
-    if record["intensities"]["version"] != own:
+    own, theirs = rules_version(record["modalities"]), record["intensities"]["version"]
+    if theirs != own:
         raise DataError(
-            f"{where}: made with other intensity rules ({record['intensities']['version']}, here {own}); "
-            f"use the Lacuna version {record['lacuna']}"
+            f"{where}: made with other intensity rules ({str(theirs)[:80]}, here {own}); "
+            f"use the Lacuna version {str(record['lacuna'])[:40]}"
         )
     try:
         tensors = parse_safetensors(weights)
@@ -186,7 +186,7 @@ def _calibration(record: Mapping[str, Any], where: str) -> Calibration | None:
     try:
         return calibration_of(record.get("calibration"))
     except ConfigError as error:
-        raise DataError(f"{where}: {error}") from None
+        raise DataError(f"{where}: {str(error)[:300]}") from None
 
 
 def weights_of(folder: Path) -> tuple[str, Ed25519PublicKey]:
@@ -203,7 +203,7 @@ def _parse(manifest: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(manifest)
         if record["schema"] != SCHEMA:
-            raise DataError(f"{where}: schema {record['schema']}: this version reads {SCHEMA}")
+            raise DataError(f"{where}: schema {str(record['schema'])[:40]}: this version reads {SCHEMA}")
         for key in ("lacuna", "method", "options", "modalities", "grid", "sampler", "intensities", "provenance"):
             record[key]
         if not all(isinstance(file["sha256"], str) for file in record["files"].values()):

@@ -58,14 +58,16 @@ def rebuild(record: Mapping[str, Any], weights: Weights, where: str) -> Model:
     """Build the method by its name and options, and load its weights: what is read is numbers and words, never code."""
     name = record["method"]
     if name not in METHODS:
-        raise DataError(f"{where}: method={name!r}: this version knows {', '.join(METHODS)}")
+        raise DataError(f"{where}: method={str(name)[:80]!r}: this version knows {', '.join(METHODS)}")
     try:
         method: Method = build(METHODS[name], record["options"], "options")
         grid, sampler = build(Grid, record["grid"], "grid"), build(Sampler, record["sampler"], "sampler")
     except ConfigError as error:
-        raise DataError(f"{where}: {error}") from None
+        raise DataError(f"{where}: {str(error)[:300]}") from None
     if list(method.modalities) != list(record["modalities"]):
-        raise DataError(f"{where}: modalities={record['modalities']}: its method says {list(method.modalities)}")
+        raise DataError(
+            f"{where}: modalities={str(record['modalities'])[:200]}: its method says {list(method.modalities)}"
+        )
     net = method.build(0)
     try:
         net.load_state_dict(dict(weights))
