@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from server.federation.lead import make_up
+from server.runs import simulation
 from server.runs.local_grid import LocalGrid
 from server.runs.serve import serve
 from shared import methods
@@ -94,8 +95,8 @@ def main(tensors: int, rounds: int, sites: int) -> None:
     folder = Path("run")
     folder.mkdir()
     (folder / "config.json").write_text(config.text())
-    nodes: dict[str, dict[str, str | int]] = {
-        site: {"site": site, "cohort": str(bids.resolve()), "state": str(folder / site), "min-subjects": 1}
+    nodes = {
+        site: simulation.node_config(config, site, [bids], folder / site)
         for site in (f"site-{i:03d}" for i in range(sites))
     }
     states = {site: folder / site for site in nodes}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import shutil
@@ -264,7 +265,10 @@ def test_a_malformed_word_on_a_budget_is_not_read(text: str) -> None:
         wire._unpack_spent(text)
 
 
-def test_the_same_person_under_two_names_is_refused(tmp_path: Path) -> None:
+def test_the_same_person_under_two_names_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lacuna.site"), "disabled", False)  # MLflow's migrations disable all loggers
     bids = write_cohort(tmp_path / "sites" / "north", "north", [("T1", "T2")] * 5, seed=1)
     first, second = sorted(bids.glob("sub-*"))[:2]
     for path in second.rglob("*.nii.gz"):
@@ -272,8 +276,9 @@ def test_the_same_person_under_two_names_is_refused(tmp_path: Path) -> None:
         shutil.copy(twin, path)
     prepare_here(bids)
     prepare_here(write_cohort(tmp_path / "sites" / "east", "east", [("T1", "T2")] * 5, seed=2))
-    with pytest.raises(RunFailed, match="two subjects of the cohort have the same images"):
+    with pytest.raises(RunFailed, match="north: its data can't be used, see its log"):
         serve(private(tmp_path), tmp_path / "run")
+    assert "two subjects of the cohort have the same images" in caplog.text
 
 
 # --- where a run starts ---------------------------------------------------------------------------------------------

@@ -168,11 +168,15 @@ def test_fewer_slices_are_taken_where_memory_is_short(bundle: Bundle) -> None:
 
 
 def test_spread_is_that_of_the_samples(bundle: Bundle) -> None:
-    """Welford's mean and sd against the samples made one by one."""
+    """Welford's mean and sd against the samples made one by one, the second the mirror image of the first."""
     images, shown = torch.rand(3, 2, 16, 16), torch.tensor([True, True, False])
     how = Filling(sampler=DDIM, keys=(1,), device=torch.device("cpu"))
     made = fill(bundle.model, images, shown, [0, 1], how)
-    from shared.base.randomness import generator
+    from shared.base.randomness import Mirror, generator
+    from shared.model.calibration import squares
+
+    def noise(z: int, k: int) -> torch.Generator | Mirror:
+        return Mirror(generator("cpu", 1, z, 0)) if k == 1 else generator("cpu", 1, z, k)
 
     each = torch.stack(
         [
@@ -181,14 +185,15 @@ def test_spread_is_that_of_the_samples(bundle: Bundle) -> None:
                 images.transpose(0, 1) * shown[:, None, None],
                 shown.expand(2, -1),
                 DDIM,
-                [generator("cpu", 1, z, k) for z in (0, 1)],
+                [noise(z, k) for z in (0, 1)],
             ).transpose(0, 1)
             for k in range(3)
         ]
     )
     assert torch.allclose(made.mean_MDHW, each.mean(0), atol=1e-6)
     assert made.sd_MDHW is not None
-    assert torch.allclose(made.sd_MDHW, each.std(0), atol=1e-6)
+    spread = ((each - each.mean(0)).square().sum(0) / squares(3)).sqrt()
+    assert torch.allclose(made.sd_MDHW, spread, atol=1e-6)
 
 
 def test_a_target_that_is_there_is_hidden_from_the_model(bundle: Bundle, tmp_path: Path) -> None:
