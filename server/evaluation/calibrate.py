@@ -43,11 +43,9 @@ def calibrate(asked: Asked, *, sampler: Sampler | None, cohort: Path | None, eve
     scoring = dataclasses.replace(Scoring.of(model, every=1), every=1 if model.method.slab > 1 else every)
     fill = filled_by(model, sampler=drawn, seed=asked.seed, device=find_device(asked.device))
     counts: dict[str, Tensor] = {}
-    ill: dict[str, Tensor] = {}  # the same of lesions alone
     for i, subject in enumerate(slices.subjects):
         stack, chosen = slices.volume(i), spread_over(subject.brain_slices, scoring.every)
-        truth_MDHW, brain_DHW = stack.images_MDHW[:, chosen], stack.brain_DHW[chosen].bool()
-        lesion_DHW = None if stack.lesion_DHW is None else (stack.lesion_DHW[chosen] > 0) & brain_DHW
+        brain_DHW, truth_MDHW = stack.brain_DHW[chosen], stack.images_MDHW[:, chosen]
         for task in tasks_of(stack, chosen, model.modalities, scoring):
             keys = ("calibrate", i, "+".join(task.shown))
             filled = fill(task.visible_MDHW, task.shown_M, keys, stack.clinical)
@@ -55,16 +53,14 @@ def calibrate(asked: Asked, *, sampler: Sampler | None, cohort: Path | None, eve
             assert made.sd_MDHW is not None, "a sampler of several samples"
             for m in task.targets:
                 k, row = model.modalities.index(m), calibration.row(m, len(task.shown))
-                images = [x[k] for x in (truth_MDHW, made.mean_MDHW, made.sd_MDHW)]
-                counts[row] = counts.get(row, 0) + calibration.count(*(x[brain_DHW] for x in images))
-                if lesion_DHW is not None:
-                    ill[row] = ill.get(row, 0) + calibration.count(*(x[lesion_DHW] for x in images))
+                parts = (x[k][brain_DHW] for x in (truth_MDHW, made.mean_MDHW, made.sd_MDHW))
+                counts[row] = counts.get(row, 0) + calibration.count(*parts)
         asked.progress(i + 1, len(slices.subjects))
     if not counts:
         raise DataError(f"{own}: no subject has two of {', '.join(model.modalities)}: there is nothing to hide")
     found = Calibration(
         sampler=drawn,
-        widths={row: calibration.widths_of(counts[row], ill.get(row)) for row in sorted(counts)},
+        widths={row: calibration.widths_of(counts[row]) for row in sorted(counts)},
         source=f"{len(slices.subjects)} subjects of the coordinator's own",
     )
     write_json(folder / FILE, found.record())

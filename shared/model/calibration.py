@@ -97,19 +97,12 @@ def count(truth: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
     return torch.bincount(spread * ERRORS + error, minlength=SPREADS * ERRORS).reshape(SPREADS, ERRORS).double()
 
 
-def widths_of(counts_SE: Tensor, lesion_SE: Tensor | None = None) -> tuple[float, ...]:
-    """The decile of the error in each bin of spread, with as many neighbours as it takes to tell it.
-
-    Where lesions are marked, and enough of them, it is the wider of all voxels' and theirs: they are few, so that all
-    others' would hide how far a network errs where it matters most.
-    """
+def widths_of(counts_SE: Tensor) -> tuple[float, ...]:
+    """The decile of the error in each bin of spread, with as many neighbours as it takes to tell it."""
     voxels_S = counts_SE.sum(1)
     if voxels_S.sum() < LEAST:
         raise DataError(f"calibration: {int(voxels_S.sum())} voxels; {LEAST} are needed to tell an interval")
-    widths = tuple(_decile(counts_SE[a:b].sum(0)) for a, b in _told_by(voxels_S.tolist()))
-    if lesion_SE is None or lesion_SE.sum() < LEAST:
-        return widths
-    return tuple(map(max, widths, widths_of(lesion_SE)))
+    return tuple(_decile(counts_SE[a:b].sum(0)) for a, b in _told_by(voxels_S.tolist()))
 
 
 def _told_by(voxels: Sequence[float]) -> Iterator[tuple[int, int]]:
