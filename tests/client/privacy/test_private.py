@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 import torch
 from support.cohort.worlds import write_cohort
-from support.privacy.privately import LR, Script, Spoilt, a_round, cohort_at, engine_of, noised_sum, plan_of, pool_of
+from support.privacy.privately import (
+    EVERYONE,
+    LR,
+    PATTERNS,
+    PROBE,
+    Script,
+    Spoilt,
+    a_round,
+    cohort_at,
+    engine_of,
+    noised_sum,
+    plan_of,
+    pool_of,
+)
 from support.rounds.probe import Net, Probe
 from torch import Tensor, nn
 
@@ -22,20 +35,6 @@ from shared.base.vocabulary import SHARED, source, target
 from shared.data.cohort import Cohort
 from shared.data.slices import Pool
 from shared.trust.privacy import Query
-
-PATTERNS = [("T1", "T2", "FLAIR")] * 4 + [("T1", "T2"), ("T1",), ("T1", "FLAIR")]
-EVERYONE = range(7)
-PROBE = Probe()
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
-    return cohort_at(write_cohort(tmp_path_factory.mktemp("site") / "north", "north", PATTERNS))
-
-
-@pytest.fixture
-def net() -> nn.Module:
-    return PROBE.build(0)
 
 
 def release(cohort: Cohort, net: nn.Module, script: Script, subjects: int | None = None, **changes: Any) -> Tensor:

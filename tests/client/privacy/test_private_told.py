@@ -4,10 +4,8 @@ import json
 import math
 from pathlib import Path
 
-import pytest
 from support.cohort.worlds import write_cohort
-from support.privacy.privately import Script, Spoilt, a_round, cohort_at, plan_of, pool_of
-from support.rounds.probe import Probe
+from support.privacy.privately import EVERYONE, PATTERNS, PROBE, Script, Spoilt, a_round, cohort_at, plan_of, pool_of
 from torch import nn
 
 from client.privacy.private import shares_of
@@ -15,20 +13,6 @@ from shared.base.records import Spent, Update
 from shared.base.vocabulary import SHARED, target
 from shared.data.cohort import Cohort
 from shared.plan import wire
-
-PATTERNS = [("T1", "T2", "FLAIR")] * 4 + [("T1", "T2"), ("T1",), ("T1", "FLAIR")]
-EVERYONE = range(7)
-PROBE = Probe()
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
-    return cohort_at(write_cohort(tmp_path_factory.mktemp("site") / "north", "north", PATTERNS))
-
-
-@pytest.fixture
-def net() -> nn.Module:
-    return PROBE.build(0)
 
 
 def test_what_leaves_besides_the_noised_weights_does_not_depend_on_the_data(

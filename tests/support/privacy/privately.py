@@ -19,6 +19,9 @@ from shared.data.volumes import Grid
 from shared.plan.training import PhaseTraining, Trained
 from shared.trust.privacy import PrivacyPlan, Query
 
+PATTERNS = [("T1", "T2", "FLAIR")] * 4 + [("T1", "T2"), ("T1",), ("T1", "FLAIR")]
+EVERYONE = range(len(PATTERNS))
+PROBE = Probe()
 LR = 100.0  # a step far above the rounding of the weights
 TRAINING: Mapping[str, Any] = {"rounds": 1, "steps": 1, "batch": 4, "lr": LR, "optimizer": "sgd"}
 
