@@ -168,7 +168,9 @@ def _time(size: str, chosen: dict[str, Sampler], slices: int, device: torch.devi
 
 def _blank(count: int, modalities: int, grid: Grid) -> Held:
     images = torch.rand(count, modalities, grid.height, grid.width, generator=torch.Generator().manual_seed(0))
-    return Held(images_BMHW=images, brain_BHW=torch.ones(count, grid.height, grid.width, dtype=torch.bool))
+    judged = torch.tensor([[[1.0, 0.0]] * modalities] * count)
+    brain = torch.ones(count, grid.height, grid.width, dtype=torch.bool)
+    return Held(images_BMHW=images, brain_BHW=brain, judged_BM2=judged)
 
 
 if __name__ == "__main__":

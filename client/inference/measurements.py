@@ -20,9 +20,8 @@ from shared.base.errors import DataError
 from shared.base.options import plain, require
 from shared.base.randomness import generator
 from shared.base.vocabulary import Modality
-from shared.data.intensities import RULES, Scaling
+from shared.data.intensities import RULES, Scaling, scaling_of
 from shared.data.kspace import KSpace
-from shared.data.modalities import Percentiles
 from shared.data.preparation import Loaded
 from shared.data.trial import tried
 from shared.data.volumes import Grid, Volume
@@ -251,14 +250,11 @@ def explain(residuals: Sequence[tuple[float, float | None]]) -> str | None:
 
 
 def scaling_from(modality: Modality, sense_DHW: NDArray[Any], brain_DHW: NDArray[np.bool_]) -> Scaling:
-    """The modality's usual percentiles, in the brain of an image without any prior."""
-    rule = RULES[modality]
-    assert isinstance(rule, Percentiles), "MR alone is measured in k-space"
-    values = sense_DHW[brain_DHW]
-    low, high = (float(p) for p in np.percentile(values, (rule.low, rule.high)))
-    if not high > low:
-        raise DataError(f"{modality}: its k-space shows nothing inside the brain")
-    return Scaling(low=low, high=high)
+    """As the modality's volumes are scaled, in the brain of an image without any prior."""
+    try:
+        return scaling_of(RULES[modality], sense_DHW[brain_DHW])
+    except DataError:
+        raise DataError(f"{modality}: its k-space shows nothing inside the brain") from None
 
 
 def frame_of(sense_DHW: NDArray[np.float32], affine: NDArray[np.float64], grid: Grid) -> Loaded:
@@ -277,6 +273,7 @@ def frame_of(sense_DHW: NDArray[np.float32], affine: NDArray[np.float64], grid: 
         own_brain_DHW=brain_DHW,
         lesion_DHW=None,
         scalings={},
+        judged={},
         placement=placement,
         affine=affine,
         reference=None,

@@ -31,8 +31,8 @@ from shared.base.files import hash_file
 from shared.base.options import plain
 from shared.base.vocabulary import Modality
 from shared.data.bids import Sources
-from shared.data.intensities import RULES, Scaling, find_brain, find_scaling, usual_scaling
-from shared.data.modalities import MODALITIES, Percentiles, parse
+from shared.data.intensities import RULES, Scaling, find_brain, judged_scaling, usual_scaling
+from shared.data.modalities import MODALITIES, parse
 from shared.data.volumes import within
 from shared.diffusion.samplers import GUIDED, Sampler
 from shared.methods import TAKE_RAW, Restores
@@ -158,13 +158,12 @@ def _made(
     placed = case.scans[modality]
     reached = outputs.reached(case.loaded)
     found = placed.residuals(mean_DHW, reached)
-    rule, first = RULES[modality], case.loaded.placement.z[0]
-    assert isinstance(rule, Percentiles)
+    first = case.loaded.placement.z[0]
     own = {
         "Synthetic": False,
         "Reconstructed": True,
         "Description": RECONSTRUCTED,
-        "IntensityFrom": f"percentiles {rule.low} and {rule.high} in the brain of a CG-SENSE image of the same data",
+        "IntensityFrom": f"{RULES[modality]} in the brain of a CG-SENSE image of the same data",
         "Measurement": dict(placed.scan.facts),
         "DataConsistency": {
             "Slices": [first + z for z in reached],
@@ -179,9 +178,9 @@ def _made(
 
 
 def _score(case: Case, modality: Modality, mean_DHW: torch.Tensor) -> dict[str, float]:
-    """Against the hidden volume, in its own scaling and brain; of the image without prior too."""
+    """Against the hidden volume, on its own scale and in its brain; of the image without prior too."""
     truth, loaded, placed = case.truths[modality], case.loaded, case.scans[modality]
-    scaling = find_scaling(modality, truth.data_DHW)
+    scaling = judged_scaling(modality, truth.data_DHW)
     brain_DHW = find_brain({modality: truth.data_DHW})
     share = loaded.placement.to_grid(brain_DHW)
     inside = torch.from_numpy(share >= 0.5)

@@ -31,7 +31,7 @@ from shared.diffusion.samplers import Sampler
 from shared.methods import TAKE_RAW, Restores
 from shared.methods.baselines.reconstruction import cg_sense, total_variation, zero_filled
 from shared.model.evaluation import Filler
-from shared.model.metrics import METRICS
+from shared.model.metrics import METRICS, as_judged
 from shared.model.model import Model
 from shared.model.tables import Interval, interval
 from shared.model.taught import passes
@@ -105,6 +105,7 @@ class Held:
 
     images_BMHW: Tensor
     brain_BHW: Tensor
+    judged_BM2: Tensor  # gain and offset to the scale that each is judged on
 
     def __len__(self) -> int:
         return len(self.images_BMHW)
@@ -112,7 +113,7 @@ class Held:
 
 def pick(cohorts: Sequence[Cohort], modalities: Sequence[Modality], count: int, seed: int) -> Held:
     """`count` slices near the middle of the brain; a second one of a subject only when subjects run out."""
-    images, brains = [], []
+    images, brains, judged = [], [], []
     held = [Slices(cohort, modalities, split=None) for cohort in cohorts]
     stacks = [(slices, i) for slices in held for i in range(len(slices.subjects))]
     for turn in range(math.ceil(count / max(1, len(stacks)))):
@@ -125,10 +126,15 @@ def pick(cohorts: Sequence[Cohort], modalities: Sequence[Modality], count: int, 
             z = reached[round((0.5 + AWAY * (2 * draw - 1)) * (len(reached) - 1))]
             images.append(stack.images_MDHW[:, z])
             brains.append(stack.brain_DHW[z])
+            judged.append(stack.judged_M2)
     if len(images) < count:
         raise DataError(f"held-out subjects: {len(images)} have all of {', '.join(modalities)}; {count} are needed")
     keep = torch.linspace(0, len(images) - 1, count).round().long().tolist()  # of every cohort alike
-    return Held(images_BMHW=torch.stack([images[k] for k in keep]), brain_BHW=torch.stack([brains[k] for k in keep]))
+    return Held(
+        images_BMHW=torch.stack([images[k] for k in keep]),
+        brain_BHW=torch.stack([brains[k] for k in keep]),
+        judged_BM2=torch.stack([judged[k] for k in keep]),
+    )
 
 
 # --- ways of filling in ---------------------------------------------------------------------------------------------
@@ -165,22 +171,29 @@ def run(
         made_BHW = ways[name](task)
         seconds = time.monotonic() - started
         if made_BHW is not None:
-            truth_BHW = held.images_BMHW[:, list(modalities).index(task.target)]
             yield Outcome(
                 task=task,
                 way=name,
-                values={metric: _by_slice(metric, made_BHW, truth_BHW, held.brain_BHW) for metric in MEASURED},
+                values=_measured(made_BHW, held, list(modalities).index(task.target)),
                 seconds=seconds / len(held),
                 made_BHW=made_BHW,
             )
         progress(done + 1, len(pairs))
 
 
-def _by_slice(metric: str, made_BHW: Tensor, truth_BHW: Tensor, brain_BHW: Tensor) -> tuple[float, ...]:
-    return tuple(
-        METRICS[metric](made_BHW[b : b + 1].clamp(0, 1), truth_BHW[b : b + 1], brain_BHW[b : b + 1]).volume
-        for b in range(len(made_BHW))
-    )
+def _measured(made_BHW: Tensor, held: Held, target: int) -> dict[str, tuple[float, ...]]:
+    """Each metric of each slice."""
+    pairs = [
+        (as_judged(made_BHW[b : b + 1], line_2), as_judged(held.images_BMHW[b : b + 1, target], line_2))
+        for b, line_2 in enumerate(held.judged_BM2[:, target])
+    ]
+    return {
+        metric: tuple(
+            METRICS[metric](made, truth, brain_HW[None]).volume
+            for (made, truth), brain_HW in zip(pairs, held.brain_BHW, strict=True)
+        )
+        for metric in MEASURED
+    }
 
 
 def known(task: Task, held: Held, modalities: Sequence[Modality], scan: Scan, seed: int) -> list[Measured]:

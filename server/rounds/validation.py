@@ -26,8 +26,17 @@ MEAN, SAMPLE = Sampler(kind="mean"), Sampler(kind="multistep", steps=8)
 
 
 class Validator:
-    def __init__(self, method: Method, batch: Batch, device: torch.device, mosaics: Path, seed: int) -> None:
-        self._method, self._batch, self._device, self._mosaics = method, batch, device, mosaics
+    def __init__(
+        self,
+        method: Method,
+        batch: Batch,
+        judged_BM2: torch.Tensor,  # gain and offset to the scale that each image is judged on
+        device: torch.device,
+        mosaics: Path,
+        seed: int,
+    ) -> None:
+        self._method, self._batch, self._judged_BM2 = method, batch, judged_BM2
+        self._device, self._mosaics = device, mosaics
         self._net = method.build(seed).to(device)
         attach_own(self._net, method)
 
@@ -47,7 +56,9 @@ class Validator:
         every = max(1, len(slices) // config.validation.slices)
         batch = slices.batch(range(every // 2, len(slices), every))
         device = find_device(config.device)
-        return Validator(method, batch, device, folder / "mosaics", config.seed)
+        places = {slices.number(i): slices.judged(i) for i in range(len(slices.subjects))}
+        judged_BM2 = torch.stack([places[number] for number in batch.subject_B.tolist()])
+        return Validator(method, batch, judged_BM2, device, folder / "mosaics", config.seed)
 
     def validate(self, weights: Weights, step: int) -> dict[str, float | None]:
         """`psnr/<target>` in the brain, each target from all the others; writes mosaics/<step>.png."""
@@ -95,11 +106,11 @@ class Validator:
         from shared.model import metrics
 
         brain_BHW = (self._middle > 0).any(dim=1)
-        values = [
-            metrics.psnr(made_BHW[b], self._middle[b, target], brain_BHW[b])
-            for b in range(len(made_BHW))
-            if self._batch.exists_BM[b, target] and brain_BHW[b].any() and not made_BHW[b].isnan().any()
-        ]
+        values = []
+        for b, line_2 in enumerate(self._judged_BM2[:, target]):
+            if self._batch.exists_BM[b, target] and brain_BHW[b].any() and not made_BHW[b].isnan().any():
+                made, true = (metrics.as_judged(x, line_2) for x in (made_BHW[b], self._middle[b, target]))
+                values.append(metrics.psnr(made, true, brain_BHW[b]))
         return float(np.mean(values)) if values else None
 
     def _draw(self, filled: dict[Modality, torch.Tensor], step: int) -> None:

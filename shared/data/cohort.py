@@ -74,6 +74,7 @@ class Geometry:
     placement: Placement
     affine: tuple[tuple[float, ...], ...]  # of the whole RAS volume
     scalings: Mapping[Modality, Scaling]
+    judged: Mapping[Modality, Scaling]  # from a volume's darkest to its brightest: what is made of it is judged on that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +132,7 @@ class Cohort:
 
     def geometry(self, subject: Subject) -> Geometry:
         meta = json.loads((self.folder / subject.name / "meta.json").read_text(encoding="utf-8"))
-        return build(Geometry, {key: meta[key] for key in ("placement", "affine", "scalings")}, "meta")
+        return build(Geometry, {key: meta[key] for key in ("placement", "affine", "scalings", "judged")}, "meta")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,10 @@
 
 Why fixed: docs/methods/data.md, "Values to [0, 1]".
 
-Input is expected brain-only with background 0. MR has no unit: robust percentiles of the volume's own brain. CT and
-PET have: fixed windows in Hounsfield units and in uptake ratio (SUVR), the same at every site.
+Input is expected brain-only with background 0. MR has no unit: so many standard deviations of the middle of the
+volume's own values, which a lesion does not move. CT and PET have: fixed windows in Hounsfield units and in uptake
+ratio (SUVR), the same at every site. What is made is judged on another scale, from the darkest to the brightest of the
+true volume: comparable, whatever the rule.
 """
 
 import hashlib
@@ -19,7 +21,7 @@ from scipy import ndimage
 from shared.base.errors import DataError
 from shared.base.options import plain
 from shared.base.vocabulary import Modality
-from shared.data.modalities import MODALITIES, Percentiles, Window
+from shared.data.modalities import MODALITIES, Percentiles, Rule, Spread, Window
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -28,7 +30,9 @@ MR_UNITS = 1000.0  # what 1.0 becomes when a synthesised MR volume, which has no
 AIR_HU = -200.0  # CT at or below this is outside the head, as is exactly 0 in a brain-only CT
 
 
-RULES: Mapping[Modality, Percentiles | Window] = {modality: form.values for modality, form in MODALITIES.items()}
+MIDDLE = (10.0, 90.0)  # percentiles between which a Spread is measured
+BRIGHTEST = Percentiles(low=0.5, high=99.5)  # what MR is judged on
+RULES: Mapping[Modality, Rule] = {modality: form.values for modality, form in MODALITIES.items()}
 
 
 def rules_version(modalities: Iterable[Modality]) -> str:
@@ -54,6 +58,11 @@ class Scaling:
         data_DHW = self.low + unit_DHW.astype(np.float32) * (self.high - self.low)
         return cast(Array, np.where(brain_DHW, data_DHW, 0).astype(np.float32))
 
+    def onto(self, other: "Scaling") -> tuple[float, float]:
+        """Gain and offset from [0, 1] here to [0, 1] there."""
+        width = other.high - other.low
+        return (self.high - self.low) / width, (self.low - other.low) / width
+
 
 def usual_scaling(modality: Modality) -> Scaling:
     """For a synthesised volume, which has no values of its own: the fixed window, or 0 to 1000 for MR."""
@@ -65,10 +74,19 @@ def usual_scaling(modality: Modality) -> Scaling:
 
 def find_scaling(modality: Modality, data_DHW: NDArray[Any]) -> Scaling:
     """The volume's own scaling. DataError when it is blank, flat, or plainly not in the unit of its window."""
-    values = data_DHW[foreground(modality, data_DHW)]
+    return scaling_of(RULES[modality], data_DHW[foreground(modality, data_DHW)])
+
+
+def judged_scaling(modality: Modality, data_DHW: NDArray[Any]) -> Scaling:
+    """The scale that images of this modality are judged on, this volume being the truth."""
+    rule = RULES[modality]
+    return scaling_of(BRIGHTEST if isinstance(rule, Spread) else rule, data_DHW[foreground(modality, data_DHW)])
+
+
+def scaling_of(rule: Rule, values: NDArray[Any]) -> Scaling:
+    """What a rule makes of a volume's values in the brain."""
     if not values.size:
         raise DataError("blank: no voxel differs from the background")
-    rule = RULES[modality]
     if isinstance(rule, Window):
         median = float(np.median(values))
         if not rule.low <= median <= rule.high:
@@ -76,7 +94,13 @@ def find_scaling(modality: Modality, data_DHW: NDArray[Any]) -> Scaling:
                 f"its median is {median:.4g}, outside {rule.low:g} to {rule.high:g} {rule.unit}: must be in {rule.unit}"
             )
         return Scaling(low=rule.low, high=rule.high)
-    low, high = (float(p) for p in np.percentile(values, (rule.low, rule.high)))
+    if isinstance(rule, Spread):
+        first, last = np.percentile(values, MIDDLE)
+        middle = values[(values >= first) & (values <= last)].astype(np.float64)
+        mean, sd = float(middle.mean()), float(middle.std())
+        low, high = mean - rule.below * sd, mean + rule.above * sd
+    else:
+        low, high = (float(p) for p in np.percentile(values, (rule.low, rule.high)))
     if not high > low:
         raise DataError(f"flat: its values are all {low:.4g}")
     return Scaling(low=low, high=high)

@@ -21,12 +21,26 @@ class Percentiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Standard deviations from the mean, both of the middle four fifths of a volume's own voxels.
+
+    A lesion, a vessel that lights up, fluid at the rim of a mask: all lie outside of the middle, and move nothing.
+    """
+
+    below: float
+    above: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """Fixed physical values."""
 
     low: float
     high: float
     unit: str
+
+
+Rule = Percentiles | Spread | Window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +51,12 @@ class Form:
     folder: str  # of BIDS
     ending: str  # what follows `sub-XXX_` in the file name
     aliases: tuple[str, ...]  # other names in use for it, in the form that `_plain` gives
-    values: Percentiles | Window  # what becomes 0 and 1 (intensities.py)
+    values: Rule  # what becomes 0 and 1 (intensities.py)
     reference: int  # onto what a subject's others are registered: the lowest number that is there
     shading: bool = True  # MR: the coils' shading is taken out
     tracer: tuple[str, str, str] | None = None  # PET: its code, scheme and meaning in DICOM's CID 4021
 
 
-_MR = Percentiles(low=0.5, high=99.5)
 _SUVR = Window(low=0.0, high=3.0, unit="SUVR")
 MODALITIES: Mapping[Modality, Form] = {  # the canonical order; a row more changes nothing for those that don't use it
     "T1": Form(
@@ -51,7 +64,7 @@ MODALITIES: Mapping[Modality, Form] = {  # the canonical order; a row more chang
         folder="anat",
         ending="T1w",
         aliases=("t1w", "t1weighted", "t1n", "t1native", "mprage"),
-        values=_MR,
+        values=Spread(below=3.0, above=3.0),
         reference=1,
     ),
     "T1CE": Form(
@@ -59,16 +72,23 @@ MODALITIES: Mapping[Modality, Form] = {  # the canonical order; a row more chang
         folder="anat",
         ending="ce-gd_T1w",
         aliases=("t1c", "t1gd", "t1wce", "t1wgd", "cet1", "cet1w", "gdt1", "t1post", "t1postcontrast", "t1contrast"),
-        values=_MR,
+        values=Spread(below=3.5, above=5.0),
         reference=2,
     ),
-    "T2": Form(kind="mr", folder="anat", ending="T2w", aliases=("t2w", "t2weighted"), values=_MR, reference=3),
+    "T2": Form(
+        kind="mr",
+        folder="anat",
+        ending="T2w",
+        aliases=("t2w", "t2weighted"),
+        values=Spread(below=2.0, above=6.0),
+        reference=3,
+    ),
     "FLAIR": Form(
         kind="mr",
         folder="anat",
         ending="FLAIR",
         aliases=("flairw", "t2flair", "t2f", "t2wflair"),
-        values=_MR,
+        values=Spread(below=5.0, above=5.0),
         reference=4,
     ),
     "T2S": Form(
@@ -76,7 +96,7 @@ MODALITIES: Mapping[Modality, Form] = {  # the canonical order; a row more chang
         folder="anat",
         ending="T2starw",
         aliases=("t2star", "t2starw", "t2starweighted", "t2sw"),
-        values=_MR,
+        values=Spread(below=3.0, above=5.0),
         reference=5,
     ),
     "CT": Form(

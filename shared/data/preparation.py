@@ -19,10 +19,10 @@ from shared.base.files import new_folder, write_text
 from shared.base.options import build, plain
 from shared.base.vocabulary import Modality
 from shared.data.bids import Remark, Sources
-from shared.data.intensities import Scaling, find_brain, find_scaling, rules_version
+from shared.data.intensities import Scaling, find_brain, find_scaling, judged_scaling, rules_version
 from shared.data.volumes import LEAST_SHARE, Grid, Placement, Volume, read, within
 
-PIPELINE = "2"  # raise it when the same files would give other bytes
+PIPELINE = "3"  # raise it when the same files would give other bytes
 BRAIN_SLICE = 1 / 6  # of the largest slice's brain area; 5 % of BraTS's field is that (docs/methods/amm_diff.md)
 MISPLACED = 0.25  # of a voxel: how far the corners of two volumes of a subject may lie apart
 
@@ -39,6 +39,7 @@ class Loaded:
     own_brain_DHW: NDArray[np.bool_]  # the same in the subject's whole volume
     lesion_DHW: NDArray[np.uint8] | None
     scalings: Mapping[Modality, Scaling]  # of the modalities present, in the order of the images
+    judged: Mapping[Modality, Scaling]  # on which each is judged as a truth
     placement: Placement
     affine: NDArray[np.float64]  # of the subject's whole RAS volume
     reference: Path | None  # the file whose geometry the others share; None: the affine alone says it
@@ -72,6 +73,7 @@ def load(sources: Sources, grid: Grid, leave: Leave, *, grow: bool = False) -> L
         own_brain_DHW=brain,
         lesion_DHW=_read_lesion(sources.lesion, volumes[reference], placement, leave),
         scalings=scalings,
+        judged={modality: judged_scaling(modality, volume.data_DHW) for modality, volume in volumes.items()},
         placement=placement,
         affine=volumes[reference].affine,
         reference=sources.files[reference],
@@ -192,6 +194,7 @@ def _write_subject(target: Path, loaded: Loaded, made: Mapping[str, Any]) -> dic
             "placement": plain(loaded.placement),
             "affine": loaded.affine.tolist(),
             "scalings": plain(loaded.scalings),
+            "judged": plain(loaded.judged),
             "written": {
                 name: {"sha256": hash_file(new / name), "bytes": (new / name).stat().st_size} for name in arrays
             },

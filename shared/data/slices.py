@@ -33,6 +33,7 @@ class Stack:
     exists_M: Tensor
     brain_DHW: Tensor  # bool
     lesion_DHW: Tensor | None  # uint8 labels
+    judged_M2: Tensor  # gain and offset from these images to the scale that each is judged on
     geometry: Geometry  # back to the subject's own volumes
     clinical: Clinical
     subject: str  # never leaves
@@ -125,10 +126,20 @@ class Slices:
             exists_M=exists_M,
             brain_DHW=torch.from_numpy(np.load(folder / "brain.npy")).bool(),
             lesion_DHW=torch.from_numpy(np.load(folder / "lesion.npy")) if subject.lesion else None,
+            judged_M2=self.judged(index),
             geometry=self.cohort.geometry(subject),
             clinical=subject.clinical,
             subject=subject.name,
         )
+
+    def judged(self, i: int) -> Tensor:
+        """Gain and offset of each modality of the i-th of `subjects`, from the cache to the scale it is judged on."""
+        geometry = self.cohort.geometry(self.subjects[i])
+        lines = [
+            geometry.scalings[m].onto(geometry.judged[m]) if m in geometry.scalings else (1.0, 0.0)
+            for m in self.modalities
+        ]
+        return torch.tensor(lines)
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Slice index -> (subject, place among its brain slices)."""

@@ -2,7 +2,8 @@
 
 Why so: docs/methods/metrics.md, "Image quality".
 
-The range is fixed at 1 and nothing is rescaled first: dividing a prediction by its own maximum hides intensity errors.
+The range is fixed at 1, on the scale of the true volume (`as_judged`): from its darkest to its brightest voxels. A
+prediction is brought there by the truth's line: dividing it by its own maximum would hide intensity errors.
 Slices that the mask does not reach are left out. Both forms are always given: the mean of per-slice PSNRs lies one to
 two dB above the PSNR of the pooled error. LPIPS and FID are not here: they need weights from elsewhere.
 """
@@ -53,6 +54,11 @@ def psnr(prediction: Tensor, truth: Tensor, mask: Tensor) -> float:
     """Of images of any shape, in dB."""
     error = (prediction.double() - truth.double())[mask].square().mean().item()
     return min(PSNR_CAP, -10 * math.log10(max(error, 1e-30)))
+
+
+def as_judged(images: Tensor, line_2: Tensor) -> Tensor:
+    """Images on the scale of the true volume, 0 its darkest and 1 its brightest, by that gain and offset."""
+    return (images * line_2[0] + line_2[1]).clamp(0, 1)
 
 
 def shares(true_DHW: Tensor, mask_DHW: Tensor) -> Value:

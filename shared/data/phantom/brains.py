@@ -18,11 +18,14 @@ from shared.data.phantom.anatomy import EDGE, PULL_STEP, REGIONS, Anatomy
 from shared.data.phantom.fields import Array, Cube, Rng, field, flow, refine
 from shared.data.phantom.lesions import (
     LESION_SHARE,
+    LESIONS,
     Tumour,
     draw_tumour,
     grow_tumour,
     mass_effect,
+    sclerosis,
     spots,
+    stroke,
     tumour_labels,
     white_matter_lesions,
 )
@@ -31,10 +34,15 @@ from shared.data.phantom.vessels import BASE_Z, grow_vessels
 
 Mask = NDArray[np.bool_]
 Rngs = Callable[[str], Rng]  # a generator of its own for each named purpose
-Family = Literal["glioma", "dementia", "vessels"]
+Family = Literal["glioma", "dementia", "vessels", "everyone"]
 
 PULLS = 5  # steps toward the ventricles, small enough that none goes beyond their middle
-_AGES: Mapping[Family, tuple[float, float]] = {"glioma": (56, 13), "dementia": (74, 7), "vessels": (52, 15)}
+_AGES: Mapping[Family, tuple[float, float]] = {
+    "glioma": (56, 13),
+    "dementia": (74, 7),
+    "vessels": (52, 15),
+    "everyone": (55, 18),
+}
 _DIAGNOSES = {"HC": (0.06, 0.05, (1.0, 4.0)), "MCI": (0.36, 0.12, (2.0, 1.6)), "AD": (0.72, 0.13, (6.0, 1.5))}
 _LATENT_WAVES_MM = {"t1": 24.0, "t2": 20.0, "density": 34.0, "pet": 17.0, "amyloid": 17.0, "iron": 15.0}
 # Where disease starts, in units of half the brain's box: (|x|, y, z), spread in mm, strength.
@@ -117,23 +125,31 @@ def grow(family: Family, seed: int, anatomy: Anatomy, cube: Cube) -> SubjectPhan
         return np.random.default_rng(seed_of(name, seed))
 
     person = draw_person(family, seed)
-    tumour = draw_tumour(rng("tumour"), _tumour_sites(anatomy)) if family == "glioma" else None
-    scale = rng("scale").normal(1, 0.035, 3)
+    anyone = family == "everyone"
+    disease = _disease(rng("disease")) if anyone else "tumour" if family == "glioma" else "age"
+    tumour = draw_tumour(rng("tumour"), _tumour_sites(anatomy)) if disease == "tumour" else None
+    scale = rng("scale").normal(1, 0.06 if anyone else 0.035, 3)
     half_mm = cast(tuple[float, float, float], tuple(np.array(anatomy.half_mm) * scale))
     fractions, ventricles = _shape(anatomy, cube, person, scale, tumour, rng)
     lesion = np.zeros(cube.shape, np.uint8)
 
-    burden = _burden(person, rng("burden"))
+    burden = _burden(person, rng("burden")) * (0.15 if disease == "none" else 1.0)
     distance_mm = _distance(ventricles > 0.5, cube)
     _age_lesions(fractions, distance_mm, cube, rng("age lesions"), person, burden)
-    if family == "dementia":
-        share = fractions["white matter lesion"] + fractions["lacune"]
-        lesion = (share > LESION_SHARE).astype(np.uint8)
+    if disease == "sclerosis":
+        sclerosis(fractions, distance_mm, cube, rng("sclerosis"), burden=rng("plaques").uniform(0.2, 1.2))
+    if disease == "stroke":
+        stroke(fractions, cube, rng("stroke"))
     if tumour is not None:
         grow_tumour(tumour, fractions, cube, rng("tumour growth"))
+    if family in ("dementia", "everyone"):
+        lesion = (fractions.total(LESIONS) > LESION_SHARE).astype(np.uint8)
+    elif tumour is not None:
         lesion = tumour_labels(fractions)
 
-    brain = _brain_mask(fractions, (lesion > 0) | (ventricles > 0.5), cube)
+    coat = rng("coat")
+    limits_mm = (coat.uniform(2.5, 6.0), coat.uniform(-0.5, 1.5)) if anyone else (5.0, 1.0)
+    brain = _brain_mask(fractions, (lesion > 0) | (ventricles > 0.5), cube, *limits_mm)
     sulci = np.where(ventricles > 0.1, 0, fractions["csf"])
     vessels = grow_vessels(sulci, brain, half_mm, cube, rng("vessels"))
     if family == "vessels":  # the base of the brain is kept, with the circle of Willis
@@ -144,7 +160,7 @@ def grow(family: Family, seed: int, anatomy: Anatomy, cube: Cube) -> SubjectPhan
     fractions.array *= brain
     fractions.turn("vessel", vessels, within=tuple(TISSUES))
 
-    jitter = rng("jitter").normal(1, 0.03, (len(TISSUES), 3)).astype(np.float32)
+    jitter = rng("jitter").normal(1, 0.05 if anyone else 0.03, (len(TISSUES), 3)).astype(np.float32)
     return SubjectPhantom(
         seed=seed,
         person=person,
@@ -283,11 +299,16 @@ def _age_lesions(
     spots(fractions, "calcification", 2, 2.0, plexus, cube, rng)
 
 
-def _brain_mask(fractions: Fractions, surely: Mask, cube: Cube) -> Mask:
-    """Mask what skull stripping leaves: tissue, the sulci in it, closed over 5 mm, and a thin coat of fluid."""
+def _disease(rng: Rng) -> str:
+    return str(rng.choice(["none", "age", "sclerosis", "stroke", "tumour"], p=[0.25, 0.2, 0.22, 0.15, 0.18]))
+
+
+def _brain_mask(fractions: Fractions, surely: Mask, cube: Cube, close_mm: float, coat_mm: float) -> Mask:
+    """Mask what skull stripping leaves: tissue, the sulci in it, closed, and a coat of fluid (below 0: less)."""
     tissue = (fractions.array.sum(axis=0) - fractions["csf"] > 0.5) | surely
-    grown = _distance(tissue, cube) < 5.0
-    filled = ndimage.binary_fill_holes(_distance(~grown, cube) > 4.0) | tissue
+    grown = _distance(tissue, cube) < close_mm
+    filled = ndimage.binary_fill_holes(_distance(~grown, cube) > close_mm - coat_mm)
+    filled |= tissue if coat_mm > 0 else surely
     parts, count = ndimage.label(filled)
     return cast(Mask, parts == 1 + np.argmax(np.bincount(parts.ravel(), minlength=count + 1)[1:]))
 

@@ -16,6 +16,7 @@ from shared.data.phantom.tissues import PARENCHYMA, Fractions
 
 Mask = NDArray[np.bool_]
 TUMOUR_LABELS = {"necrosis": 1, "oedema": 2, "non-enhancing": 3, "enhancing": 4}
+LESIONS = ("white matter lesion", "lacune", *TUMOUR_LABELS)
 LESION_SHARE = 0.5  # of a voxel, from which on it is labelled
 
 
@@ -86,7 +87,47 @@ def white_matter_lesions(fractions: Fractions, ventricle_mm: Array, cube: Cube, 
     fractions.turn("white matter lesion", np.clip(scattered, 0, 0.95) * (ventricle_mm > 5), within=("white",))
 
 
-def spots(fractions: Fractions, into: str, count: int, radius_mm: float, where: Mask, cube: Cube, rng: Rng) -> None:
+def sclerosis(fractions: Fractions, ventricle_mm: Array, cube: Cube, rng: Rng, *, burden: float) -> None:
+    """Plaques: most of them beside the ventricles, some deep, some under the cortex; a few have lost all tissue."""
+    white = fractions["white"] > 0.6
+    edge = ndimage.gaussian_filter(fractions["cortex"], 2.0 / cube.voxel_mm) > 0.25
+    places = (white & (ventricle_mm < 8), white & (ventricle_mm >= 8), white & edge)
+    for where, share in zip(places, (0.6, 0.25, 0.15), strict=True):
+        count = int(rng.poisson(45 * burden * share))
+        spots(fractions, "white matter lesion", count, rng.uniform(2.0, 4.5), where, cube, rng)
+    holes = fractions["white matter lesion"] > 0.7
+    spots(fractions, "lacune", int(rng.poisson(4 * burden)), 2.0, holes, cube, rng, within=("white matter lesion",))
+    spots(
+        fractions, "enhancing", int(rng.poisson(1.5 * burden)), 2.5, holes, cube, rng, within=("white matter lesion",)
+    )
+
+
+def stroke(fractions: Fractions, cube: Cube, rng: Rng) -> None:
+    """What an artery fed, cortex and white matter alike: swollen when new, a cavity within a scar when old."""
+    places = np.argwhere(fractions["cortex"] > 0.6)
+    if not len(places):
+        return
+    centre = (places[rng.integers(len(places))] + 0.5) * cube.voxel_mm - cube.fov_mm / 2
+    radius = rng.uniform(9, 32)
+    level = cube.distance(centre) - radius * (1 + 0.2 * field(rng, cube, 16.0)) + 1.5 * field(rng, cube, 6.0)
+    if rng.random() < 0.4:
+        fractions.turn("oedema", rng.uniform(0.5, 1.0) * _soft(-level))
+        return
+    scar_mm = rng.uniform(3, 8)
+    fractions.turn("white matter lesion", rng.uniform(0.6, 0.95) * _soft(-level))
+    fractions.turn("csf", _soft(-(level + scar_mm)), within=(*PARENCHYMA, "white matter lesion"))
+
+
+def spots(
+    fractions: Fractions,
+    into: str,
+    count: int,
+    radius_mm: float,
+    where: Mask,
+    cube: Cube,
+    rng: Rng,
+    within: Sequence[str] = PARENCHYMA,
+) -> None:
     """Put in `count` small balls of the tissue `into`, centred where allowed."""
     places = np.argwhere(where)
     if not len(places):
@@ -99,7 +140,7 @@ def spots(fractions: Fractions, into: str, count: int, radius_mm: float, where: 
         away_mm = cube.voxel_mm * np.sqrt(sum((line - at) ** 2 for line, at in zip(lines, place, strict=True)))
         filled = min(1.0, (2 * radius / cube.voxel_mm) ** 3)  # of the middle voxel, when that is larger than the spot
         ball = filled / (1 + np.exp(np.clip((away_mm - radius) * 3 / cube.voxel_mm, -30, 30)))
-        fractions.turn(into, ball.astype(np.float32), at=box)
+        fractions.turn(into, ball.astype(np.float32), within, at=box)
 
 
 def _soft(level_mm: Array) -> Array:

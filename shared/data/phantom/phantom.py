@@ -39,17 +39,19 @@ from shared.data.modalities import MODALITIES, bids_path, lesion_path
 from shared.data.phantom import anatomy
 from shared.data.phantom.brains import Family, Person, draw_person, grow
 from shared.data.phantom.fields import Cube
-from shared.data.phantom.signals import draw_scanner, render
+from shared.data.phantom.signals import draw_any_scanner, draw_scanner, render
 
 FAMILIES: Mapping[str, tuple[Modality, ...]] = {
     "glioma": ("T1", "T1CE", "T2", "FLAIR"),
     "dementia": ("T1", "FLAIR", "T2S", "CT", "FDG", "AV45"),
     "vessels": ("T1", "T2", "FLAIR", "TOF"),
+    "everyone": ("T1", "T1CE", "T2", "FLAIR"),
 }
 USUALLY_MISSING: Mapping[str, tuple[tuple[Modality, ...], ...]] = {  # by site, over and over
     "glioma": (("FLAIR",), ("T1CE",), ("T2",)),
     "dementia": (("AV45",), ("FDG",), ()),
     "vessels": (("FLAIR",), ("T2",), ("TOF",)),
+    "everyone": (("FLAIR",), ("T1CE",), ("T2",)),
 }
 LEVEL = 800  # MR as whole numbers: healthy tissue is near this on a scanner of gain 1
 VESSEL_SHARE = 0.1  # of a voxel, from which on it counts as artery in the truth
@@ -287,7 +289,8 @@ def _one_thread_each() -> Iterator[None]:
 def _draw(task: _Task) -> None:
     """Write a subject into a folder aside, which then gets its name: it is there whole or not at all."""
     phantom = grow(task.family, task.seed, anatomy.load(task.anatomy), task.cube)
-    scanner = draw_scanner(*task.scanner)
+    anyone = task.family == "everyone"  # and on any scanner
+    scanner = draw_any_scanner(*task.scanner, task.subject) if anyone else draw_scanner(*task.scanner)
     with new_folder(task.folder, durable=False) as made:  # a simulated world is made again
         for modality in task.modalities:
             data, dtype = _stored(modality, render(phantom, modality, scanner), phantom.brain_DHW)

@@ -23,12 +23,21 @@ NOISY = {"FLAIR": 1.3, "T2S": 1.3, "TOF": 0.8}  # noise against that of the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class T1Weighting:
+    """How a T1 is taken. A spin echo is a flip of 90 degrees."""
+
+    tr: float
+    flip: float
+    ti: float = 0.0  # of an inversion before; 0 is none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scanner:
     """One site's machine. Times in ms, angles in degrees, lengths in mm."""
 
     seed: int
-    t1_tr: float
-    t1_flip: float
+    t1: T1Weighting
+    t1ce: T1Weighting
     t2_tr: float
     t2_te: float
     flair_tr: float
@@ -51,10 +60,11 @@ def draw_scanner(*keys: str | int) -> Scanner:
     seed = seed_of("scanner", *keys)
     rng = np.random.default_rng(seed)
     between = rng.uniform
+    t1 = T1Weighting(tr=between(12, 21), flip=between(24, 33))
     return Scanner(
         seed=seed,
-        t1_tr=between(12, 21),
-        t1_flip=between(24, 33),
+        t1=t1,
+        t1ce=t1,
         t2_tr=between(3500, 6500),
         t2_te=between(80, 112),
         flair_tr=between(8000, 10500),
@@ -71,6 +81,43 @@ def draw_scanner(*keys: str | int) -> Scanner:
         gamma=between(0.94, 1.06),
         pet_fwhm=between(4.5, 7.0),
     )
+
+
+def draw_any_scanner(*keys: str | int) -> Scanner:
+    """Draw one scanner of all that there are: sequences of every kind, older and newer, thick slices, dark coils."""
+    seed = seed_of("any scanner", *keys)
+    rng = np.random.default_rng(seed)
+    between = rng.uniform
+    return Scanner(
+        seed=seed,
+        t1=_draw_t1(rng),
+        t1ce=_draw_t1(rng),
+        t2_tr=between(2500, 7500),
+        t2_te=between(70, 125),
+        flair_tr=between(7000, 11500),
+        flair_ti=between(2050, 2700),
+        flair_te=between(80, 150),
+        t2s_te=between(12, 30),
+        tof_flip=between(15, 25),
+        field_factor=between(0.78, 1.08),
+        blur_mm=between(0.2, 1.2),
+        slab_mm=between(1.0, 6.0) if rng.random() < 0.5 else 0.0,
+        noise=between(0.003, 0.03),
+        shading=between(0.02, 0.25),
+        gain=between(0.7, 1.4),
+        gamma=between(0.88, 1.14),
+        pet_fwhm=between(4.5, 8.0),
+    )
+
+
+def _draw_t1(rng: Rng) -> T1Weighting:
+    """A spoiled gradient echo, one with an inversion before it, or a spin echo."""
+    kind = rng.choice(["spoiled", "inversion", "spin echo"], p=[0.4, 0.4, 0.2])
+    if kind == "spoiled":
+        return T1Weighting(tr=rng.uniform(8, 25), flip=rng.uniform(16, 33))
+    if kind == "inversion":
+        return T1Weighting(tr=rng.uniform(1800, 2500), flip=9.0, ti=rng.uniform(850, 1150))
+    return T1Weighting(tr=rng.uniform(400, 750), flip=90.0)
 
 
 def render(subject: SubjectPhantom, modality: Modality, scanner: Scanner) -> Array:
@@ -105,6 +152,13 @@ class _Spins:
         self.gd_mM = table["gd_mM"]
         self.mix = subject.mix
 
+    def weighted(self, t1: Array, how: T1Weighting) -> Array:
+        """A T1-weighted image, however it is taken."""
+        if not how.ti:
+            return self.spoiled(t1, how.tr, how.flip)
+        recovered = np.abs(1 - 2 * np.exp(-how.ti / t1) / (1 + np.exp(-how.tr / t1)))
+        return cast(Array, (self.pd * recovered * np.exp(-4.0 / self.t2s)).astype(np.float32))
+
     def spoiled(self, t1: Array, tr: float, flip: float, te: float = 4.0) -> Array:
         """Spoiled gradient echo (Ernst)."""
         e1, angle = np.exp(-tr / t1), np.deg2rad(flip)
@@ -114,7 +168,7 @@ class _Spins:
 
 def _t1(subject: SubjectPhantom, scanner: Scanner, rng: Rng) -> Array:
     spins = _Spins(subject, scanner)
-    signal = spins.spoiled(spins.t1, scanner.t1_tr, scanner.t1_flip)
+    signal = spins.weighted(spins.t1, scanner.t1)
     signal[INDEX["vessel"]] = 0.8 * signal[INDEX["cortex"]]
     return _t1_texture(subject, subject.mix(signal / signal[INDEX["white"]]))
 
@@ -123,7 +177,7 @@ def _t1ce(subject: SubjectPhantom, scanner: Scanner, rng: Rng) -> Array:
     """Differs from T1 only where the contrast agent is: it speeds up T1."""
     spins = _Spins(subject, scanner)
     with_agent = 1 / (1 / spins.t1 + RELAXIVITY * spins.gd_mM)
-    signal = spins.spoiled(with_agent, scanner.t1_tr, scanner.t1_flip)
+    signal = spins.weighted(with_agent, scanner.t1ce)
     signal[INDEX["vessel"]] = 1.9 * signal[INDEX["white"]]
     return _t1_texture(subject, subject.mix(signal / signal[INDEX["white"]]))
 

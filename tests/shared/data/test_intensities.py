@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from shared.base.errors import DataError
-from shared.data.intensities import RULES, Scaling, find_brain, find_scaling, foreground, usual_scaling
+from shared.data.intensities import (
+    RULES,
+    Scaling,
+    find_brain,
+    find_scaling,
+    foreground,
+    judged_scaling,
+    usual_scaling,
+)
 from shared.data.modalities import MODALITIES
 
 RNG = np.random.default_rng(0)
@@ -20,13 +28,41 @@ def test_every_modality_has_a_rule() -> None:
     assert list(RULES) == list(MODALITIES)
 
 
-def test_mr_is_scaled_by_its_own_percentiles_whatever_its_gain() -> None:
+@pytest.mark.parametrize("modality", [m for m, form in MODALITIES.items() if form.kind == "mr"])
+def test_mr_is_scaled_by_its_own_values_whatever_its_gain(modality: str) -> None:
     mr = inside(RNG.gamma(5, 1, BRAIN.shape))
-    one, other = (find_scaling("T1", gain * mr).apply(gain * mr, BRAIN) for gain in (1, 37))
+    one, other = (find_scaling(modality, gain * mr).apply(gain * mr, BRAIN) for gain in (1, 37))
     assert np.allclose(one, other, atol=1e-6)
-    assert one.min() == 0
-    assert one.max() == 1
-    assert np.mean(one[BRAIN] == 1) == pytest.approx(0.005, abs=0.004)
+    assert one.min() >= 0
+    assert 0.7 < one.max() <= 1
+
+
+def test_what_is_odd_in_a_tenth_of_a_volume_does_not_move_the_rest() -> None:
+    """A lesion of 4 %, and a rim of fluid that another mask would have cut off."""
+    large = np.zeros((40, 40, 40), bool)
+    large[4:-4, 4:-4, 4:-4] = True
+    tissue = RNG.choice([0.55, 0.8], large.shape) + RNG.normal(0, 0.05, large.shape)
+    plain = np.where(large, tissue, 0)
+    odd = plain.copy()
+    odd[10:22, 10:20, 10:21] = 2.5  # 4 %
+    odd[4:6, 4:-4, 4:-4] = 0.1  # 6 %
+    for modality in ("T1", "T1CE", "T2", "FLAIR", "T2S"):
+        usual, moved = (find_scaling(modality, data) for data in (plain, odd))
+        for tissue in (0.55, 0.8):
+            at = [(tissue - scaling.low) / (scaling.high - scaling.low) for scaling in (usual, moved)]
+            assert at[0] == pytest.approx(at[1], abs=0.02), modality
+        by_percentiles = [judged_scaling(modality, data) for data in (plain, odd)]
+        at = [(0.8 - scaling.low) / (scaling.high - scaling.low) for scaling in by_percentiles]
+        assert abs(at[0] - at[1]) > 0.3, "it was not so odd"
+
+
+def test_what_is_made_is_judged_from_the_darkest_to_the_brightest_of_the_truth() -> None:
+    mr = inside(RNG.gamma(5, 1, BRAIN.shape))
+    gain, offset = find_scaling("T2", mr).onto(judged_scaling("T2", mr))
+    ours = find_scaling("T2", mr)
+    judged = (mr[BRAIN] - ours.low) / (ours.high - ours.low) * gain + offset
+    assert np.percentile(judged, (0.5, 99.5)) == pytest.approx((0, 1), abs=1e-5)
+    assert judged_scaling("CT", inside(RNG.normal(30, 5, BRAIN.shape))) == usual_scaling("CT")
 
 
 def test_tof_clips_fewer_of_the_brightest_than_t1() -> None:

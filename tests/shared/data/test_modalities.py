@@ -14,6 +14,7 @@ from shared.data.modalities import (
     MODALITIES,
     Form,
     Percentiles,
+    Window,
     bids_path,
     entity,
     in_order,
@@ -39,7 +40,7 @@ def test_a_row_says_all_that_a_modality_needs() -> None:
     assert len(set(ranks)) == len(ranks), "no two of a subject's are the reference"
     for form in MODALITIES.values():
         assert (form.tracer is not None) == (form.kind == "pet")
-        assert isinstance(form.values, Percentiles) == (form.kind == "mr")
+        assert isinstance(form.values, Window) == (form.kind != "mr")
 
 
 # --- a tenth row ----------------------------------------------------------------------------------------------------

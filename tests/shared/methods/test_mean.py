@@ -184,7 +184,8 @@ def test_a_validation_of_eps_draws_a_sample(parameterisation: str, evaluations: 
     with pytest.MonkeyPatch.context() as patch:
         forward = type(net).forward
         patch.setattr(type(net), "forward", lambda *args: (calls.append(1), forward(*args))[1])
-        validator = Validator(method, batch_of(method, [[1] * M]), torch.device("cpu"), tmp_path, 0)
+        judged_BM2 = torch.tensor([[[1.0, 0.0]] * M])
+        validator = Validator(method, batch_of(method, [[1] * M]), judged_BM2, torch.device("cpu"), tmp_path, 0)
         assert validator.validate(net.state_dict(), 0)["psnr/FLAIR"] is not None
     assert len(calls) == evaluations
 

@@ -50,7 +50,7 @@ def test_a_bundle_gives_back_the_same_bits(signed: tuple[Path, Path], tmp_path: 
         assert torch.equal(value, after.net.state_dict()[name])
     assert loaded.record["metrics"] == {"psnr": 21.5}
     assert loaded.record["provenance"]["sites"] == 3
-    assert loaded.record["intensities"]["rules"]["T1"] == {"low": 0.5, "high": 99.5}
+    assert loaded.record["intensities"]["rules"]["T1"] == {"below": 3.0, "above": 3.0}
 
 
 def test_the_same_model_and_key_give_the_same_bytes(signed: tuple[Path, Path], tmp_path: Path) -> None:
