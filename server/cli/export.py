@@ -47,11 +47,12 @@ def export(
     from server.journal import withdrawn
     from server.runs.trained_on import ranges_for
     from shared.model import bundle
+    from shared.model.model import run_folder
 
     if not key.exists():
         typer.echo(f"made a signing key: {key} (keep it), {bundle.public_path(key)} (give it to the sites)", err=True)
         bundle.make_signing_key(key)
-    folder = runs_folder / run
+    folder = run_folder(runs_folder, run)
     for line in withdrawn.lines(folder):
         typer.echo(f"warning: {line}", err=True)
     made_for = ranges_for(folder, ranges)

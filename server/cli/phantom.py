@@ -21,7 +21,9 @@ app = typer.Typer(rich_markup_mode="markdown")
 class Asked:
     """Which hospitals."""
 
-    family: Annotated[str, typer.Option(help="glioma | dementia | vessels")] = "glioma"
+    family: Annotated[
+        str, typer.Option(help="glioma | dementia | vessels | everyone (any disease, each from a scanner of its own)")
+    ] = "glioma"
     sites: Annotated[int, typer.Option(min=1, max=999, help="How many hospitals.")] = 3
     subjects: Annotated[int, typer.Option(min=1, help="Training subjects per site.")] = 12
     subjects_at: Annotated[

@@ -15,7 +15,7 @@ from shared.base.errors import ConfigError
 from shared.base.options import plain
 from shared.base.owners import digest
 from shared.base.vocabulary import Weights
-from shared.model.model import read_model
+from shared.model.model import read_model, run_folder
 from shared.plan import lora
 from shared.plan.config import Config
 from shared.trust import claims
@@ -44,7 +44,7 @@ def find(config: Config) -> Prior | None:
     name = config.tuning.prior
     if name is None:
         return None
-    folder = Path(config.runs) / name / "final"
+    folder = run_folder(Path(config.runs), name) / "final"
     if not (folder / "model.json").exists():
         raise ConfigError(f"tuning.start={name}: no finished run of that name in {config.runs}/")
     model = read_model(folder)

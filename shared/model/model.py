@@ -18,6 +18,8 @@ from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
 from shared.methods import METHODS, Method
 
+PUBLIC = "public"  # the name of the run that comes with Lacuna
+SHIPPED = Path(__file__).parent / PUBLIC  # config.json and final/, as in any run's folder
 KEYS = ("method", "options", "modalities", "grid", "sampler", "provenance")  # of model.json
 
 
@@ -39,6 +41,12 @@ class Model:
         """Which modalities some training subject had together; None where an older version did not say."""
         found = self.record.get("provenance", {}).get("patterns")
         return None if found is None else tuple(frozenset(pattern) for pattern in found)
+
+
+def run_folder(runs: Path, run: str) -> Path:
+    """A run's folder: `public` is the one that comes with Lacuna, unless a run of one's own has that name."""
+    own = runs / run
+    return SHIPPED if run == PUBLIC and not own.exists() else own
 
 
 def read_model(folder: Path) -> Model:

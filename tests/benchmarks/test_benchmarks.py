@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from shared.data.phantom.phantom import PhantomOptions, write_world
+
 pytestmark = pytest.mark.slow  # left out of `make fast`
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -15,6 +17,7 @@ PARTS = {"noop_flower_ray", "noop_lacuna", "noop_nvflare", "private_rounds"}  # 
 TINY = (
     "size=tiny federation.min_cell=1 method.depth=16 grid.height=16 grid.width=16 grid.spacing_mm=12 grid.slice_mm=12"
 )
+SHORT = [f"training.{phase}.{key}=1" for phase in ("pretext", "translate") for key in ("rounds", "steps")]
 SMALLEST = {
     "simulation": ("--tensors 1 --rounds 1 --sites 2", ("lacuna", "flower-ray")),
     "mip": ("--slices 8 --height 16 --width 16", ("scan",)),
@@ -25,6 +28,12 @@ SMALLEST = {
         "--out . --size tiny --subjects 6 --heldout 1 --edge 16 --public 4 --prior-rounds 1 --rounds 1 --steps 1"
         " --rate 0.5 --epsilon inf --epsilon 8 --start pretrained --draws 1 --jobs 1",
         ("trained",),
+    ),
+    "likeness": ("--made sites/made --real sites/real --spacing 12 --pixels 16", ("AUC", "FLAIR")),
+    "public_prior": (
+        "out --subjects 2 --voxels 16 --size tiny "
+        + " ".join(f"--override {one}" for one in (*TINY.split()[1:], *SHORT) if "depth" not in one),
+        ("MB",),
     ),
     "chart": (
         "out --subjects 2 --heldout 1 --edge 16 --clinic 14 --sampler mean"
@@ -42,6 +51,9 @@ def test_every_benchmark_is_run_here() -> None:
 @pytest.mark.parametrize("name", SMALLEST)
 def test_at_its_smallest_it_ends_well_and_says_its_figures(name: str, tmp_path: Path) -> None:
     words, says = SMALLEST[name]
+    if name == "likeness":
+        made = PhantomOptions(family="everyone", subjects=2, heldout=0, coordinator=0, sites=("made", "real"), size=16)
+        write_world(made, tmp_path, workers=1)
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / f"{name}.py"), *shlex.split(words)],
         cwd=tmp_path,
