@@ -16,6 +16,7 @@ import torch
 import typer
 from safetensors.torch import load_file
 
+from server.runs.trained_on import RANGES, ranges_for
 from shared.base.checkpoint import save_tensors
 from shared.base.files import make_folder, write_json
 from shared.base.owners import digest
@@ -28,7 +29,7 @@ def main(
     out: Annotated[Path, typer.Argument(help="Folder of the world and the run.")],
     anatomy: Annotated[Path | None, typer.Option(help="Folder of FreeSurfer-style label maps.")] = None,
     into: Annotated[Path | None, typer.Option(help="Folder for the finished model. Default: OUT/public.")] = None,
-    subjects: int = 240,
+    subjects: int = 160,
     size: str = "small",
     voxels: int = 64,
     seed: int = 7,
@@ -69,6 +70,7 @@ def ship(run: Path, into: Path, *, card: dict[str, Any]) -> None:
     config |= {"world": None, "runs": "runs", "run": RUN, "device": "auto"}
     make_folder(into / "final")
     write_json(into / "config.json", config, sort_keys=True)
+    write_json(into / RANGES, ranges_for(run, None), sort_keys=True)
     write_json(into / "final" / "model.json", model, sort_keys=True)
     save_tensors(into / "final" / "weights.safetensors", halves)
     size = sum(path.stat().st_size for path in into.rglob("*") if path.is_file())

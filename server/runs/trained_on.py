@@ -3,6 +3,7 @@
 Not from the sites: the lowest and highest of a cohort are values of single subjects.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from shared.data.preparation import load
 from shared.model.model import read_model
 from shared.model.ranges import measure, ranges_of
 
+RANGES = "ranges.json"  # of the run that comes with Lacuna, whose world does not
+
 
 def ranges_for(folder: Path, cohort: Path | None) -> dict[str, Any] | None:
     """The ranges of a finished run's modalities, on its grid; None where the coordinator has no subjects of its own."""
+    if cohort is None and (folder / RANGES).exists():
+        return dict(json.loads((folder / RANGES).read_text(encoding="utf-8")))
     own = Path(str(runs.read_config(folder).world)) / "coordinator"
     chosen = cohort or own
     if cohort is None and not own.is_dir():

@@ -29,7 +29,7 @@ from shared.data.phantom.lesions import (
     tumour_labels,
     white_matter_lesions,
 )
-from shared.data.phantom.tissues import TISSUES, Fractions
+from shared.data.phantom.tissues import INDEX, TISSUES, Fractions
 from shared.data.phantom.vessels import BASE_Z, grow_vessels
 
 Mask = NDArray[np.bool_]
@@ -161,6 +161,8 @@ def grow(family: Family, seed: int, anatomy: Anatomy, cube: Cube) -> SubjectPhan
     fractions.turn("vessel", vessels, within=tuple(TISSUES))
 
     jitter = rng("jitter").normal(1, 0.05 if anyone else 0.03, (len(TISSUES), 3)).astype(np.float32)
+    if anyone:
+        _age_of(jitter, rng("lesion age"))
     return SubjectPhantom(
         seed=seed,
         person=person,
@@ -297,6 +299,13 @@ def _age_lesions(
     _, y, x = cube.axes()
     plexus = (ventricle_mm < 2) & (y < -12) & (y > -40) & (np.abs(x) > 8)  # of the choroid, calcified with age
     spots(fractions, "calcification", 2, 2.0, plexus, cube, rng)
+
+
+def _age_of(jitter_K3: Array, rng: Rng) -> None:
+    """A lesion may be new and full, or old and empty: water comes in, and all its times grow toward those of fluid."""
+    for name in ("white matter lesion", "oedema", "non-enhancing"):
+        empty = rng.uniform(0, 1)
+        jitter_K3[INDEX[name]] *= (1 + 0.12 * empty, 1 + 0.7 * empty, 1 + 1.1 * empty**1.5)
 
 
 def _disease(rng: Rng) -> str:
