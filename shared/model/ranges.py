@@ -14,7 +14,8 @@ import numpy as np
 from shared.data.preparation import Loaded
 
 VERSION = 1
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of a modality in the brain, in [0, 1]
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of a modality in the brain, from its darkest to its brightest: on the
+# scale that networks see, a T2 called T1 looks nearly right
 LEAST_SUBJECTS = 2
 WIDTH = 0.1  # of an intensity's range, at least: two subjects don't show how far subjects differ
 FACTOR = 1.3  # of a size's range, at least, between its ends
@@ -62,7 +63,8 @@ def measure(loaded: Loaded) -> Case:
     }
     found: dict[str, dict[str, float]] = {"geometry": {name: float(value) for name, value in geometry.items()}}
     for modality, image in zip(loaded.scalings, loaded.images_MDHW, strict=True):
-        values = np.quantile(image[brain], QUANTILES)
+        gain, offset = loaded.scalings[modality].onto(loaded.judged[modality])
+        values = np.quantile(np.clip(image[brain] * gain + offset, 0, 1), QUANTILES)
         found[modality] = {f"{100 * q:g} % quantile": float(v) for q, v in zip(QUANTILES, values, strict=True)}
     return found
 
