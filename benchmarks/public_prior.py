@@ -68,6 +68,7 @@ def ship(run: Path, into: Path, *, card: dict[str, Any]) -> None:
     )
     model["card"] = card
     config |= {"world": None, "runs": "runs", "run": RUN, "device": "auto"}
+    config["tracking"]["uri"] = "none"
     make_folder(into / "final")
     write_json(into / "config.json", config, sort_keys=True)
     write_json(into / RANGES, ranges_for(run, None), sort_keys=True)
