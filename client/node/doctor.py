@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from client.node import reach
+from client.node import gate, reach
 from client.node.reach import Check, Status
 from client.node.status import status
 from client.site import enrol, settings
 from shared.base.errors import ConfigError, DataError, LacunaError, RunFailed
 from shared.base.files import read_bounded, read_secret
+from shared.base.names import Address
 from shared.base.options import plain
 from shared.trust import kit, manifest
 from shared.trust.keys import parse_site_key, read_public_key, site_line
@@ -254,9 +255,18 @@ def _network(state: Path, now: Callable[[], datetime]) -> list[Check]:
     folder = state / enrol.FEDERATION
     try:
         address = kit.read_address(read_bounded(folder / kit.ADDRESSES, "addresses"), str(folder))
-        return reach.look(address, read_bounded(folder / kit.AUTHORITIES, "the federation's CA"), now=now)
+        way = reach.look(address, read_bounded(folder / kit.AUTHORITIES, "the federation's CA"), now=now)
+        return [*_gate(address), *way]
     except LacunaError as error:
         return [_fail("kit", str(error), "join the kit again, or ask for a new one")]
+
+
+def _gate(address: Address) -> Iterator[Check]:
+    if gate.stands() and gate.is_alone():
+        yield _ok("gate", f"this container reaches {address} alone, and what pacs names")
+    elif gate.stands():
+        remedy = "start it by `lacuna-site up`, or by the kit's compose.yaml as it is"
+        yield _warn("gate", "this container has a way out beside its gate", remedy)
 
 
 def _node(state: Path) -> Check:

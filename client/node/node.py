@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from client.node import family, reach
+from client.node import family, gate, reach
 from client.node import log as node_log
 from client.node.child import LOGGER, Child
 from client.node.status import CONTACT, FOLDER, HEALTH, SILENT, read_record
@@ -107,6 +107,7 @@ class _Supervisor:
         self._state, self._settings, self._give_up = state, settings, give_up
         self._stop = threading.Event()
         self._why: str | None = None
+        self._gate: str | None = None  # what this container's gate passes, where it has one
         self._restarts = 0
         self._beaten = self._looked = 0.0
         self._looking: threading.Thread | None = None
@@ -120,7 +121,8 @@ class _Supervisor:
         try:
             while not self._stop.is_set():
                 identity = Identity.read(self._state)
-                self._say(f"site {identity.site} calls {identity.address}")
+                self._gate = str(identity.address) if gate.stands() else None
+                self._say(f"site {identity.site} calls {identity.address}{' by its gate' if self._gate else ''}")
                 ending = self._attend(identity)
                 if self._stop.is_set():
                     break
@@ -226,6 +228,7 @@ class _Supervisor:
             return False
         self._beaten = time.monotonic()
         record = {"doing": doing, "pid": os.getpid(), "restarts": self._restarts, "time": time.time(), "why": why}
+        record["gate"] = self._gate
         path = self._state / HEALTH
         with suppress(OSError):  # a full disk must not end the node
             write_bytes(path, canonical(record), durable=False)
@@ -287,7 +290,7 @@ def network_failure(identity: Identity) -> str | None:
 def _node_flags(identity: Identity, port: int, folder: Path) -> list[str]:
     return [
         "--superlink",
-        str(identity.address),
+        str(gate.reached(identity.address)),
         "--root-certificates",
         str(identity.authorities),
         "--auth-supernode-private-key",

@@ -51,11 +51,11 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 @contextmanager
-def tls_server(certificate: Path, key: Path) -> Iterator[int]:
+def tls_server(certificate: Path, key: Path, host: str = "127.0.0.1") -> Iterator[int]:
     """Answers every handshake on a free loopback port until the block ends."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server((host, 0))
     over = threading.Event()
 
     def serve() -> None:
