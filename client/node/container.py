@@ -20,11 +20,13 @@ from shared.base.errors import ConfigError
 from shared.base.files import canonical, sha256
 from shared.base.names import Address, is_ip
 from shared.base.options import plain
+from shared.trust.passphrase import FILE_VARIABLE
 
 _VARIABLE = re.compile(r"\$\{([A-Z_]+)(?::([-?])([^}]*))?\}")
 _SPAN = re.compile(r"(\d+)(s|m|h)")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 COHORT, SITE, GATE = "/cohort", "site", "gate"
+WORD = "/run/passphrase"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +67,16 @@ class Parts:
 
 
 def read(
-    text: str, values: Mapping[str, str], cohorts: Sequence[str], *, gpu: str | None, pacs: Sequence[Address] = ()
+    text: str,
+    values: Mapping[str, str],
+    cohorts: Sequence[str],
+    *,
+    gpu: str | None,
+    pacs: Sequence[Address] = (),
+    word: str | None = None,
 ) -> Parts:
-    """A kit's compose file, and gpu.yaml (`gpu`) and gates to a PACS; other cohorts are mounted as the first."""
+    """A kit's compose file, and gpu.yaml (`gpu`), gates to a PACS, and the file of the key's passphrase (`word`); other
+    cohorts are mounted as the first."""
     filled = _filled(yaml.safe_load(text), {**values, "LACUNA_COHORT": cohorts[0]})
     services = filled["services"]
     if services.keys() != {SITE, GATE}:
@@ -77,12 +86,16 @@ def read(
     for number, cohort in enumerate(cohorts[1:], start=2):
         more.append(Bind(source=cohort, target=f"{COHORT}-{number}", read_only=True))
         command += ["--cohort", f"{COHORT}-{number}"]
+    environment = dict(site.options["environment"])
+    if word is not None:
+        more.append(Bind(source=word, target=WORD, read_only=True))
+        environment[FILE_VARIABLE] = WORD
     gates, links = _gates(gate, pacs)
     return Parts(
         site=replace(
             site,
             binds=tuple(more),
-            options={**site.options, "command": command},
+            options={**site.options, "command": command, "environment": environment},
             links={**site.links, **links},
             devices=() if gpu is None else _devices(gpu),
         ),

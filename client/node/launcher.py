@@ -77,7 +77,14 @@ def up(
             "LACUNA_MEMORY": settings.memory,
         }
         pacs = [Address.parse(address, "pacs") for address in settings.pacs]
-        wanted = description.read(texts[kit.COMPOSE], values, cohorts, gpu=texts[kit.GPU] if gpu else None, pacs=pacs)
+        wanted = description.read(
+            texts[kit.COMPOSE],
+            values,
+            cohorts,
+            gpu=texts[kit.GPU] if gpu else None,
+            pacs=pacs,
+            word=settings.passphrase,
+        )
         began, name = time.time(), _name(description.SITE, head.site)
         if _runs(engine, head.site, wanted, image):
             say(f"{name} runs already")

@@ -30,6 +30,7 @@ from client.node import log as node_log
 from client.node.child import LOGGER, Child
 from client.node.status import CONTACT, FOLDER, HEALTH, SILENT, read_record
 from client.site import enrol
+from client.site.keys import opened
 from client.site.settings import Settings
 from shared.base.disk import locks
 from shared.base.errors import ConfigError, RunFailed
@@ -123,7 +124,8 @@ class _Supervisor:
                 identity = Identity.read(self._state)
                 self._gate = str(identity.address) if gate.stands() else None
                 self._say(f"site {identity.site} calls {identity.address}{' by its gate' if self._gate else ''}")
-                ending = self._attend(identity)
+                with opened(identity.key) as key:
+                    ending = self._attend(identity, key)
                 if self._stop.is_set():
                     break
                 misses = 1 if ending.steady else misses + 1
@@ -143,7 +145,7 @@ class _Supervisor:
                 signal.signal(number, handler)
             _close_log()
 
-    def _attend(self, identity: Identity) -> "_Ending":
+    def _attend(self, identity: Identity, key: Path) -> "_Ending":
         """Start the node once and stay with it until nothing of it is left."""
         port, folder = _free_port(), self._state / FOLDER
         secret = folder / "executor.secret"
@@ -151,7 +153,7 @@ class _Supervisor:
         _write_node_config(folder / "node.toml", identity.site, self._settings, self._state)
         shutil.rmtree(self._state / "flwr" / "apps", ignore_errors=True)  # bundles of earlier runs
         (self._state / CONTACT).unlink(missing_ok=True)
-        node = Child("node", self._state, _node_flags(identity, port, folder))
+        node = Child("node", self._state, _node_flags(identity, key, port, folder), key)
         executor: Child | None = None
         falls, fell, began, connected = 0, 0.0, time.monotonic(), False
         try:
@@ -166,7 +168,8 @@ class _Supervisor:
                     family.end(lambda: family.below(os.getpid()) - {node.pid}, 1.0)
                 if executor is None and time.monotonic() >= fell + min(30, falls * 2) and _answers(port):
                     flags = ["--runtime-api-address", f"127.0.0.1:{port}", "--insecure"]
-                    executor = Child("executor", self._state, [*flags, "--superexec-auth-secret-file", str(secret)])
+                    flags += ["--superexec-auth-secret-file", str(secret)]
+                    executor = Child("executor", self._state, flags, key)
         finally:
             children = [child for child in (node, executor) if child is not None]
             for child in children:
@@ -287,14 +290,14 @@ def network_failure(identity: Identity) -> str | None:
 # --- what the children are given ---
 
 
-def _node_flags(identity: Identity, port: int, folder: Path) -> list[str]:
+def _node_flags(identity: Identity, key: Path, port: int, folder: Path) -> list[str]:
     return [
         "--superlink",
         str(gate.reached(identity.address)),
         "--root-certificates",
         str(identity.authorities),
         "--auth-supernode-private-key",
-        str(identity.key),
+        str(key),
         "--host",
         "127.0.0.1",
         "--port",

@@ -20,6 +20,7 @@ from server.federation.federation import OWN_NAMES
 from shared.base.errors import ConfigError, RunFailed
 from shared.base.names import Address
 from shared.trust import kit
+from shared.trust.passphrase import FILE_VARIABLE
 
 ADDRESS = Address(host="fl.example.org", port=443)
 VALUES = {"LACUNA_IMAGE": "lacuna-client:1", "LACUNA_STATE": "/srv/state", "LACUNA_USER": "10001:10001"}
@@ -88,6 +89,15 @@ def test_a_pacs_has_a_gate_of_its_own_and_one_host_has_one() -> None:
     assert found.site.links == {"fl.example.org": "gate", "pacs.example": "gate2", "ip-10-0-0-5": "gate3"}
     assert found.site.devices
     assert not any(door.devices for door in found.gates.values())
+
+
+def test_the_passphrase_of_the_key_is_a_file_that_the_site_sees_and_the_gate_does_not() -> None:
+    found = container.read(texts()[kit.COMPOSE], VALUES, ["/a"], gpu=None, word="/run/secrets/word")
+    assert found.site.options["environment"][FILE_VARIABLE] == container.WORD
+    bind = found.site.binds[-1]
+    assert (bind.source, bind.target, bind.read_only) == ("/run/secrets/word", container.WORD, True)
+    assert found.gates["gate"].binds == ()
+    assert FILE_VARIABLE not in found.gates["gate"].options["environment"]
 
 
 def test_a_server_without_a_name_is_called_by_one_that_its_certificate_has() -> None:
@@ -285,6 +295,7 @@ def test_a_container_that_ended_is_told_by_its_own_last_line() -> None:
         ("cohorts", ("data",)),
         ("cohorts", ("/a:b",)),
         ("pacs", ("https://pacs.example",)),
+        ("passphrase", "word"),
     ],
 )
 def test_a_wrong_setting_is_named(key: str, value: Any) -> None:

@@ -24,14 +24,14 @@ def make(folder: Path, *, now: datetime = NOW, name: str = "strokes", address: s
     return folder
 
 
-def site(state: Path, name: str) -> Path:
+def site(state: Path, name: str, word: bytes | None = None) -> Path:
     """A new site; gives its request."""
-    return enrol.init_site(state, name).request
+    return enrol.init_site(state, name, word=word).request
 
 
-def enter(folder: Path, state: Path, name: str, *, now: datetime = NOW) -> Path:
+def enter(folder: Path, state: Path, name: str, *, now: datetime = NOW, word: bytes | None = None) -> Path:
     """A site made, admitted and joined; gives its kit."""
-    kit = provision.admit(folder, site(state, name), now=now).kit
+    kit = provision.admit(folder, site(state, name, word), now=now).kit
     enrol.join(state, kit, signer=signer(folder), now=now)
     return kit
 
