@@ -17,16 +17,20 @@ def init(
         bool,
         typer.Option("--again", help="Another key pair; the one in use stays until a kit for the new one is joined."),
     ] = False,
+    passphrase: Annotated[bool, typer.Option("--passphrase", help="Encrypt the key; you are asked for it.")] = False,
 ) -> None:
     """Make this site's key pair, here, and the request to join that goes to the coordinator.
 
     The request holds the name, the public key, its fingerprint and the installed versions, nothing else; the private
-    key never leaves STATE. Send the request, and read the fingerprint out when the coordinator telephones.
+    key never leaves STATE. Send the request, and read the fingerprint out when the coordinator telephones. With
+    `--passphrase` whoever uses the key is asked for it, or it is in the file that LACUNA_PASSPHRASE_FILE names; the
+    node opens the key into memory alone.
     """
     from client.site.enrol import init_site
     from shared.trust.keys import spoken
+    from shared.trust.passphrase import new
 
-    done = init_site(state, site, again=again)
+    done = init_site(state, site, again=again, word=new("site key") if passphrase else None)
     typer.echo(f"send this to the coordinator: {done.request}")
     typer.echo("when they telephone, read out the fingerprint of the key in it:")
     typer.echo(f"    {spoken(done.fingerprint)}")

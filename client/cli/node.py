@@ -53,9 +53,10 @@ def up(
 ) -> None:
     """Take part in a container: start the site's on this machine's Docker engine, and wait until it is well.
 
-    It is the container that STATE/federation/compose.yaml describes: not root, nothing writable but STATE, no open
-    port, no right to anything. When it is not well in time the reason is said, and it is left trying; exit code 2 for
-    what has to be mended here first, 5 when it does not come to the server.
+    It is what STATE/federation/compose.yaml describes: not root, nothing writable but STATE, no open port, no right to
+    anything, and no way out but a gate beside it, which passes on to the server alone. When it is not well in time the
+    reason is said, and it is left trying; exit code 2 for what has to be mended here first, 5 when it does not come to
+    the server.
     """
     from client.node import launcher
     from client.site import settings
@@ -74,7 +75,7 @@ def up(
 
 @app.command()
 def down(state: State) -> None:
-    """Stop and remove the site's container. STATE stays as it is, and the server waits for nobody."""
+    """Stop and remove the site's container and its gate. STATE stays as it is, and the server waits for nobody."""
     from client.node import launcher
 
     typer.echo("done" if launcher.down(state, say=typer.echo) else "there is no container of this site")

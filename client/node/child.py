@@ -10,6 +10,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from client.site.keys import OPENED
 from shared.base import doors
 
 LOGGER = "lacuna.node"
@@ -28,13 +29,13 @@ _log = logging.getLogger(LOGGER)
 class Child:
     """`client.node.supernode` in a group of its own; its lines go to the log."""
 
-    def __init__(self, role: str, state: Path, flags: list[str]) -> None:
+    def __init__(self, role: str, state: Path, flags: list[str], key: Path) -> None:
         command = [sys.executable, "-P", "-m", doors.SUPERNODE, role, str(state), str(os.getpid()), *flags]
         home = str(state / "flwr")
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
         self._process = subprocess.Popen(
             command,
-            env=os.environ | QUIET | {"FLWR_HOME": home, "PATH": path},
+            env=os.environ | QUIET | {"FLWR_HOME": home, "PATH": path, OPENED: str(key)},
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

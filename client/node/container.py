@@ -1,4 +1,7 @@
-"""The site's container, as deploy/site.compose.yaml describes it: its text turned into what the engine is asked for.
+"""The site's containers, as deploy/site.compose.yaml describes them: its text turned into what the engine is asked for.
+
+`site` does the work, in a network that leads to `gate` alone; the gate passes on to the server. For each host of a PACS
+that the site names there is another gate, of the same words.
 
 There is one description. `docker compose -f compose.yaml up` and `lacuna-site up` read the same words; a key that is
 not known here is an error, never left out.
@@ -7,7 +10,7 @@ not known here is an error, never left out.
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,15 @@ import yaml
 
 from shared.base.errors import ConfigError
 from shared.base.files import canonical, sha256
+from shared.base.names import Address, is_ip
+from shared.base.options import plain
+from shared.trust.passphrase import FILE_VARIABLE
 
 _VARIABLE = re.compile(r"\$\{([A-Z_]+)(?::([-?])([^}]*))?\}")
 _SPAN = re.compile(r"(\d+)(s|m|h)")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
-COHORT = "/cohort"
+COHORT, SITE, GATE = "/cohort", "site", "gate"
+WORD = "/run/passphrase"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,19 +43,88 @@ class Container:
     binds: tuple[Bind, ...]
     logging: Mapping[str, Any]
     grace: int  # seconds between SIGTERM and SIGKILL
+    networks: tuple[str, ...]
+    links: Mapping[str, str]  # what it finds another part by, to that part's name
     devices: tuple[Mapping[str, Any], ...] = ()  # what gpu.yaml reserves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    internal: bool
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    site: Container
+    gates: Mapping[str, Container]  # by name; the first is the server's
+    networks: Mapping[str, Network]
 
     @property
     def digest(self) -> str:
-        """Equal for equal containers."""
-        binds = [[bind.source, bind.target, bind.read_only] for bind in self.binds]
-        parts = {"image": self.image, "options": self.options, "logging": self.logging, "devices": list(self.devices)}
-        return sha256(canonical({**parts, "binds": binds}))
+        """Equal for equal parts."""
+        return sha256(canonical(plain(self)))
 
 
-def read(text: str, values: Mapping[str, str], cohorts: Sequence[str], *, gpu: str | None) -> Container:
-    """The one service of a kit's compose file, and of gpu.yaml (`gpu`); other cohorts are mounted as the first."""
-    service = _filled(yaml.safe_load(text), {**values, "LACUNA_COHORT": cohorts[0]})["services"]["site"]
+def read(
+    text: str,
+    values: Mapping[str, str],
+    cohorts: Sequence[str],
+    *,
+    gpu: str | None,
+    pacs: Sequence[Address] = (),
+    word: str | None = None,
+) -> Parts:
+    """A kit's compose file, and gpu.yaml (`gpu`), gates to a PACS, and the file of the key's passphrase (`word`); other
+    cohorts are mounted as the first."""
+    filled = _filled(yaml.safe_load(text), {**values, "LACUNA_COHORT": cohorts[0]})
+    services = filled["services"]
+    if services.keys() != {SITE, GATE}:
+        raise ConfigError(f"compose.yaml: services: {', '.join(services)}: must be {SITE} and {GATE}")
+    site, gate = _container(services[SITE]), _container(services[GATE])
+    more, command = list(site.binds), list(site.options["command"])
+    for number, cohort in enumerate(cohorts[1:], start=2):
+        more.append(Bind(source=cohort, target=f"{COHORT}-{number}", read_only=True))
+        command += ["--cohort", f"{COHORT}-{number}"]
+    environment = dict(site.options["environment"])
+    if word is not None:
+        more.append(Bind(source=word, target=WORD, read_only=True))
+        environment[FILE_VARIABLE] = WORD
+    gates, links = _gates(gate, pacs)
+    return Parts(
+        site=replace(
+            site,
+            binds=tuple(more),
+            options={**site.options, "command": command, "environment": environment},
+            links={**site.links, **links},
+            devices=() if gpu is None else _devices(gpu),
+        ),
+        gates=gates,
+        networks={name: _network(found) for name, found in filled["networks"].items()},
+    )
+
+
+def _gates(gate: Container, pacs: Sequence[Address]) -> tuple[dict[str, Container], dict[str, str]]:
+    """The server's gate and one for each other host, and by what names the site finds those."""
+    (server,) = (Address.parse(word, GATE) for word in gate.options["command"])
+    hosts: dict[str, list[Address]] = {server.host: [server]}
+    for address in pacs:
+        if address not in hosts.setdefault(address.host, []):
+            hosts[address.host].append(address)
+    gates, links = {}, {}
+    for number, (host, addresses) in enumerate(hosts.items(), start=1):
+        name = GATE if number == 1 else f"{GATE}{number}"
+        gates[name] = replace(gate, options={**gate.options, "command": [str(address) for address in addresses]})
+        links[called(host)] = name
+    return gates, links
+
+
+def called(host: str) -> str:
+    """An IP address is looked up by nobody, so the site has to call it by a name: ip-10-0-0-5."""
+    return f"ip-{re.sub('[.:]', '-', host)}" if is_ip(host) else host
+
+
+def _container(service: Mapping[str, Any]) -> Container:
     unknown = sorted(service.keys() - _OPTIONS.keys() - _OTHERS)
     if unknown:
         raise ConfigError(f"compose.yaml: {unknown[0]}: `lacuna-site up` does not know it; use `docker compose`")
@@ -58,18 +134,21 @@ def read(text: str, values: Mapping[str, str], cohorts: Sequence[str], *, gpu: s
     for key, value in service.items():
         if key in _OPTIONS:
             options.update(_OPTIONS[key](value))
-    binds = [_bind(entry) for entry in service["volumes"]]
-    for number, cohort in enumerate(cohorts[1:], start=2):
-        binds.append(Bind(source=cohort, target=f"{COHORT}-{number}", read_only=True))
-        options["command"] = [*options["command"], "--cohort", f"{COHORT}-{number}"]
     return Container(
         image=service["image"],
         options=options,
-        binds=tuple(binds),
+        binds=tuple(_bind(entry) for entry in service.get("volumes", ())),
         logging=service["logging"],
         grace=_seconds(service["stop_grace_period"]),
-        devices=() if gpu is None else _devices(gpu),
+        networks=tuple(service["networks"]),
+        links={name: part for part, name in (link.split(":", 1) for link in service.get("links", ()))},
     )
+
+
+def _network(found: Mapping[str, Any]) -> Network:
+    if found.keys() - {"internal", "driver_opts"}:
+        raise ConfigError(f"compose.yaml: networks: {sorted(found)}: one of them is not known to `lacuna-site up`")
+    return Network(internal=found.get("internal", False), options=found.get("driver_opts", {}))
 
 
 def _devices(text: str) -> tuple[Mapping[str, Any], ...]:
@@ -147,12 +226,13 @@ _OPTIONS: Mapping[str, Callable[[Any], Mapping[str, Any]]] = {
     "read_only": _as("read_only"),
     "cap_drop": _as("cap_drop"),
     "security_opt": _as("security_opt"),
+    "dns": _as("dns"),
     "pids_limit": _as("pids_limit"),
     "mem_limit": _as("mem_limit"),
     "restart": lambda value: {"restart_policy": {"Name": value}},
     "healthcheck": _health,
 }
-_OTHERS = {"image", "pull_policy", "volumes", "stop_grace_period", "logging"}
+_OTHERS = {"image", "pull_policy", "volumes", "stop_grace_period", "logging", "networks", "links"}
 
 
 def owner(state: Path) -> str:

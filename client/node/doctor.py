@@ -11,15 +11,16 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from client.node import reach
+from client.node import gate, reach
 from client.node.reach import Check, Status
 from client.node.status import status
 from client.site import enrol, settings
 from shared.base.errors import ConfigError, DataError, LacunaError, RunFailed
 from shared.base.files import read_bounded, read_secret
+from shared.base.names import Address
 from shared.base.options import plain
 from shared.trust import kit, manifest
-from shared.trust.keys import parse_site_key, read_public_key, site_line
+from shared.trust.keys import is_encrypted, parse_site_key, read_public_key, site_line
 from shared.trust.kit import Head
 from shared.trust.manifest import Manifest
 
@@ -129,7 +130,11 @@ def _kit(state: Path) -> tuple[Joined, list[Check]]:
 def _key(state: Path, head: Head) -> Iterator[Check]:
     path = state / enrol.KEY
     try:
-        own = site_line(parse_site_key(read_secret(path, "site key"), f"site key {path}").public_key())
+        content = read_secret(path, "site key")
+        if is_encrypted(content):  # its public half tells as much, without a passphrase
+            own = read_bounded(state / enrol.PUBLIC, "site key").decode("ascii", "replace").strip()
+        else:
+            own = site_line(parse_site_key(content, f"site key {path}").public_key())
     except LacunaError as error:
         remedy = f"chmod 600 {path}, and ask who could read it; `lacuna-site init --again` makes another"
         yield _fail("key", str(error), remedy)
@@ -254,9 +259,18 @@ def _network(state: Path, now: Callable[[], datetime]) -> list[Check]:
     folder = state / enrol.FEDERATION
     try:
         address = kit.read_address(read_bounded(folder / kit.ADDRESSES, "addresses"), str(folder))
-        return reach.look(address, read_bounded(folder / kit.AUTHORITIES, "the federation's CA"), now=now)
+        way = reach.look(address, read_bounded(folder / kit.AUTHORITIES, "the federation's CA"), now=now)
+        return [*_gate(address), *way]
     except LacunaError as error:
         return [_fail("kit", str(error), "join the kit again, or ask for a new one")]
+
+
+def _gate(address: Address) -> Iterator[Check]:
+    if gate.stands() and gate.is_alone():
+        yield _ok("gate", f"this container reaches {address} alone, and what pacs names")
+    elif gate.stands():
+        remedy = "start it by `lacuna-site up`, or by the kit's compose.yaml as it is"
+        yield _warn("gate", "this container has a way out beside its gate", remedy)
 
 
 def _node(state: Path) -> Check:

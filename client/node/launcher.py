@@ -1,4 +1,4 @@
-"""`lacuna-site up` and `down`: the site's container on this machine's Docker engine, and why it does not run.
+"""`lacuna-site up` and `down`: the site's containers on this machine's Docker engine, and why they do not run.
 
 What is started is what client/node/container.py reads from the compose text that this Lacuna writes for the kit, of an
 image that the federation signed; nothing is pulled, no port is opened. Whether it is well is read from the node's own
@@ -17,20 +17,22 @@ from typing import Any
 import docker
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
-from docker.types import DeviceRequest, LogConfig, Mount
+from docker.types import DeviceRequest, EndpointConfig, LogConfig, Mount
 
 from client.node import container as description
-from client.node.container import Container
+from client.node.container import Container, Parts
 from client.node.status import HEALTH, read_record, status
 from client.site import enrol
 from client.site.keys import federation_key
 from client.site.settings import Settings
 from shared.base.errors import ConfigError, RunFailed
 from shared.base.files import read_bounded
+from shared.base.names import Address
 from shared.trust import kit
 from shared.trust.image import FOLDER, is_signed
 
-LABEL = "lacuna.container"  # the digest of what it was made of
+LABEL = "lacuna.container"  # the digest of what it and the parts beside it were made of
+OF = "lacuna.site"  # whose part it is
 NVIDIA = "nvidia"
 SOCKET = "unix:///var/run/docker.sock"
 LAST = 15  # lines of a container that ended
@@ -52,7 +54,7 @@ def up(
     patience: float = 180.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> Up:
-    """Start the site's container, or leave one that is as it should be, and wait until its node has the server's ear.
+    """Start the site's containers, or leave those that are as they should be, and wait for the server's answer.
 
     ConfigError for what has to be mended here first; RunFailed, with the reason, when it is not well in time. It is
     then left running, since it tries again and again, unless it ended by itself.
@@ -74,32 +76,35 @@ def up(
             "LACUNA_USER": description.owner(state),
             "LACUNA_MEMORY": settings.memory,
         }
-        wanted = description.read(texts[kit.COMPOSE], values, cohorts, gpu=texts[kit.GPU] if gpu else None)
-        name = _name(head.site)
-        began, old = time.time(), _find(engine, name)
-        if old is not None and old.status == "running" and old.labels.get(LABEL) == _label(wanted, image):
+        pacs = [Address.parse(address, "pacs") for address in settings.pacs]
+        wanted = description.read(
+            texts[kit.COMPOSE],
+            values,
+            cohorts,
+            gpu=texts[kit.GPU] if gpu else None,
+            pacs=pacs,
+            word=settings.passphrase,
+        )
+        began, name = time.time(), _name(description.SITE, head.site)
+        if _runs(engine, head.site, wanted, image):
             say(f"{name} runs already")
         else:
-            if old is not None:
+            if _end(engine, head.site, wanted.site.grace):
                 say(f"{name} is replaced")
-                old.stop(timeout=wanted.grace)
-                old.remove(force=True)
             began = time.time()
-            _start(engine, name, wanted, image)
+            _start(engine, head.site, wanted, image)
             say(f"{name} is started; waiting for the server's answer")
-        return _wait(engine, name, state, began=began, patience=patience, gpu=gpu, notes=notes)
+        return _wait(engine, head.site, state, began=began, patience=patience, gpu=gpu, notes=notes)
 
 
 def down(state: Path, *, say: Callable[[str], None] = lambda _: None) -> bool:
-    """Stop and remove the site's container; the state stays as it is. False when there is none."""
-    name = _name(enrol.installed(state).site)
+    """Stop and remove the site's containers; the state stays as it is. False when there are none."""
+    site = enrol.installed(state).site
     with _engine() as engine:
-        found = _find(engine, name)
-        if found is None:
+        if not _found(engine, site):
             return False
-        say(f"{name} is asked to stop")
-        found.stop(timeout=30)
-        found.remove(force=True)
+        say(f"{_name(description.SITE, site)} is asked to stop")
+        _end(engine, site, 30)
         return True
 
 
@@ -126,49 +131,105 @@ def _cohorts(settings: Settings) -> Sequence[str]:
     return settings.cohorts
 
 
-def _name(site: str) -> str:
-    return f"lacuna-site-{site}"
+def _name(part: str, site: str) -> str:
+    return f"lacuna-{part}-{site}"
 
 
-def _label(wanted: Container, image: Any) -> str:
-    return f"{wanted.digest} {image.id}"
+def _labels(site: str, wanted: Parts, image: Any) -> dict[str, str]:
+    return {LABEL: f"{wanted.digest} {image.id}", OF: site}
 
 
-def _start(engine: Any, name: str, wanted: Container, image: Any) -> None:
+def _found(engine: Any, site: str) -> list[Any]:
+    """The site's containers that are there, the site's own first; one of an older Lacuna has its name alone."""
+    labelled = engine.containers.list(all=True, filters={"label": f"{OF}={site}"})
+    own = _find(engine, _name(description.SITE, site))
+    return [*([] if own is None else [own]), *(one for one in labelled if own is None or one.id != own.id)]
+
+
+def _runs(engine: Any, site: str, wanted: Parts, image: Any) -> bool:
+    """Does the site run as it should? A gate that was stopped is started again: the site need not know of it."""
+    found = {one.name: one for one in _found(engine, site)}
+    label, own = _labels(site, wanted, image)[LABEL], _name(description.SITE, site)
+    if found.keys() != {own, *(_name(part, site) for part in wanted.gates)} or found[own].status != "running":
+        return False
+    if any(one.labels.get(LABEL) != label for one in found.values()):
+        return False
+    for one in found.values():
+        if one.status != "running":
+            one.start()
+    return True
+
+
+def _end(engine: Any, site: str, grace: int) -> bool:
+    """Stop and remove all that there is of the site; False when there was nothing."""
+    found = _found(engine, site)
+    for one in found:
+        one.stop(timeout=grace)
+        one.remove(force=True)
+    for network in engine.networks.list(filters={"label": f"{OF}={site}"}):
+        network.remove()
+    return bool(found)
+
+
+def _start(engine: Any, site: str, wanted: Parts, image: Any) -> None:
+    labels = _labels(site, wanted, image)
+    for part, network in wanted.networks.items():
+        engine.networks.create(
+            _name(part, site),
+            driver="bridge",
+            internal=network.internal,
+            options=dict(network.options),
+            labels=labels,
+        )
+    try:
+        for part, container in {**wanted.gates, description.SITE: wanted.site}.items():
+            _start_one(engine, site, part, container, image, labels)
+    except Exception:
+        _end(engine, site, 5)
+        raise
+
+
+def _start_one(engine: Any, site: str, part: str, wanted: Container, image: Any, labels: dict[str, str]) -> None:
+    first, *others = (_name(network, site) for network in wanted.networks)
+    links = [(_name(other, site), called) for called, other in wanted.links.items()]
     made = engine.containers.create(
         image.id,
-        name=name,
+        name=_name(part, site),
         mounts=[Mount(bind.target, bind.source, type="bind", read_only=bind.read_only) for bind in wanted.binds],
         log_config=LogConfig(type=wanted.logging["driver"], config=wanted.logging["options"]),
         device_requests=[DeviceRequest(**device) for device in wanted.devices],
-        labels={LABEL: _label(wanted, image)},
+        labels=labels,
+        network=first,
+        networking_config={first: EndpointConfig(engine.api.api_version, links=links)},
         **wanted.options,
     )
+    for other in others:
+        engine.networks.get(other).connect(made)
     try:
         made.start()
     except APIError as error:
-        made.remove(force=True)
         said = str(error.explanation or error)
         if "device driver" in said or "nvidia" in said.lower():
             raise ConfigError(
                 f"gpu: this engine gives none ({said[:200]}): install NVIDIA's driver and container toolkit, or say "
                 "--gpu none"
             ) from None
-        raise RunFailed(f"container {name}: the engine does not start it: {said[:400]}") from None
+        raise RunFailed(f"container {made.name}: the engine does not start it: {said[:400]}") from None
 
 
 def _wait(
-    engine: Any, name: str, state: Path, *, began: float, patience: float, gpu: bool, notes: tuple[str, ...]
+    engine: Any, site: str, state: Path, *, began: float, patience: float, gpu: bool, notes: tuple[str, ...]
 ) -> Up:
-    end = time.monotonic() + patience
+    end, name = time.monotonic() + patience, _name(description.SITE, site)
     while True:
         found = _find(engine, name)
         if found is None:
             raise RunFailed(f"container {name}: is gone; somebody removed it")
         beat = read_record(state / HEALTH)
         fresh = beat is not None and float(beat["time"]) >= began
-        if found.status in ("exited", "dead", "restarting"):
-            _ended(found, name)
+        for one in _found(engine, site):
+            if one.status in ("exited", "dead", "restarting"):
+                _ended(one)
         now = status(state)
         if found.status == "running" and fresh and now.healthy:
             return Up(name=name, said=now.said, seconds=time.time() - began, gpu=gpu, notes=notes)
@@ -178,9 +239,9 @@ def _wait(
         time.sleep(0.5)
 
 
-def _ended(found: Any, name: str) -> None:
+def _ended(found: Any) -> None:
     """Raise RunFailed with the last words of a container that ended; it is not started again for ever."""
-    code = found.attrs["State"].get("ExitCode")
+    name, code = found.name, found.attrs["State"].get("ExitCode")
     if found.attrs["State"].get("OOMKilled"):
         raise RunFailed(f"container {name}: was ended for memory: give it more, [site] memory in STATE/site.toml")
     lines = _printed(found, LAST)

@@ -25,11 +25,12 @@ from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from client.node import family, reach
+from client.node import family, gate, reach
 from client.node import log as node_log
 from client.node.child import LOGGER, Child
 from client.node.status import CONTACT, FOLDER, HEALTH, SILENT, read_record
 from client.site import enrol
+from client.site.keys import opened
 from client.site.settings import Settings
 from shared.base.disk import locks
 from shared.base.errors import ConfigError, RunFailed
@@ -107,6 +108,7 @@ class _Supervisor:
         self._state, self._settings, self._give_up = state, settings, give_up
         self._stop = threading.Event()
         self._why: str | None = None
+        self._gate: str | None = None  # what this container's gate passes, where it has one
         self._restarts = 0
         self._beaten = self._looked = 0.0
         self._looking: threading.Thread | None = None
@@ -120,8 +122,10 @@ class _Supervisor:
         try:
             while not self._stop.is_set():
                 identity = Identity.read(self._state)
-                self._say(f"site {identity.site} calls {identity.address}")
-                ending = self._attend(identity)
+                self._gate = str(identity.address) if gate.stands() else None
+                self._say(f"site {identity.site} calls {identity.address}{' by its gate' if self._gate else ''}")
+                with opened(identity.key) as key:
+                    ending = self._attend(identity, key)
                 if self._stop.is_set():
                     break
                 misses = 1 if ending.steady else misses + 1
@@ -141,7 +145,7 @@ class _Supervisor:
                 signal.signal(number, handler)
             _close_log()
 
-    def _attend(self, identity: Identity) -> "_Ending":
+    def _attend(self, identity: Identity, key: Path) -> "_Ending":
         """Start the node once and stay with it until nothing of it is left."""
         port, folder = _free_port(), self._state / FOLDER
         secret = folder / "executor.secret"
@@ -149,7 +153,7 @@ class _Supervisor:
         _write_node_config(folder / "node.toml", identity.site, self._settings, self._state)
         shutil.rmtree(self._state / "flwr" / "apps", ignore_errors=True)  # bundles of earlier runs
         (self._state / CONTACT).unlink(missing_ok=True)
-        node = Child("node", self._state, _node_flags(identity, port, folder))
+        node = Child("node", self._state, _node_flags(identity, key, port, folder), key)
         executor: Child | None = None
         falls, fell, began, connected = 0, 0.0, time.monotonic(), False
         try:
@@ -164,7 +168,8 @@ class _Supervisor:
                     family.end(lambda: family.below(os.getpid()) - {node.pid}, 1.0)
                 if executor is None and time.monotonic() >= fell + min(30, falls * 2) and _answers(port):
                     flags = ["--runtime-api-address", f"127.0.0.1:{port}", "--insecure"]
-                    executor = Child("executor", self._state, [*flags, "--superexec-auth-secret-file", str(secret)])
+                    flags += ["--superexec-auth-secret-file", str(secret)]
+                    executor = Child("executor", self._state, flags, key)
         finally:
             children = [child for child in (node, executor) if child is not None]
             for child in children:
@@ -226,6 +231,7 @@ class _Supervisor:
             return False
         self._beaten = time.monotonic()
         record = {"doing": doing, "pid": os.getpid(), "restarts": self._restarts, "time": time.time(), "why": why}
+        record["gate"] = self._gate
         path = self._state / HEALTH
         with suppress(OSError):  # a full disk must not end the node
             write_bytes(path, canonical(record), durable=False)
@@ -284,14 +290,14 @@ def network_failure(identity: Identity) -> str | None:
 # --- what the children are given ---
 
 
-def _node_flags(identity: Identity, port: int, folder: Path) -> list[str]:
+def _node_flags(identity: Identity, key: Path, port: int, folder: Path) -> list[str]:
     return [
         "--superlink",
-        str(identity.address),
+        str(gate.reached(identity.address)),
         "--root-certificates",
         str(identity.authorities),
         "--auth-supernode-private-key",
-        str(identity.key),
+        str(key),
         "--host",
         "127.0.0.1",
         "--port",

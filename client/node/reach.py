@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
+from client.node import gate
 from shared.base.names import Address
 from shared.trust.certificates import utc
 
@@ -29,33 +30,53 @@ class Check:
 
 
 def look(
-    address: Address, authorities: bytes, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    server: Address, authorities: bytes, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
 ) -> list[Check]:
-    """Name, connection, TLS against the federation's CA alone, health, clock; nothing after the first that fails."""
+    """Name, connection, TLS against the federation's CA alone, health, clock; nothing after the first that fails.
+
+    In a container that has a gate the gate is asked what lies behind it: it answers by itself, whatever does there.
+    """
     found: list[Check] = []
+    address = gate.reached(server)
     try:
         infos = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except OSError as error:
-        remedy = "ask the coordinator whether it is right, and see that this machine can look names up (DNS)"
-        return [Check(name="name", status="fail", found=f"{address.host} is unknown ({error.args[-1]})", remedy=remedy)]
+        return [_unknown(server, str(error.args[-1]))]
     found.append(Check(name="name", status="ok", found=f"{address.host} is {infos[0][4][0]}"))
     try:
         plain = socket.create_connection((address.host, address.port), timeout=TIMEOUT)
     except OSError as error:
-        remedy = "the server may be down, or a firewall in between: outgoing TCP to this address must be open"
-        return [
-            *found,
-            Check(name="tcp", status="fail", found=f"{address} does not answer ({_why(error)})", remedy=remedy),
-        ]
+        return [*found, _silent(server, _why(error))]
     found.append(Check(name="tcp", status="ok", found=f"{address} answers"))
     with plain:
         try:
             channel = _context(authorities).wrap_socket(plain, server_hostname=address.host)
         except OSError as error:
-            return [*found, _distrusted(address, error, now())]
+            return _behind(server, address) or [*found, _distrusted(server, error, now())]
         found.append(Check(name="tls", status="ok", found="the server shows a certificate of the federation's CA"))
         with channel:
             return [*found, *_health(address, channel, now)]
+
+
+def _behind(server: Address, address: Address) -> list[Check]:
+    """What a gate says of the other side; nothing where it passes, or none stands."""
+    said = gate.asked(address) if gate.stands() else None
+    if said is None:
+        return []
+    step, why = said
+    return [_unknown(server, why) if step == "name" else _silent(server, why)]
+
+
+def _unknown(server: Address, why: str) -> Check:
+    remedy = "ask the coordinator whether it is right, and see that this machine can look names up (DNS)"
+    if gate.stands():
+        remedy += "; the site's gate does so, a container beside this one (`docker ps`)"
+    return Check(name="name", status="fail", found=f"{server.host} is unknown ({why})", remedy=remedy)
+
+
+def _silent(server: Address, why: str) -> Check:
+    remedy = "the server may be down, or a firewall in between: outgoing TCP to this address must be open"
+    return Check(name="tcp", status="fail", found=f"{server} does not answer ({why})", remedy=remedy)
 
 
 def first_failure(checks: list[Check]) -> Check | None:

@@ -35,16 +35,17 @@ def status(state: Path, *, now: float | None = None) -> NodeStatus:
     if doing != "connected":
         said = why or "starting"
         return NodeStatus(healthy=False, running=True, doing=doing, said=said, restarts=restarts)
+    alone = f"; its container reaches {health['gate']} alone" if health.get("gate") else ""
     contact = read_record(state / CONTACT) or {"time": 0.0, "doing": "idle"}
     last = now - float(contact["time"])
     if contact["doing"] == "work":
         of = f"round {contact['round']} of run {contact['run']}" if contact.get("round") else f"run {contact['run']}"
-        said = f"works on {of} ({contact.get('what')}), since {last:.0f} s"
+        said = f"works on {of} ({contact.get('what')}), since {last:.0f} s{alone}"
         return NodeStatus(healthy=True, running=True, doing="working", said=said, restarts=restarts)
     if last > SILENT:
         said = f"the server last answered {_ago(last)}; {why or 'the node tries again and again'}"
         return NodeStatus(healthy=False, running=True, doing="silent", said=said, restarts=restarts)
-    said = f"connected, waits for work; the server answered {_ago(last)}"
+    said = f"connected, waits for work; the server answered {_ago(last)}{alone}"
     return NodeStatus(healthy=True, running=True, doing="connected", said=said, restarts=restarts)
 
 

@@ -58,8 +58,11 @@ class Joined:
     notes: tuple[str, ...]
 
 
-def init_site(state: Path, site: str, *, again: bool = False) -> Enrolled:
-    """Make the site's key pair and its request. `again`: another pair, in use once a kit for it is joined."""
+def init_site(state: Path, site: str, *, again: bool = False, word: bytes | None = None) -> Enrolled:
+    """Make the site's key pair and its request. `again`: another pair, in use once a kit for it is joined.
+
+    `word`: a passphrase, with which the key is encrypted.
+    """
     check_name(site, "site")
     private_folder(state)
     with locked(state):
@@ -71,8 +74,8 @@ def init_site(state: Path, site: str, *, again: bool = False) -> Enrolled:
                 raise ConfigError(
                     f"site={site!r}: has a key pair already, {state / KEY}; --again makes another to replace it"
                 )
-        secret = new_site_key()
-        key = parse_site_key(secret, "site key")
+        secret = new_site_key(word)
+        key = parse_site_key(secret, "site key", word)
         first = not (state / SITE).exists()
         change = Change(state)
         change.write(SITE, canonical({"schema": 1, "site": site}))

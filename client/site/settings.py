@@ -7,6 +7,8 @@ image = "lacuna-client:0.1.0"   for `lacuna-site up`: the client image
 built = "federation"            for `up`: federation (which signed it, STATE/images) | here (by this hospital, unsigned)
 gpu = "auto"                    for `up`: auto | all | none
 memory = "16g"                  for `up`: the most that the container may use
+passphrase = "/run/word"        for `up`: the file with the passphrase of the site's key, outside of STATE
+pacs = ["pacs.example:443"]     for `up`: what the container reaches besides the server
 
 [policy]                        client/site/policy.py
 [text]                          a text encoder of its own, shared/clinical/settings.py
@@ -21,6 +23,7 @@ from typing import Any
 
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import read_bounded
+from shared.base.names import Address
 from shared.base.options import build, require
 
 SETTINGS, TABLES = "site.toml", ("site", "policy", "text")
@@ -37,6 +40,8 @@ class Settings:
     built: str = "federation"
     gpu: str = "auto"
     memory: str = "16g"
+    passphrase: str | None = None
+    pacs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.device in DEVICES, "device", self.device, f"one of {', '.join(DEVICES)}")
@@ -45,6 +50,10 @@ class Settings:
         require(bool(_MEMORY.fullmatch(self.memory)), "memory", self.memory, "like 16g or 900m")
         require(self.image is None or bool(_IMAGE.fullmatch(self.image)), "image", self.image, "an image's name")
         require(len(set(self.cohorts)) == len(self.cohorts), "cohorts", self.cohorts, "each once")
+        there = self.passphrase is None or (Path(self.passphrase).is_absolute() and ":" not in self.passphrase)
+        require(there, "passphrase", self.passphrase, "a file, by its path from the root, /...")
+        for address in self.pacs:
+            Address.parse(address, "pacs")
         for cohort in self.cohorts:
             require(Path(cohort).is_absolute(), "cohorts", cohort, "a path from the root, /...")
             require(":" not in cohort, "cohorts", cohort, "without a colon")

@@ -24,8 +24,8 @@ class Receipts:
     def __init__(self, folder: Path) -> None:
         self._chain = Chain(folder / FILE)
 
-    def keep(self, site: SiteName, plan: RoundPlan, came: Received, found: SiteFacts) -> None:
-        """Append the receipt of one reply; it is on the disk when this returns."""
+    def keep(self, site: SiteName, plan: RoundPlan, came: Received, found: SiteFacts, *, after: bool = False) -> None:
+        """Append the receipt of one reply; it is on the disk when this returns. `after`: another word on the same."""
         receipt = {
             "time": round(time.time(), 3),
             "site": site,
@@ -37,6 +37,7 @@ class Receipts:
             "sha256": came.sha256,
             "bytes": came.bytes,
             "link": came.link,
+            **({"after": True} if after else {}),
         }
         self._chain.append(lambda before, last: receipt)
 
@@ -49,12 +50,22 @@ def read(folder: Path, site: SiteName | None) -> list[Entry]:
     """A run's receipts, or one site's."""
     if not (folder / FILE).exists():
         raise DataError(f"{folder}: has no receipts, {FILE} is missing")
-    every = list(Receipts(folder).entries())
+    every: list[Entry] = []
+    for entry in Receipts(folder).entries():
+        if entry.get("after"):
+            first = next(n for n in reversed(range(len(every))) if _same(every[n], entry))
+            every[first] = {**every[first], "verdict": entry["verdict"], "reason": entry["reason"]}
+        else:
+            every.append(entry)
     found = [entry for entry in every if site in (None, entry["site"])]
     if site is not None and not found:
         known = ", ".join(sorted({entry["site"] for entry in every})) or "nobody"
         raise ConfigError(f"--site {site}: has no receipt in this run; {known} has")
     return found
+
+
+def _same(one: Entry, other: Entry) -> bool:
+    return all(one[key] == other[key] for key in ("site", "phase", "round", "sha256", "link"))
 
 
 def export(entries: Iterable[Entry], path: Path, *, run: str, site: SiteName | None) -> None:

@@ -52,6 +52,7 @@ class Asked:
 class Answers:
     sites: dict[SiteName, SiteFacts] = field(default_factory=dict)
     metrics: dict[SiteName, Mapping[str, float]] = field(default_factory=dict)  # of the sites folded in
+    came: dict[SiteName, wire.Received] = field(default_factory=dict)
 
     @property
     def ok(self) -> list[SiteName]:
@@ -86,6 +87,7 @@ class Collector:
             for site, why in ask.settle().items():
                 answers.sites[site] = replace(answers.sites[site], status="rejected", reason=why)
                 del answers.metrics[site]
+                self.receipts.keep(site, ask.plan, answers.came[site], answers.sites[site], after=True)
                 self.view.tell(SiteFinished(site=site, result=answers.sites[site]))
             if len(answers.ok) >= federation.min_sites:
                 return answers
@@ -140,7 +142,7 @@ class Collector:
         down = asked.bytes
         if reply.has_error():
             return SiteFacts(status="error", reason=f"{reply.error.code}: {reply.error.reason}", bytes_down=down)
-        came = wire.receive(reply.content)
+        came = answers.came[site] = wire.receive(reply.content)
         try:
             if came.site != site:
                 raise UpdateRejected(f"{site}: its reply is signed in the name of {came.site or 'nobody'}")

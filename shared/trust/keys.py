@@ -1,6 +1,6 @@
 """The two kinds of keys: Ed25519 for what the coordinator signs, and a site's P-384, in the form that Flower takes.
 
-A private key is mode 0600 and refused if wider; the CA's and the signing key may be encrypted (PKCS#8). A fingerprint
+A private key is mode 0600 and refused if wider; CA's, signing and site's key may be encrypted (PKCS#8). A fingerprint
 is what two people compare by telephone: 128 bits, as eight groups of four hex digits. That of a signing key starts with
 its id, as bundles name it.
 """
@@ -105,17 +105,27 @@ def signed_by(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
 # --- a site's key
 
 
-def new_site_key() -> bytes:
-    """Make a private key as OpenSSH writes it, which is what `flower-supernode --auth-supernode-private-key` reads."""
-    return ec.generate_private_key(ec.SECP384R1()).private_bytes(
-        _PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
+def new_site_key(word: bytes | None = None) -> bytes:
+    """Make a private key; with a passphrase it is encrypted."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    return open_site_key(key) if word is None else private_pem(key, word)
 
 
-def parse_site_key(content: bytes, where: str) -> ec.EllipticCurvePrivateKey:
+def open_site_key(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """As OpenSSH writes it, which is what `flower-supernode --auth-supernode-private-key` reads."""
+    return key.private_bytes(_PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
+
+
+def parse_site_key(content: bytes, where: str, word: bytes | None = None) -> ec.EllipticCurvePrivateKey:
+    """Read a site's key; where it is encrypted its passphrase is `word`, or read or asked for."""
     try:
-        key = serialization.load_ssh_private_key(content, password=None)
+        if is_encrypted(content):
+            key = serialization.load_pem_private_key(content, password=word or passphrase.known(where))
+        else:
+            key = serialization.load_ssh_private_key(content, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
+        if is_encrypted(content):
+            raise ConfigError(f"{where}: the passphrase is another, or the file was damaged") from None
         raise ConfigError(f"{where}: not a private key as OpenSSH writes it, without a password") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
         raise ConfigError(f"{where}: not a P-384 key")

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import MOST, canonical, parse_canonical, sha256
-from shared.base.names import Address, check_name
+from shared.base.names import Address, check_name, is_ip
 from shared.base.options import build, plain, require
 from shared.trust.keys import fingerprint, parse_site_line, signed_by, signed_by_site, site_line, site_signature, spoken
 from shared.trust.signed import Entry, Signature, entry_of
@@ -220,7 +220,10 @@ def read_kit(content: bytes, where: str, *, trusted: str) -> Kit:
 
 def site_files(site: str, federation: str, address: Address) -> dict[str, bytes]:
     """What a kit says about running the site. The site makes the same from its own copy of Lacuna, and compares."""
-    values = {"@SITE@": site, "@FEDERATION@": federation, "@ADDRESS@": str(address)}
+    # The site's container finds its gate by the server's name. Of an IP address nothing is looked up, so there it is by
+    # the name that every server's certificate has besides.
+    name = "superlink" if is_ip(address.host) else address.host
+    values = {"@SITE@": site, "@FEDERATION@": federation, "@ADDRESS@": str(address), "@NAME@": name}
     text = (_TEMPLATES / "site.compose.yaml").read_text("utf-8")
     for mark, value in values.items():
         text = text.replace(mark, value)

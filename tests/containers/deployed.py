@@ -1,7 +1,7 @@
 """A whole federation in containers: the server's stack, and three sites that reach nothing but its proxy.
 
 Everything is made as the runbook says it: federation and sites by their own verbs, the server by its compose file, each
-site by the compose file of its kit. What the tests add is three networks without a way out, one for each site.
+site by the compose file of its kit. What the tests add is three networks without a way out, one for each site's gate.
 """
 
 import json
@@ -36,8 +36,8 @@ min_holders = 2
 min_samples = 1
 """
 ISOLATED = """
-services: {{site: {{networks: [alone], environment: {{OMP_NUM_THREADS: "1"}}}}}}
-networks: {{alone: {{name: {network}, external: true}}}}
+services: {{site: {{environment: {{OMP_NUM_THREADS: "1"}}}}}}
+networks: {{outside: {{name: {network}, external: true}}}}
 """
 RUNS_ON = """
 volumes: {{runs: {{driver: local, driver_opts: {{type: none, o: bind, device: {device}}}}}}}
@@ -209,13 +209,21 @@ class Deployed:
         return self.folder / "runs"
 
     def network(self, site: str) -> str:
+        """In which its gate finds the server's proxy."""
         return f"{PROJECT}-only-{site}"
+
+    def alone(self, site: str) -> str:
+        """The site's own, of its kit's compose file."""
+        return f"{PROJECT}-{site}_alone"
 
     def container(self, service: str) -> str:
         return f"{PROJECT}-{service}-1"
 
     def site(self, site: str) -> str:
         return f"{PROJECT}-{site}-site-1"
+
+    def gate(self, site: str) -> str:
+        return f"{PROJECT}-{site}-gate-1"
 
     # --- seen
 

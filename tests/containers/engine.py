@@ -42,6 +42,10 @@ class Engine:
         """Of its first process, as the host numbers it."""
         return int(self.docker("inspect", "--format", "{{.State.Pid}}", container))
 
+    def gateway(self, network: str) -> str:
+        """This machine's own address in a network."""
+        return self.docker("network", "inspect", network, "--format", "{{(index .IPAM.Config 0).Gateway}}")
+
     def address(self, container: str, network: str) -> str:
         found = json.loads(self.docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
         return str(found[network]["IPAddress"])

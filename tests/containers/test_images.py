@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from containers.engine import IMAGES, ROOT, Engine
 
+from shared.base.names import Address
+from shared.trust import kit
+
 DEPLOY = ROOT / "deploy"
 SAME = ("# --- the same lines", "# --- end of what is the same")
 SETTINGS = {
@@ -48,6 +51,23 @@ def test_hadolint_finds_nothing() -> None:
 def test_compose_files_are_clean_with_every_override(docker: Engine, files: tuple[str, ...]) -> None:
     words = [word for name in files for word in ("-f", str(DEPLOY / name))]
     assert docker.docker("compose", "--profile", "*", *words, "config", "-q", **SETTINGS) == ""
+
+
+def test_the_gate_to_a_pacs_as_site_md_writes_it_is_a_gate(docker: Engine, tmp_path: Path) -> None:
+    files = kit.site_files("north", "strokes", Address(host="fl.example.org", port=443))
+    (tmp_path / "compose.yaml").write_bytes(files[kit.COMPOSE])
+    (tmp_path / "gpu.yaml").write_bytes(files[kit.GPU])
+    (tmp_path / "pacs.yaml").write_text((ROOT / "docs" / "site.md").read_text().split("```yaml\n")[1].split("```")[0])
+    words = [word for name in ("compose", "gpu", "pacs") for word in ("-f", str(tmp_path / f"{name}.yaml"))]
+    found = json.loads(docker.docker("compose", *words, "config", "--format", "json", **SETTINGS))
+    site, gate, pacs = (found["services"][name] for name in ("site", "gate", "pacs"))
+    assert list(site["networks"]) == ["alone"]
+    assert site["links"] == ["gate:fl.example.org", "pacs:pacs.example"]
+    assert site["deploy"]["resources"]["reservations"]["devices"]
+    assert (gate.pop("command"), pacs.pop("command")) == (["fl.example.org:443"], ["pacs.example:443"])
+    assert gate == pacs
+    assert [name for name, network in found["networks"].items() if not network.get("internal")] == ["outside"]
+    assert "ports" not in str(found)
 
 
 def test_only_the_proxy_publishes_a_port_and_only_it_has_a_way_out(docker: Engine) -> None:

@@ -14,6 +14,7 @@ OWN = {  # what each part may ask for
     "coordinator": {"superlink", "mlflow"},
     "keeper": set(),
     "site": {PROXY},
+    "gate": {PROXY},
 }
 CANARY = "canary.invalid"
 
@@ -25,13 +26,16 @@ def kind(container: str) -> str:
 def test_server_and_sites_look_up_their_own_names_alone(scene: Scene) -> None:
     names = scene.lookups.names()
     deployed = scene.deployed
-    for container in [deployed.container(s) for s in SERVICES] + [deployed.site(s) for s in SITES]:
+    for container in [
+        *(deployed.container(s) for s in SERVICES),
+        *(part(s) for s in SITES for part in (deployed.site, deployed.gate)),
+    ]:
         assert container in names, "it was not listened to"
     assert any("coordinator" in container for container in names)
     strange = {c: asked - OWN[kind(c)] for c, asked in names.items() if asked - OWN[kind(c)]}
     assert strange == {}
     for site in SITES:  # the recorder hears
-        assert names[deployed.site(site)] == {PROXY}
+        assert names[deployed.site(site)] == names[deployed.gate(site)] == {PROXY}
     assert "superlink" in names[deployed.container("executor")]
 
 

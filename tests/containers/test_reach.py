@@ -1,6 +1,7 @@
 """What a site can reach, asked from inside its container: the fleet API and the proxy's health, and nothing else."""
 
 import json
+import socket
 
 import pytest
 from containers.deployed import PORT, PROXY, SERVICES, SITES, Deployed
@@ -75,10 +76,17 @@ def test_a_site_reaches_the_fleet_api_and_nothing_else(deployed: Deployed, site:
         )
     ]
     inner += [(engine.address(deployed.container("proxy"), "lacuna-test_inside"), PORT)]
-    inner += [(engine.address(deployed.site(other), deployed.network(other)), 9094) for other in SITES if other != site]
+    for other in SITES:
+        inner += [(engine.address(deployed.gate(other), deployed.network(other)), PORT)]
+        inner += [(engine.address(deployed.site(other), deployed.alone(other)), 9094)] if other != site else []
     named = [(service, PORTS[service]) for service in PORTS]
     at_proxy = [(PROXY, port) for port in (80, 443, 5000, 5432, 8000, 9094, 9099)]
     outside = [("192.0.2.1", 443), ("1.1.1.1", 53)]
+    own = socket.create_server(("0.0.0.0", 0))  # of this machine, at each address that a container might know it by
+    machine = [
+        (engine.gateway(network), own.getsockname()[1])
+        for network in ("bridge", deployed.alone(site), deployed.network(site))
+    ]
     said, reached = ask(
         deployed,
         deployed.site(site),
@@ -91,8 +99,9 @@ def test_a_site_reaches_the_fleet_api_and_nothing_else(deployed: Deployed, site:
             ("POST", "/v1/fleet/send-node-heartbeat"),
             ("GET", "/health"),
         ],
-        connect=[*inner, *named, *at_proxy, *outside],
+        connect=[*inner, *named, *at_proxy, *outside, *machine],
     )
+    own.close()
     answers = dict(zip([path for _, path in CLOSED], said, strict=False))
     assert {path: status for path, status in answers.items() if status not in (400, 404)} == {}
     assert set(said[-3:-1]) <= {401, 415}  # the SuperLink itself, which has got no message that it knows

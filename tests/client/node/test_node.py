@@ -26,8 +26,12 @@ from server.federation.federation import CA, SERVER_KEY, opened
 from server.federation.federation import SERVER as CERTIFICATE
 from server.flower import control
 from server.superlink.superlink import sync
+from shared.trust.keys import is_encrypted
+from shared.trust.passphrase import FILE_VARIABLE
 
 pytestmark = pytest.mark.slow  # left out of `make fast`
+
+WORD = "correct horse battery staple"
 
 ASKS = '''
 import json, time
@@ -81,12 +85,16 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A SuperLink, and an executor whose ServerApp asks every node once; sites north and south are admitted."""
+    """A SuperLink, and an executor whose ServerApp asks every node once; sites north and south are admitted.
+
+    North's key has a passphrase, which its node reads from a file.
+    """
     folder = tmp_path_factory.mktemp("world")
     port = superlinks.free_port()
     federation = make(folder / "federation", address=f"localhost:{port}")
-    for name in ("north", "south"):
-        enter(federation, folder / name, name)
+    (folder / "word").touch(mode=0o600)
+    (folder / "word").write_text(f"{WORD}\n")
+    enter(federation, folder / "south", "south")
     (folder / "cohort").mkdir()
     (folder / "path" / "server").mkdir(parents=True)
     ours = Path(provision.__file__).parents[1]
@@ -95,6 +103,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{superlinks.BIN}{os.pathsep}{os.environ['PATH']}")  # Flower starts programs by name
         patch.setattr(superlinks, "PATIENCE", 300.0)
+        patch.setenv(FILE_VARIABLE, str(folder / "word"))
+        enter(federation, folder / "north", "north", word=WORD.encode())
         warm = Warm(folder / "path")  # its server.app is ours
         try:
             flags = (
@@ -234,7 +244,10 @@ def test_code_in_a_bundle_runs_on_a_plain_supernode_and_is_refused_at_a_site(wor
         assert north_said in (world.folder / "north" / "ledger.jsonl").read_text()
 
         told = world.submit("good", bundle({}))  # the site goes on: this one its own code works on
-        wait(lambda: 0 in told_by(told), north)  # no error: a refusal of our own, since there is no plan in it
+        wait(lambda: 0 in told_by(told), north)  # no error: a refusal of our own, signed, since there is no plan in it
+        assert is_encrypted((world.folder / "north" / "enrolment" / "site.key").read_bytes())
+        found = [path for path in (world.folder / "north").rglob("*") if path.is_file()]
+        assert not any(b"OPENSSH PRIVATE KEY" in path.read_bytes() for path in found), "it was opened in memory alone"
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
-"""Who has a copy of the coordinator's folder has no key, where there is a passphrase; and the passphrase is nowhere."""
+"""Who has a copy of the coordinator's folder or a site's has no key, where there is a passphrase; that is nowhere."""
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,17 +9,21 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from typer.testing import CliRunner
 
+from client.site.enrol import NEXT_KEY, init_site
+from client.site.keys import OPENED, opened, own_key
 from server.cli.cli import app
 from server.federation import federation as disk
 from server.federation import provision, rotation
 from server.federation.provision import NewFederation
 from shared.base.errors import ConfigError
 from shared.trust import passphrase
-from shared.trust.keys import is_encrypted, read_signing_key
+from shared.trust.keys import fingerprint, is_encrypted, read_signing_key
+from shared.trust.warrant import OWN_KEY
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 NOW = datetime.now(UTC)
 WORD = "correct horse battery staple"
+SECRET = re.compile(r"passw|secret|token|credential|//[^/]*:[^/]*@|-key=|_key=", re.IGNORECASE)
 KEYS = (disk.CA_KEY, disk.SIGNING_KEY)
 
 
@@ -139,3 +144,66 @@ def test_the_verbs_that_need_no_ca_do_not_see_its_key() -> None:
         "superlink",
         "proxy",
     ]
+
+
+@pytest.mark.parametrize("name", ["server.compose.yaml", "site.compose.yaml"])
+def test_no_secret_stands_in_an_environment_or_on_a_command_line(name: str) -> None:
+    """A variable or a flag of that name may say where a file is, and nothing else."""
+    said = []
+    for service in yaml.safe_load((DEPLOY / name).read_text())["services"].values():
+        words = [f"{key}={value}" for key, value in service.get("environment", {}).items()]
+        words += [*service.get("command", []), *service.get("entrypoint", [])]
+        said += [word for word in words if SECRET.search(word)]
+    assert [word for word in said if not re.search(r"=/(etc|srv|state|run)/", word)] == []
+
+
+# --- a site's
+
+
+def test_a_stolen_state_holds_no_key_that_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    init_site(tmp_path / "north", "north", word=WORD.encode())
+    content = (tmp_path / "north" / OWN_KEY).read_bytes()
+    assert is_encrypted(content)
+    for wrong in (None, b"correct horse battery stapl"):
+        with pytest.raises((TypeError, ValueError), match=r".*"):
+            serialization.load_pem_private_key(content, password=wrong)
+    files = [path for path in (tmp_path / "north").rglob("*") if path.is_file()]
+    assert all(WORD.encode() not in path.read_bytes() for path in files)
+    monkeypatch.delenv(passphrase.FILE_VARIABLE, raising=False)
+    with pytest.raises(ConfigError, match=f"is encrypted, and nobody is here.*{passphrase.FILE_VARIABLE}"):
+        own_key(tmp_path / "north")
+
+
+def test_a_sites_verbs_and_a_second_key_work_with_the_passphrase(tmp_path: Path, word: Path) -> None:
+    state = tmp_path / "north"
+    made = init_site(state, "north", word=WORD.encode())
+    assert fingerprint(own_key(state).public_key()) == made.fingerprint
+    init_site(state, "north", again=True, word=WORD.encode())
+    assert is_encrypted((state / NEXT_KEY).read_bytes())
+    word.write_text("another passphrase\n")
+    with pytest.raises(ConfigError, match=r"site\.key: the passphrase is another, or the file was damaged"):
+        own_key(state)
+
+
+def test_the_node_opens_its_key_in_memory_and_nowhere_else(
+    tmp_path: Path, word: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower's node and every worker read it there, and it is gone with the process that opened it."""
+    state = tmp_path / "north"
+    made = init_site(state, "north", word=WORD.encode())
+    with opened(state / OWN_KEY) as path:
+        assert path.stat().st_mode & 0o777 == 0o600
+        for _ in range(2):  # each reads it from the beginning
+            assert path.read_bytes().startswith(b"-----BEGIN OPENSSH PRIVATE KEY-----")
+        monkeypatch.setenv(OPENED, str(path))
+        word.unlink()  # the workers need no passphrase
+        assert fingerprint(own_key(state).public_key()) == made.fingerprint
+        assert not any(b"OPENSSH" in one.read_bytes() for one in state.rglob("*") if one.is_file())
+    with pytest.raises(ConfigError, match="missing"):
+        own_key(state)
+
+
+def test_a_key_without_a_passphrase_is_read_where_it_lies(tmp_path: Path) -> None:
+    init_site(tmp_path / "north", "north")
+    with opened(tmp_path / "north" / OWN_KEY) as path:
+        assert path == tmp_path / "north" / OWN_KEY

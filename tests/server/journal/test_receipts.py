@@ -14,6 +14,7 @@ from server.cli.cli import app
 from server.journal import receipts
 from shared import methods
 from shared.base.errors import ConfigError, DataError
+from shared.plan import tensors
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,28 @@ def test_a_receipt_has_hash_bytes_and_reason(folder: Path) -> None:
     for each in receipts.read(folder, None):
         assert (each["run"], len(each["sha256"]), len(each["link"])) == ("run", 64, 64)
         assert each["bytes"] > 0
+
+
+def test_an_update_that_was_set_aside_after_all_had_come_is_not_said_to_be_ok(world: Path, tmp_path: Path) -> None:
+    """One receipt of it, with the last word; what it said first stays in the chain."""
+    folder = tmp_path / "run"
+
+    def spoil(site: str, reply: Message) -> Message | None:
+        if site == "south" and about(reply) == ("fit", 1):
+            delta = tensors.unpack(reply.content.array_records["delta"], free=False)
+            reply.content["delta"] = tensors.pack({name: 50.0 * value for name, value in delta.items()})
+        return reply
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(methods.METHODS, "probe", Probe)  # type: ignore[arg-type]
+        start(folder, config(world, min_sites=2), spoil=spoil)
+    said = [(one["round"], one["verdict"]) for one in receipts.read(folder, "south") if one["phase"] == "fit"]
+    assert said == [(0, "ok"), (1, "rejected"), (2, "ok")]
+    (one,) = (one for one in receipts.read(folder, "south") if one["verdict"] == "rejected")
+    assert "times the round's median" in one["reason"]
+    lines = [json.loads(line) for line in (folder / receipts.FILE).read_text().splitlines()]
+    same = [line["verdict"] for line in lines if (line["site"], line["sha256"]) == ("south", one["sha256"])]
+    assert same == ["ok", "rejected"]
 
 
 @pytest.mark.parametrize("what", ["changed", "removed", "swapped"])

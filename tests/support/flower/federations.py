@@ -24,14 +24,14 @@ def make(folder: Path, *, now: datetime = NOW, name: str = "strokes", address: s
     return folder
 
 
-def site(state: Path, name: str) -> Path:
+def site(state: Path, name: str, word: bytes | None = None) -> Path:
     """A new site; gives its request."""
-    return enrol.init_site(state, name).request
+    return enrol.init_site(state, name, word=word).request
 
 
-def enter(folder: Path, state: Path, name: str, *, now: datetime = NOW) -> Path:
+def enter(folder: Path, state: Path, name: str, *, now: datetime = NOW, word: bytes | None = None) -> Path:
     """A site made, admitted and joined; gives its kit."""
-    kit = provision.admit(folder, site(state, name), now=now).kit
+    kit = provision.admit(folder, site(state, name, word), now=now).kit
     enrol.join(state, kit, signer=signer(folder), now=now)
     return kit
 
@@ -51,11 +51,11 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 @contextmanager
-def tls_server(certificate: Path, key: Path) -> Iterator[int]:
+def tls_server(certificate: Path, key: Path, host: str = "127.0.0.1") -> Iterator[int]:
     """Answers every handshake on a free loopback port until the block ends."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server((host, 0))
     over = threading.Event()
 
     def serve() -> None:
