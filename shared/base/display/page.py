@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from shared.base.display.figures import duration, number, size
+from shared.base.display.figures import duration, moment, number, size
 
 HERE = Path(__file__).parent
 
@@ -26,7 +26,7 @@ def environment(*folders: Path) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"number": number, "duration": duration, "size": size}
+    made.filters |= {"number": number, "duration": duration, "size": size, "moment": moment}
     return made
 
 

@@ -20,6 +20,16 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const form of document.querySelectorAll("form[data-once]"))
     form.addEventListener("submit", () => { for (const button of form.querySelectorAll("button")) button.disabled = true; });
 });
+/* a file is sent as it is, and what is said of it comes into the page */
+document.addEventListener("submit", async (event) => {
+  const form = event.target.closest("form[data-raw]");
+  if (!form) return;
+  event.preventDefault();
+  const token = form.querySelector("[name=csrf]").value, file = form.querySelector("[type=file]").files[0];
+  const answer = await fetch(form.dataset.raw, { method: "POST", body: file, headers: { "X-CSRF": token } });
+  const into = document.getElementById(form.dataset.into), page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  into.replaceChildren(...(page.querySelector("main") || page.body).childNodes);
+});
 /* / goes to the search, j and k through the rows */
 document.addEventListener("keydown", (event) => {
   if (event.target.closest("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;

@@ -159,7 +159,7 @@ def test_every_answer_bears_the_policy(served: Served) -> None:
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["referrer-policy"] == "same-origin"
         assert "server" not in answer.headers
     assert me.http.get("/").headers["cache-control"] == "no-store"
 

@@ -7,6 +7,13 @@ from pathlib import Path
 from shared.page.words import german, preferred, say_in
 
 ROOT = Path(__file__).parents[3]
+QUOTED = re.compile(r'"([^"]+)"')
+STATES = [  # of other rooms, which a page says as it finds them
+    ("in the cohort", "excluded", "rejected", "accepted"),  # review
+    ("waits for you", "approved", "refused", "not asked about"),  # plans
+    ("update", "inventory", "refusal", "reply"),  # the ledger
+    ("This needs the role decide, which you do not have.",),
+]
 ROOMS = [ROOT / room / "page" for room in ("shared", "client", "server")]
 IN_TEMPLATE = re.compile(r"""\bt\(\s*"((?:[^"\\]|\\.)*)\"""")
 
@@ -18,8 +25,9 @@ def said_in_templates() -> set[str]:
 
 
 def said_in_code() -> set[str]:
-    """Whole texts of our modules: what is passed to a page as a value and said there."""
-    found = set()
+    """Whole texts of our modules and in lists of templates: what is said there as a value."""
+    found = {text for room in ROOMS for path in room.glob("*.j2") for text in QUOTED.findall(path.read_text("utf-8"))}
+    found |= {word for words in STATES for word in words}
     for room in ROOMS:
         for path in room.glob("*.py"):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):

@@ -47,7 +47,7 @@ class Browser:
 
     @property
     def csrf(self) -> str:
-        found = re.search(r'<meta name="csrf" content="([^"]+)"', self.http.get("/").text)
+        found = re.search(r'<meta name="csrf" content="([^"]+)"', self.http.get("/", follow_redirects=True).text)
         assert found is not None
         return found[1]
 
