@@ -24,11 +24,12 @@ class Look:
     title: str  # site-a, or the folder of the runs
     ways: Sequence[tuple[str, str]]  # address and text of each page
     readonly: bool = False
+    beside: Sequence[Path] = ()  # other folders with pieces of templates
     more: Mapping[str, Path] = field(default_factory=dict)  # static files of the room's own
 
     @cached_property
     def _templates(self) -> Any:
-        return environment(self.folder, HERE)
+        return environment(self.folder, HERE, *self.beside)
 
     @cached_property
     def files(self) -> dict[str, Path]:

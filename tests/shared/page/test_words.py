@@ -12,6 +12,9 @@ STATES = [  # of other rooms, which a page says as it finds them
     ("in the cohort", "excluded", "rejected", "accepted"),  # review
     ("waits for you", "approved", "refused", "not asked about"),  # plans
     ("update", "inventory", "refusal", "reply"),  # the ledger
+    ("ok", "refused", "rejected", "timeout", "error", "absent"),  # facts of a site
+    ("running", "submitted", "finished", "failed", "stopped", "interrupted"),  # runs
+    ("admitted", "revoked"),  # sites
     ("This needs the role decide, which you do not have.",),
 ]
 ROOMS = [ROOT / room / "page" for room in ("shared", "client", "server")]
