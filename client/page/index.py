@@ -4,6 +4,7 @@ It is the one way from an address to a file: a handle names an entry, an entry n
 """
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from shared.page.ask import NotFound
 from shared.page.handles import handle
 
 Stamp = tuple[int, ...]
+MOMENT = 3.0  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,18 +74,25 @@ class Index:
     _seen: dict[Path, _Seen] = field(default_factory=dict)
     _outcomes: dict[Path, tuple[int, Outcome]] = field(default_factory=dict)
     _handles: dict[tuple[Path, str], str] = field(default_factory=dict)
+    _last: tuple[float, Mapping[str, Entry]] = field(default_factory=lambda: (0.0, {}))
     _lock: Lock = field(default_factory=Lock)
 
     def entries(self) -> list[Entry]:
         """Everybody, in the order of cohorts and names."""
         with self._lock:
-            return [entry for cohort in self.cohorts for entry in self._of(cohort)]
+            found = [entry for cohort in self.cohorts for entry in self._of(cohort)]
+            self._last = time.monotonic(), {entry.handle: entry for entry in found}
+            return found
 
     def find(self, name: str) -> Entry:
-        found = next((entry for entry in self.entries() if entry.handle == name), None)
-        if found is None:
+        """By its handle, as it was a moment ago: a page asks for many files at once."""
+        looked, known = self._last
+        if name not in known or time.monotonic() - looked > MOMENT:
+            self.entries()
+            _, known = self._last
+        if name not in known:
             raise NotFound
-        return found
+        return known[name]
 
     def _of(self, cohort: Path) -> Iterable[Entry]:
         outcomes = self._read_outcomes(cohort)

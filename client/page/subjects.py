@@ -79,7 +79,7 @@ class Subjects:
 
     def one(self, ask: Ask) -> Answer:
         every = self.index.entries()
-        entry = self.index.find(ask.where["handle"])
+        entry = self.index.find(ask.where["handle"])  # as just read
         at = next(number for number, one in enumerate(every) if one.handle == entry.handle)
         made = filled.found(self.place.filled, entry.subject)
         frames = in_order({*patterns(every), *entry.files, *made, *self.place.makes()})
