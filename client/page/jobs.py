@@ -1,5 +1,6 @@
 """Work that a page started: one after another, each in a process of its own (work.py), seen while it goes on."""
 
+import atexit
 import json
 import queue
 import secrets
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from shared.page.ask import NotFound
 
 MOST_WAITING, KEPT = 20, 50
+COMMAND = (sys.executable, "-m", "client.page.work")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,6 +61,7 @@ class Jobs:
         if self._thread is None:
             self._thread = threading.Thread(target=self._go, daemon=True)
             self._thread.start()
+            atexit.register(self._end)  # work that nobody would see the end of
         return work
 
     def find(self, name: str) -> Work:
@@ -80,6 +83,10 @@ class Jobs:
             work.state = "stopped"
             work.process.terminate()
 
+    def _end(self) -> None:
+        for work in self.listing():
+            self.stop(work)
+
     def _go(self) -> None:
         while True:
             work = self._waiting.get()
@@ -88,15 +95,16 @@ class Jobs:
 
     def _carry_out(self, work: Work) -> None:
         work.state, work.began = "works", time.monotonic()
-        command = [sys.executable, "-m", "client.page.work"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             work.process = process
+            if not work.goes_on:  # stopped just now
+                process.terminate()
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write(json.dumps(work.order) + "\n")
             process.stdin.close()
             for line in process.stdout:
-                said = json.loads(line)
+                said = _record(line)
                 if "of" in said:
                     work.of = said["of"][0], said["of"][1]
                 work.said, work.why = said.get("done", work.said), said.get("error", work.why)
@@ -104,3 +112,11 @@ class Jobs:
         if work.state == "works":
             work.state = "done" if process.returncode == 0 and not work.why else "failed"
             work.why = work.why or ("" if work.state == "done" else "the work ended without a word; see the terminal")
+
+
+def _record(line: str) -> dict[str, Any]:
+    """What the work says; a library's own line is nothing."""
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        return {}

@@ -122,7 +122,11 @@ document.addEventListener("DOMContentLoaded", async () => {
   }
   for (const button of document.querySelectorAll("[data-view]")) button.addEventListener("click", () => show(button.dataset.view));
   document.getElementById("home").addEventListener("click", () => { for (const one of all) { one.nv.scene.crosshairPos = [0.5, 0.5, 0.5]; one.nv.drawScene(); } });
+  const sides = document.getElementById("sides");
+  const swap = (on) => { sides.setAttribute("aria-pressed", String(on)); for (const one of all) one.nv.setRadiologicalConvention(on); };
+  sides.addEventListener("click", () => { const on = sides.getAttribute("aria-pressed") !== "true"; keep("sides", on ? "1" : "0"); swap(on); });
   const now = state();
+  if (now.get("sides") === "1") swap(true);
   if (VIEWS[now.get("view")]) show(now.get("view"));
   const at = (now.get("at") || "").split(",").map(Number);
   if (at.length === 3 && at.every(Number.isFinite)) go(at);
