@@ -10,6 +10,7 @@ from client.ingest.cohort import review
 from client.page import filled
 from client.page.index import Entry, Index, missing, patterns
 from client.page.place import Place
+from shared.base.errors import ConfigError
 from shared.base.vocabulary import Modality
 from shared.data.modalities import in_order
 from shared.page.ask import Answer, Ask, see
@@ -101,11 +102,12 @@ class Subjects:
     def decide(self, ask: Ask) -> Answer:
         """What `lacuna-site review` writes; first the log, then the decision."""
         entry, word, why = self.index.find(ask.where["handle"]), ask.said("word"), ask.said("why")
+        if word not in ("accept", "reject"):
+            raise ConfigError(f"word={word[:20]!r}: must be accept or reject")
         accept, reject = ([entry.subject] if word == name else [] for name in ("accept", "reject"))
-        if accept or reject:
-            review.check(why)
-            self.place.decided.enter(ask, word, {"subject": entry.subject, "cohort": entry.cohort.name}, why)
-            review.decide(entry.cohort, accept=accept, reject=reject, why=why)
+        review.check(why)
+        self.place.decided.enter(ask, word, {"subject": entry.subject, "cohort": entry.cohort.name}, why)
+        review.decide(entry.cohort, accept=accept, reject=reject, why=why)
         return see(f"/subjects/{entry.handle}")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from shared.base.errors import LacunaError
 
-NICE = 10
+NICE = 5
 
 
 def main() -> None:

@@ -18,7 +18,9 @@ document.addEventListener("DOMContentLoaded", () => {
     });
   }
   for (const form of document.querySelectorAll("form[data-once]"))
-    form.addEventListener("submit", () => { for (const button of form.querySelectorAll("button")) button.disabled = true; });
+    form.addEventListener("submit", () => {  // after the form is sent: a disabled button says nothing in it
+      setTimeout(() => { for (const button of form.querySelectorAll("button")) button.disabled = true; }, 0);
+    });
 });
 /* a file is sent as it is, and what is said of it comes into the page */
 document.addEventListener("submit", async (event) => {

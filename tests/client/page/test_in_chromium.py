@@ -84,7 +84,7 @@ def test_from_a_missing_flair_to_a_synthetic_one(browser: Window, tmp_path: Path
         page.fill("input[name=samples]", "2")
         browser.picture("fill")
         page.click("form.card button")
-        page.wait_for_selector("#progress .said")
+        page.wait_for_selector("#progress .said", timeout=400_000)  # it gives way to all other work
         assert page.query_selector("#progress .said.ok"), page.inner_text("#progress")
         browser.picture("work")
         page.click("text=Look at it")

@@ -125,6 +125,7 @@ def test_a_persons_word_is_what_review_writes_and_stands_in_the_log(me: Browser,
     assert [(entry["what"], entry["about"]["subject"]) for entry in log] == [("reject", "sub-03"), ("accept", "sub-03")]
     page = me.http.get("/decisions").text
     assert "moved &lt;b&gt;" in page
+    assert me.post(f"/subjects/{one}", why="no word").status_code == 409
     for why in ("", "x" * 501):
         assert me.post(f"/subjects/{one}", word="reject", why=why).status_code == 409
     assert len(list(place.decided.entries())) == 2
