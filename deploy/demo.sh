@@ -38,4 +38,6 @@ Look at   $out/report.html                     the run on one page
           $out/runs/demo/evaluation/           scores as CSV, figures
           $out/filled-in/                      the synthetic FLAIR, its uncertainty, its sidecar, a preview
           mlflow ui --backend-store-uri sqlite:///$out/runs/mlflow.db
+
+In a browser: lacuna open demo --runs $out/runs
 END

@@ -8,9 +8,11 @@ from client.cli import bundle as bundle_cli
 from client.cli import cohort as cohort_cli
 from client.cli import enrol as enrol_cli
 from client.cli import node as node_cli
+from client.cli import page as page_cli
 from client.cli import policy as policy_cli
 from client.cli import privacy as privacy_cli
 from shared.base.errors import DataError, LacunaError
+from shared.page import verbs as page_verbs
 
 app = typer.Typer(
     name="lacuna-site",
@@ -32,10 +34,12 @@ subject lacks from a signed bundle,
 **budget** shows what private training has spent of the site's privacy budget, **audit** tests what it stands on, and
 whether a bundle remembers the site's subjects.
 
+**open** shows all of this as pages in a browser of this machine.
+
 Exit codes: 0 done · 2 a wrong key or value · 3 data or a bundle that can't be used · 4 the privacy budget is spent, or
 a warning with --strict · 5 an audit failed, or the way to the server.""",
 )
-for verbs in (cohort_cli, bundle_cli, privacy_cli, enrol_cli, node_cli, policy_cli):
+for verbs in (cohort_cli, bundle_cli, privacy_cli, enrol_cli, node_cli, policy_cli, page_cli, page_verbs):
     app.add_typer(verbs.app)
 
 

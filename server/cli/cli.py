@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import typer
 
-from server.cli import audit, export, federation, phantom, receipts, scores, simulate, train
+from server.cli import audit, export, federation, page, phantom, receipts, scores, simulate, train
 from shared.base.errors import LacunaError, RunFailed
+from shared.page import verbs as page_verbs
 
 app = typer.Typer(
     name="lacuna",
@@ -17,7 +18,8 @@ app = typer.Typer(
     help="""Train together the models that fill in missing imaging modalities, without an image leaving a site.
 
 On one machine: **phantom** makes hospitals, **simulate** trains over them, **evaluate** says what the federation
-bought them, **export** gives the signed bundle that `lacuna-site synthesize` runs, **report** tells it on one page.
+bought them, **export** gives the signed bundle that `lacuna-site synthesize` runs, **report** tells it on one page,
+**open** shows runs in a browser while they go on.
 
 Exit codes: 0 done · 2 a wrong key or value · 3 data that can't be used · 4 a plan that a site refuses ·
 5 a run that could not go on (its checkpoint is whole: the same command with `resume=RUN` goes on).""",
@@ -26,7 +28,7 @@ for verbs in (phantom, simulate, scores, export):
     app.add_typer(verbs.app)
 app.add_typer(audit.app, name="audit")
 app.add_typer(federation.app, name="federation")
-for verbs in (receipts, train):
+for verbs in (receipts, train, page, page_verbs):
     app.add_typer(verbs.app)
 
 

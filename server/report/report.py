@@ -69,14 +69,14 @@ def page_of(run: Path) -> str:
         cell=facts.cell,
         words=facts.words,
         frame=FRAME,
-        charts={phase: list(_charts(done)) for phase, done in phases.items()},
+        charts={phase: list(charts_of(done)) for phase, done in phases.items()},
         scores=scores(run / "evaluation"),
         summary=_values(_json(run / "evaluation" / "summary.json")),
         figures=_figures(run / "evaluation"),
         mosaics=_mosaics(run / "mosaics"),
         mosaic_count=len(list(run.glob("mosaics/*.png"))),
-        parts={phase: _parts(done) for phase, done in phases.items()},
-        timeline={phase: _timeline(done) for phase, done in phases.items()},
+        parts={phase: parts_of(done) for phase, done in phases.items()},
+        timeline={phase: timeline_of(done) for phase, done in phases.items()},
         troubles=[(one, site, s) for one in rounds for site, s in one.sites.items() if s.status != "ok"],
         model=_values({key: model[key] for key in MODEL_KEYS if key in model}),
         bundle=_values(_json(run / "bundle" / "bundle.json")),
@@ -91,7 +91,7 @@ def _privacy(model: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"record": record, "statement": claims.statement(record), "not_claimed": claims.not_claimed()}
 
 
-def _charts(done: Sequence[RoundFacts]) -> Iterator[Chart | None]:
+def charts_of(done: Sequence[RoundFacts]) -> Iterator[Chart | None]:
     """Of one phase: the loss, what the coordinator measured, what the method watches."""
 
     def course(values: Iterable[float | None]) -> list[tuple[float, float]]:
@@ -112,7 +112,7 @@ def _charts(done: Sequence[RoundFacts]) -> Iterator[Chart | None]:
         yield curves({name: course(one.watch.get(name) for one in done)}, across="round", up=f"{name} (watched)")
 
 
-def _parts(done: Sequence[RoundFacts]) -> list[tuple[str, list[int], int]]:
+def parts_of(done: Sequence[RoundFacts]) -> list[tuple[str, list[int], int]]:
     """The parts of the model, each with the number of sites that trained it in each round, and its samples in all."""
     names = dict.fromkeys(owner for one in done for owner in (*one.holders, *one.counts))
     return [
@@ -121,7 +121,7 @@ def _parts(done: Sequence[RoundFacts]) -> list[tuple[str, list[int], int]]:
     ]
 
 
-def _timeline(done: Sequence[RoundFacts]) -> Squares:
+def timeline_of(done: Sequence[RoundFacts]) -> Squares:
     names = sorted({site for one in done for site in one.sites})
     grid = {
         name: {one.round: (CELLS[s.status], _tip(name, one, s)) for one in done if (s := one.sites.get(name))}

@@ -88,6 +88,11 @@ def write(path: Path, data_DHW: NDArray[Any], affine: Affine, *, dtype: DTypeLik
     _write(path, data_DHW.transpose(2, 1, 0), affine, dtype)
 
 
+def nifti(data_DHW: NDArray[Any], affine: Affine) -> bytes:
+    """The bytes of a .nii in RAS order, for whoever sends them on."""
+    return _packed(data_DHW.transpose(2, 1, 0), affine, np.float32)
+
+
 def write_like(path: Path, data_DHW: NDArray[Any], like: Path, *, dtype: DTypeLike = np.float32) -> None:
     """As `write`, but in the axis order, directions and affine of the file `like`, which data_DHW was made from."""
     with _faults():
@@ -357,7 +362,7 @@ def _faults() -> Iterator[None]:
         raise DataError(f"damaged header ({type(error).__name__})") from error
 
 
-def _write(path: Path, data_XYZ: NDArray[Any], affine: Affine, dtype: DTypeLike) -> None:
+def _packed(data_XYZ: NDArray[Any], affine: Affine, dtype: DTypeLike) -> bytes:
     wanted = np.dtype(dtype)
     if wanted.kind in "iu":
         data_XYZ = np.rint(data_XYZ)
@@ -371,7 +376,11 @@ def _write(path: Path, data_XYZ: NDArray[Any], affine: Affine, dtype: DTypeLike)
     image.set_qform(affine, code=1)
     if not np.allclose(image.get_qform(), affine, atol=1e-3):
         image.set_qform(affine, code=0)  # a sheared affine has no quaternion; the sform says it all
-    content = image.to_bytes()
+    return bytes(image.to_bytes())
+
+
+def _write(path: Path, data_XYZ: NDArray[Any], affine: Affine, dtype: DTypeLike) -> None:
+    content = _packed(data_XYZ, affine, dtype)
     with writing(path, durable=False) as file:  # synced with the folder that it is written into
         if path.name.endswith(".gz"):
             with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as packed:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.ingest.cohort.outcome import outcomes
+from client.ingest.cohort.outcome import Outcome, outcomes
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import write_json
 from shared.data.bids import DECISIONS, read_decisions
@@ -28,10 +28,7 @@ class Row:
 
 def decide(cohort: Path, *, accept: Sequence[str], reject: Sequence[str], why: str, when: str | None = None) -> None:
     """Write the decisions; the latest counts. Every subject must be one that the cohort knows."""
-    if not why.strip():
-        raise ConfigError("why='': must say why, for whoever reads the decision later")
-    if len(why) > MOST_WHY:
-        raise ConfigError(f"why: {len(why)} characters; must be at most {MOST_WHY}")
+    check(why)
     names = [_subject(name) for name in (*accept, *reject)]
     both = {_subject(name) for name in accept} & {_subject(name) for name in reject}
     if both:
@@ -50,6 +47,14 @@ def decide(cohort: Path, *, accept: Sequence[str], reject: Sequence[str], why: s
     write_json(cohort / DECISIONS, decisions, sort_keys=True)
 
 
+def check(why: str) -> None:
+    """ConfigError for a reason that is none, or too long."""
+    if not why.strip():
+        raise ConfigError("why='': must say why, for whoever reads the decision later")
+    if len(why) > MOST_WHY:
+        raise ConfigError(f"why: {len(why)} characters; must be at most {MOST_WHY}")
+
+
 def set_aside(cohort: Path, subject: str, why: str) -> None:
     """As `--reject` does, whether the cohort knows them or not: files that come back are not used either."""
     at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -62,12 +67,15 @@ def accepted(cohort: Path) -> frozenset[str]:
     return frozenset(name for name, entry in read_decisions(cohort).items() if entry["decision"] == "accept")
 
 
-def listing(cohort: Path) -> list[Row]:
-    """Every subject: those in the cohort, those that the preparation excluded, and what a person said."""
+def listing(cohort: Path, prepared: Sequence[Outcome] | None = None) -> list[Row]:
+    """Every subject: those in the cohort, those that the preparation excluded, and what a person said.
+
+    `prepared`: the preparation's outcomes, where they were read already.
+    """
     if not cohort.is_dir():
         raise DataError(f"cohort {cohort.name}: no such folder")
     rows = {path.name: ("in the cohort", "") for path in sorted(cohort.glob("sub-*")) if path.is_dir()}
-    for outcome in outcomes(cohort):
+    for outcome in outcomes(cohort) if prepared is None else prepared:
         if outcome.excluded is not None and outcome.subject not in rows:
             rows[outcome.subject] = ("excluded", outcome.excluded)
     for name, entry in read_decisions(cohort).items():

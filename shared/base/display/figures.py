@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+import time
+
 
 def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
@@ -20,3 +22,8 @@ def size(count: float) -> str:
     while count >= 999.5 and power < 4:
         count, power = count / 1000, power + 1
     return f"{count:.{int(power > 0 and count < 99.95)}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def moment(seconds: float) -> str:
+    """Seconds since 1970 as a date and a time of day, here."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

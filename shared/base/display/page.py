@@ -11,27 +11,36 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from shared.base.display.figures import duration, number, size
+from shared.base.display.figures import duration, moment, number, size
 
 HERE = Path(__file__).parent
 
 
-def render(template: Path, *, script: str = "", **values: object) -> str:
-    """The page of a `*.html.j2`. `script` is our own code, never anything that came from elsewhere."""
-    environment = Environment(
-        loader=FileSystemLoader([template.parent, HERE]),
+def environment(*folders: Path) -> Environment:
+    """Templates of these folders, the first first."""
+    made = Environment(
+        loader=FileSystemLoader(folders),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": number, "duration": duration, "size": size}
-    return environment.get_template(template.name).render(
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        **values,
+    made.filters |= {"number": number, "duration": duration, "size": size, "moment": moment}
+    return made
+
+
+def render(template: Path, *, script: str = "", **values: object) -> str:
+    """The page of a `*.html.j2`. `script` is our own code, never anything that came from elsewhere."""
+    return (
+        environment(template.parent, HERE)
+        .get_template(template.name)
+        .render(
+            style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            **values,
+        )
     )
 
 

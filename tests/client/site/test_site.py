@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shlex
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,16 @@ from support.dicom.dicoms import uid, write_series
 from support.dicom.orthanc import Pacs
 from support.dicom.validators import errors_of
 from support.model.models import AMM_TINY, release, signed
+from support.page.pages import Browser, entered, listening
 from typer.testing import CliRunner
 
 from client.cli.cli import app
+from client.page.index import Index
+from client.page.place import Place
+from client.page.site import look_of, routes
 
 GUIDE = Path(__file__).resolve().parents[3] / "docs" / "site.md"
+PAGES = 3  # lines of the guide that open pages, before the same is done line by line
 PATIENTS = {"P-1": ("T1", "T2"), "P-2": ("T1", "FLAIR"), "P-3": ("T1",)}
 
 
@@ -85,7 +91,7 @@ def synthetic(pacs: Pacs) -> dict[str, list[bytes]]:
 def test_the_guide_leads_from_an_empty_folder_to_a_flair_in_the_pacs(
     pacs: Pacs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ingest, listing, reject, accept, synthesize = commands()
+    ingest, listing, reject, accept, synthesize, *_ = commands()[PAGES:]
     site = tmp_path / "site"
     site.mkdir()
     monkeypatch.chdir(site)
@@ -127,3 +133,54 @@ def test_the_guide_leads_from_an_empty_folder_to_a_flair_in_the_pacs(
         name: sorted(series) for name, series in back.items()
     }
     assert "7; 5 of them are a modality" in type_in(f"{ingest} --review", pacs=pacs.dicomweb)  # no input again
+
+
+@pytest.mark.slow
+def test_the_same_by_the_page(pacs: Pacs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.chdir(site)
+    store_patients(pacs, tmp_path / "scanner")
+    bundle_for(site, tmp_path)
+    (site / "studies.txt").write_text(f"{uid('P-1', 'P-1')}\n")
+    type_in(commands()[PAGES], pacs=pacs.dicomweb)
+    (subject,) = (path.name for path in (site / "cohort").glob("sub-*"))
+
+    place = Place(
+        state=site / "state",
+        cohorts=(site / "cohort",),
+        bundles=(site / "bundle",),
+        trust=site / "coordinator.pub",
+        push=pacs.dicomweb,
+    )
+    look = look_of(place)
+    with listening(routes(place, look, Index(place.cohorts, place.key)), look) as served:
+        me = entered(served)
+        found = re.search(rf'href="(/subjects/[0-9a-f]+)">{subject}<', me.http.get("/subjects").text)
+        assert found is not None
+        one = found[1]
+        assert "signal over noise" in me.http.get(one).text
+        started = me.post(f"{one}/fill", bundle="0", target="FLAIR", sampler="multistep", samples="2")
+        assert "Made" in finished(me, started.headers["location"])
+        assert "SYNTHETIC" in me.http.get(one).text
+
+        unsure = me.post(f"{one}/send", target="FLAIR")  # nobody said that they looked
+        assert unsure.status_code == 409
+        assert not synthetic(pacs)
+        assert pacs.dicomweb in me.http.get(f"{one}/send").text
+        sent = me.post(f"{one}/send", target="FLAIR", sure="yes")
+        assert "are stored by" in finished(me, sent.headers["location"])
+    label = "SYNTHETIC - not for primary diagnosis: FLAIR"
+    assert sorted(synthetic(pacs)) == [label, f"{label} uncertainty"]
+    assert [entry["what"] for entry in place.decided.entries()] == ["fill", "send"]
+
+
+def finished(me: Browser, path: str) -> str:
+    """What a work's page says in the end."""
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        page = me.http.get(path).text
+        if 'hx-trigger="every 1s"' not in page:
+            return page
+        time.sleep(0.5)
+    raise AssertionError(f"{path}: not finished in time")
