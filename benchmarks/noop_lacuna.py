@@ -66,7 +66,13 @@ NOOP: type[Method] = Noop  # the contract, checked by mypy: the suite runs this 
 
 
 def main(tensors: int, rounds: int, sites: int) -> None:
-    cast(MutableMapping[str, Any], methods.METHODS)["noop"] = NOOP
+    folder, nodes = prepared(tensors, rounds, sites)
+    serve(LocalGrid(doors.load(doors.CLIENT_APP), nodes), folder, quiet=True)
+
+
+def prepared(tensors: int, rounds: int, sites: int, strategy: str = "fedavg") -> tuple[Path, dict[str, dict[str, Any]]]:
+    """A run's folder and its sites' node configs, in the folder where we are."""
+    listed()
     bids = Path("cohort")
     for modality in ("T1", "T2"):
         data = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32) + 1
@@ -87,7 +93,7 @@ def main(tensors: int, rounds: int, sites: int) -> None:
         training={"nothing": PhaseTraining(rounds=rounds, steps=1, batch=1, lr=1.0, optimizer="sgd", clip=0, ema=0)},
         grid=GRID,
         federation=Federation(),
-        strategy=Choice(name="fedavg"),
+        strategy=Choice(name=strategy),
         sampler=Sampler(),
         validation=Validation(every=0),
         tracking=Tracking(uri="none"),
@@ -101,7 +107,12 @@ def main(tensors: int, rounds: int, sites: int) -> None:
     }
     states = {site: folder / site for site in nodes}
     make_up(folder, config.name_of(folder), config.for_sites().text(), states, folder)
-    serve(LocalGrid(doors.load(doors.CLIENT_APP), nodes), folder, quiet=True)
+    return folder, nodes
+
+
+def listed() -> None:
+    """The trainer of nothing is a method of this process."""
+    cast(MutableMapping[str, Any], methods.METHODS)["noop"] = NOOP
 
 
 if __name__ == "__main__":

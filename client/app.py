@@ -18,7 +18,7 @@ from client.site.site import Site, find_site, own_values
 from client.site.told import told
 from shared.base.chain import Link
 from shared.base.errors import ConfigError, LacunaError, PlanRefused, RunFailed
-from shared.plan import wire
+from shared.plan import sealed, wire
 from shared.trust.warrant import Reader
 
 log = logging.getLogger("lacuna.site")
@@ -81,8 +81,8 @@ def _signed(message: Message, context: Context, do: Callable[[Site, RecordDict, 
         content = wire.pack_refusal(name, told(name, error))
 
     def seal(before: Link) -> Mapping[str, Any]:
-        facts = wire.seal(content, before)
-        wire.sign(content, facts["sha256"], key, name, question)
+        facts = sealed.seal(content, before)
+        sealed.sign(content, facts["sha256"], key, name, question)
         return facts
 
     Ledger(state / LEDGER).release(seal, asked)

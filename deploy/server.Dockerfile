@@ -62,6 +62,7 @@ RUN useradd --uid 10001 --no-create-home --home-dir /srv --shell /usr/sbin/nolog
 ENV FLWR_TELEMETRY_ENABLED=0 \
     FLWR_DISABLE_UPDATE_CHECK=1 \
     FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 \
+    MALLOC_ARENA_MAX=2 \
     MLFLOW_DISABLE_TELEMETRY=true \
     DO_NOT_TRACK=true \
     HOME=/tmp \

@@ -5,7 +5,6 @@ is large is imported by the function that needs it: a round does not load Flower
 """
 
 import hashlib
-import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
-from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -34,7 +32,6 @@ __all__ = [
     "bundle_refused",
     "control",
     "give_id",
-    "pull",
     "run_superlink",
 ]
 
@@ -56,74 +53,6 @@ def give_id(message: Message) -> str:
 def bundle_refused(reply: Message) -> bool:
     """Did the site's node refuse the run's bundle, before the ClientApp saw anything of it?"""
     return reply.has_error() and reply.error.code == ErrorCode.INVALID_FAB
-
-
-# --- replies, bounded before they are pulled ------------------------------------------------------------------------
-
-SMALLEST = 2**20  # bytes of an object: an honest site's are larger, but for a few
-FEW = 64
-
-
-def pull(grid: Grid, message_id: str, *, most: int) -> list[Message]:
-    """The reply to a message, if it is there; one of more than `most` bytes comes as an error.
-
-    A SuperLink's reply is of objects: they are counted before the first is pulled, and pulled until they are too much.
-    """
-    from flwr.superlink.grid.http_grid import HttpGrid
-
-    if not isinstance(grid, HttpGrid):  # the sites are in this process, or in Ray's on this machine
-        return list(grid.pull_messages([message_id]))
-    client = grid._runtime_client
-    bounded = _Bounded(client, most)
-    grid._client = bounded  # type: ignore[assignment]
-    try:
-        return list(grid.pull_messages([message_id]))
-    finally:
-        grid._client = client
-        bounded.forget(grid)
-
-
-class _Bounded:
-    """A SuperLink's client that pulls no more than so many bytes."""
-
-    def __init__(self, client: Any, most: int) -> None:
-        self._client, self._most = client, most
-        self._lock, self._pulled, self._refused = threading.Lock(), 0, ""
-        self._replies: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-    def PullMessages(self, request: Any) -> Any:
-        from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-
-        found = self._client.PullMessages(request)
-        self._replies = [message.metadata.message_id for message in found.messages_list]
-        objects = sum(1 for tree in found.message_object_trees for _ in iterate_object_tree(tree))
-        if objects > FEW + self._most // SMALLEST:
-            self._refused = f"it is of {objects} objects, and has at most {self._most} bytes"
-        return found
-
-    def PullObject(self, request: Any) -> Any:
-        from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
-
-        if not self._refused:
-            found = self._client.PullObject(request)
-            with self._lock:
-                self._pulled += len(found.object_content)
-                if self._pulled <= self._most:
-                    return found
-                self._refused = f"it is of more than {self._most} bytes"
-        raise ObjectPullError(request.object_id, f"{self._refused}: too large a reply")
-
-    def forget(self, grid: Any) -> None:
-        """The SuperLink may let a reply go that was too large."""
-        from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
-
-        for reply in self._replies if self._refused else ():
-            self._client.ConfirmMessageReceived(
-                ConfirmMessageReceivedRequest(node=grid.node, run_id=grid._run.run_id, message_object_id=reply)
-            )
 
 
 # --- the control API of a SuperLink ---------------------------------------------------------------------------------
@@ -271,6 +200,9 @@ class Control:
 # --- the SuperLink itself -------------------------------------------------------------------------------------------
 
 
+SMALL = {"cache_size": "-2000", "mmap_size": "0"}  # 2 MB and no map for each of ten connections, not 64 and 256
+
+
 def run_superlink(*, database: int, start: int) -> None:
     """The program `flower-superlink`, by the flags in sys.argv, until it ends.
 
@@ -283,9 +215,10 @@ def run_superlink(*, database: int, start: int) -> None:
     from flwr.superlink.cli import flower_superlink
 
     pragmas = dict(SQLITE_PRAGMAS)
-    if "busy_timeout" not in pragmas or not hasattr(sql_corestate, "HEARTBEAT_PATIENCE"):
+    ours = {"busy_timeout": str(database), **SMALL}
+    if not pragmas.keys() >= ours.keys() or not hasattr(sql_corestate, "HEARTBEAT_PATIENCE"):
         raise SystemExit("superlink: this version of Flower is another one; see server/flower.py")
-    vars(sql_mixin).update(SQLITE_PRAGMAS=tuple((pragmas | {"busy_timeout": str(database)}).items()))
+    vars(sql_mixin).update(SQLITE_PRAGMAS=tuple((pragmas | ours).items()))
     for state in (in_memory_corestate, sql_corestate):
         vars(state).update(HEARTBEAT_DEFAULT_INTERVAL=start, HEARTBEAT_PATIENCE=1)
     flower_superlink()

@@ -156,7 +156,7 @@ def test_a_rejected_update_is_counted_named_and_changes_nothing(world: Path, tmp
 
     def poison(site: str, reply: Message) -> Message | None:
         if is_update(reply) and site == "east" and phase_of(reply) == "fit":
-            delta = tensors.unpack(reply.content.array_records["delta"], free=False)
+            delta = dict(tensors.unpack(reply.content.array_records["delta"]))
             delta["body.weight"].fill_(torch.nan)
             reply.content["delta"] = tensors.pack(delta)
         return reply

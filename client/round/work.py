@@ -19,6 +19,7 @@ from client.site.checks import check, check_round, check_samples, check_schema, 
 from client.site.site import Site
 from client.site.summed import Person
 from shared.base import checkpoint
+from shared.base.disk.tensors import let_go, load
 from shared.base.errors import PlanRefused
 from shared.base.owners import frozen
 from shared.base.records import Batch, Inventory, Owners, Phase, RoundPlan, Spent, Update
@@ -181,11 +182,12 @@ def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work,
             raise PlanRefused(f"{site.name}: takes no part in {plan.phase}: {few}")
         told = {m for person in people.values() for m in person.modalities}
         hidden = tuple(m for m in method.modalities if m not in told)
-    net.load_state_dict(plan.weights)
+    load(net, plan.weights)
+    let_go(plan.weights)  # the network has them: not held twice
     owners = {} if phase.kind == "sums" else settings.owners(method, net, plan.phase)
     task = Task(
         site=site,
-        plan=dataclasses.replace(plan, weights={}),  # the network has them: not held twice
+        plan=plan,
         settings=settings,
         method=method,
         net=net,

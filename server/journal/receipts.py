@@ -1,6 +1,6 @@
 """What the coordinator keeps of every reply in a run's rounds: RUN/receipts.jsonl, a chain that a resumed run goes on.
 
-A receipt has what the site's own ledger has of the same reply (`wire.Received`): its hash, its bytes, and the link by
+A receipt has what the site's own ledger has of the same reply (`sealed.Received`): its hash, its bytes, and the link by
 which the site's ledger stood then. So either side's books can be held against the other's.
 """
 
@@ -14,7 +14,7 @@ from shared.base.chain import Chain, Entry
 from shared.base.errors import ConfigError, DataError
 from shared.base.records import RoundPlan
 from shared.base.vocabulary import SiteName
-from shared.plan.wire import Received
+from shared.plan.sealed import Received
 
 FILE = "receipts.jsonl"
 COLUMNS = ("time", "site", "run", "phase", "round", "verdict", "reason", "bytes", "sha256", "link", "before")

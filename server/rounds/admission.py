@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from server.rounds.aggregation import holding
+from shared.base.disk.tensors import forms
 from shared.base.errors import UpdateRejected
 from shared.base.owners import named, taken_shape
 from shared.base.records import Batch, Inventory, Owners, RoundPlan, Update
@@ -33,22 +34,24 @@ def admit(update: Update, plan: RoundPlan, *, owners: Owners, frozen: str, limit
     held = holding(update)
     if held and SHARED in named(owners) and not update.counts.get(SHARED):
         raise UpdateRejected(f"{site}: counts for {held[0]} but none for '{SHARED}'")
+    shapes = forms(plan.weights)
     expected = {
         name: shape
         for name, owner in owners.items()
-        if (shape := taken_shape(plan.weights[name].shape, owner, held)) is not None
+        if (shape := taken_shape(shapes[name].shape, owner, held)) is not None
     }
     if update.delta.keys() != expected.keys():
         differing = sorted(update.delta.keys() ^ expected.keys())
         raise UpdateRejected(f"{site}: {len(differing)} tensors missing or not owned, such as {differing[:3]}")
     square = 0.0
-    for name, tensor in update.delta.items():
-        if tensor.dtype != torch.float32:
-            raise UpdateRejected(f"{site}: {name} is {tensor.dtype}, expected torch.float32")
-        if tuple(tensor.shape) != expected[name]:
-            raise UpdateRejected(f"{site}: {name} has shape {tuple(tensor.shape)}, expected {expected[name]}")
-        if tensor.numel() == 0:
+    for name, form in forms(update.delta).items():
+        if form.dtype != torch.float32:
+            raise UpdateRejected(f"{site}: {name} is {form.dtype}, expected torch.float32")
+        if tuple(form.shape) != expected[name]:
+            raise UpdateRejected(f"{site}: {name} has shape {tuple(form.shape)}, expected {expected[name]}")
+        if 0 in form.shape:
             continue
+        tensor = update.delta[name]  # it is no larger than was asked for
         lowest, highest = (end.item() for end in torch.aminmax(tensor))
         largest = max(-lowest, highest)
         if not largest <= limits.entry:  # also catches nan
@@ -95,11 +98,12 @@ def admit_sums(
     if update.delta.keys() != shapes.keys():
         differing = sorted(update.delta.keys() ^ shapes.keys())
         raise UpdateRejected(f"{site}: {len(differing)} sums missing or unknown, such as {differing[:3]}")
-    for name, tensor in update.delta.items():
-        if tensor.dtype != torch.int64:
-            raise UpdateRejected(f"{site}: {name} is {tensor.dtype}, expected torch.int64")
-        if tuple(tensor.shape) != shapes[name]:
-            raise UpdateRejected(f"{site}: {name} has shape {tuple(tensor.shape)}, expected {shapes[name]}")
+    for name, form in forms(update.delta).items():
+        if form.dtype != torch.int64:
+            raise UpdateRejected(f"{site}: {name} is {form.dtype}, expected torch.int64")
+        if tuple(form.shape) != shapes[name]:
+            raise UpdateRejected(f"{site}: {name} has shape {tuple(form.shape)}, expected {shapes[name]}")
+        tensor = update.delta[name]
         ends = [abs(end.item()) for end in torch.aminmax(tensor)] if tensor.numel() else [0]
         if max(ends) > most * 2**BITS:
             raise UpdateRejected(f"{site}: {name} has a sum of {max(ends) / 2**BITS:.3g}, over the limit {most:.3g}")

@@ -2,7 +2,7 @@
 
 The law, and its two estimators: docs/methods/federating.md, "Averaging".
 
-Each update is folded in as it arrives and freed: memory is one int64 per weight, whatever the number of sites.
+Updates lie on the disk, and are folded a tensor at a time: memory is that of one tensor, whatever the number of sites.
 A delta becomes round(delta * 2^bits); sums of integers are the same bits in any order of arrival, and could be masked.
 `bits` is the largest scale at which no sum can overflow, given the admission limits (decision 0001).
 """
@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from shared.base.disk.tensors import WorkedOut, forms
 from shared.base.owners import held_index, named, parts
 from shared.base.records import Cut, Owners, Update
 from shared.base.vocabulary import LOCAL, SHARED, Owner, Weights
@@ -28,7 +29,7 @@ Estimator = Literal["masked", "delta"]
 class Mean:
     """What a round learnt: the mean delta, zero where nobody trained, and which parts were trained."""
 
-    delta: Weights
+    delta: Weights  # of which each tensor is worked out when it is asked for
     trained: frozenset[Owner]
     holders: Mapping[Owner, int]
     counts: Mapping[Owner, int]
@@ -44,49 +45,54 @@ class Fold:
 
     def __init__(self, owners: Owners, weights: Weights, *, bits: int, estimator: Estimator = "masked") -> None:
         self._owners, self._bits, self._estimator = owners, bits, estimator
-        self._shapes = {name: weights[name].shape for name in owners}
-        self._sums: dict[str, Tensor] = {}  # made when the first holder arrives
+        self._shapes = {name: forms(weights)[name].shape for name in owners}
+        self._updates: list[Update] = []
         self._counts: dict[Owner, int] = {}
         self._holders: dict[Owner, int] = {}
 
     def add(self, update: Update) -> None:
-        """Fold in one admitted update. Its tensors are not kept."""
-        held = holding(update)
-        for owner in held:
+        """One admitted update more."""
+        for owner in holding(update):
             self._counts[owner] = self._counts.get(owner, 0) + update.counts[owner]
             self._holders[owner] = self._holders.get(owner, 0) + 1
-        for name, sent in update.delta.items():
-            if name not in self._sums:
-                self._sums[name] = torch.zeros(self._shapes[name], dtype=torch.int64)
-            owned = self._owners[name]
-            fixed = sent.double().mul_(2.0**self._bits).round_().long()
-            if not isinstance(owned, Cut):
-                self._sums[name] += fixed.mul_(self._weight(update, owned))
-                continue
-            index = held_index(owned, held)
-            weight = torch.tensor([self._weight(update, owned.owners[i]) for i in index.tolist()])
-            shape = [-1 if d == owned.dim else 1 for d in range(fixed.dim())]
-            self._sums[name].index_add_(owned.dim, index, fixed.mul_(weight.reshape(shape)))
+        self._updates.append(update)
 
     def mean(self, *, min_holders: int) -> Mean:
         """Divide each slice by its own count. Slices with fewer holders than the policy asks for stay zero."""
         trained = frozenset(owner for owner, n in self._holders.items() if n >= min_holders)
-        delta: dict[str, Tensor] = {}
-        for name in self._owners:
-            delta[name] = torch.zeros(self._shapes[name])
-            if name not in self._sums:
-                continue
-            total = self._sums.pop(name)
-            for owner, dim, index in parts(self._owners[name]):
-                if owner not in trained:
-                    continue
-                n = self._counts[self._over(owner)]
-                if index is None or dim is None:
-                    delta[name] = total.double().div_(n * 2.0**self._bits).float()
-                else:
-                    value = total.index_select(dim, index).double().div_(n * 2.0**self._bits).float()
-                    delta[name].index_copy_(dim, index, value)
+        delta = WorkedOut(self._owners, lambda name: self._mean_of(name, trained))
         return Mean(delta=delta, trained=trained, holders=dict(self._holders), counts=dict(self._counts))
+
+    def _mean_of(self, name: str, trained: frozenset[Owner]) -> Tensor:
+        mean, total = torch.zeros(self._shapes[name]), self._total(name)
+        for owner, dim, index in parts(self._owners[name]):
+            if owner not in trained or total is None:
+                continue
+            n = self._counts[self._over(owner)]
+            if index is None or dim is None:
+                mean = total.double().div_(n * 2.0**self._bits).float()
+            else:
+                value = total.index_select(dim, index).double().div_(n * 2.0**self._bits).float()
+                mean.index_copy_(dim, index, value)
+        return mean
+
+    def _total(self, name: str) -> Tensor | None:
+        """Of one tensor over all that sent it: the same bits in any order."""
+        owned, total = self._owners[name], None
+        for update in self._updates:
+            if name not in update.delta:
+                continue
+            if total is None:
+                total = torch.zeros(self._shapes[name], dtype=torch.int64)
+            fixed = update.delta[name].double().mul_(2.0**self._bits).round_().long()
+            if not isinstance(owned, Cut):
+                total += fixed.mul_(self._weight(update, owned))
+                continue
+            index = held_index(owned, holding(update))
+            weight = torch.tensor([self._weight(update, owned.owners[i]) for i in index.tolist()])
+            shape = [-1 if d == owned.dim else 1 for d in range(fixed.dim())]
+            total.index_add_(owned.dim, index, fixed.mul_(weight.reshape(shape)))
+        return total
 
     def _weight(self, update: Update, owner: Owner) -> int:
         return update.counts[self._over(owner)]

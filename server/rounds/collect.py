@@ -8,16 +8,17 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from server.federation.lead import Lead
-from server.flower import pull
 from server.journal.events import SiteFinished, SiteStarted, View
 from server.journal.facts import SiteFacts, Status
 from server.journal.receipts import Receipts
+from server.mail import Lost, forget, pull, push
 from server.rounds.ledgers import Ledgers
 from server.rounds.roster import Roster
+from server.rounds.spool import Shelf
 from shared.base.errors import BudgetSpent, RunFailed, UpdateRejected
 from shared.base.records import RoundPlan, Update
 from shared.base.vocabulary import SiteName
-from shared.plan import wire
+from shared.plan import sealed, wire
 from shared.plan.config import Federation
 
 POLL_SECONDS = 0.2
@@ -36,6 +37,7 @@ class Ask:
     plan: RoundPlan
     sites: tuple[SiteName, ...]
     most: int  # bytes of an answer
+    shelf: Shelf  # where its tensors go as they come
     take: Callable[[Update], None]  # admits and keeps, or raises UpdateRejected
     settle: Callable[[], Mapping[SiteName, str]] = dict  # takes out again what differs from all others', and says why
 
@@ -52,7 +54,7 @@ class Asked:
 class Answers:
     sites: dict[SiteName, SiteFacts] = field(default_factory=dict)
     metrics: dict[SiteName, Mapping[str, float]] = field(default_factory=dict)  # of the sites folded in
-    came: dict[SiteName, wire.Received] = field(default_factory=dict)
+    came: dict[SiteName, sealed.Received] = field(default_factory=dict)
 
     @property
     def ok(self) -> list[SiteName]:
@@ -76,6 +78,7 @@ class Collector:
     ledgers: Ledgers
     receipts: Receipts
     view: View
+    late: list[str] = field(default_factory=list)  # questions whose deadline is over, and that may be answered yet
 
     def collect(self, ask: Ask, roster: Roster) -> Answers:
         """Send, wait, admit, fold in; ask again those that gave nothing. Without quorum: RunFailed, nothing changed."""
@@ -108,14 +111,17 @@ class Collector:
     ) -> None:
         deadline = self.federation.deadline
         end = time.monotonic() + deadline
-        sent: dict[str, SiteName] = {}
+        forget(self.grid, self.late)
         asked: dict[SiteName, Asked] = {}
+        messages = []
         for site in waiting:
             plan = replace(ask.plan, known=self.ledgers.known(site))
             own = wire.pack_plan(plan, packed, self.lead.leader, to=site, until=time.time() + deadline)
-            message = Message(own, roster.nodes[site], MessageType.TRAIN, ttl=deadline, group_id=str(ask.plan.round))
-            (message_id,) = self.grid.push_messages([message])
-            sent[message_id], asked[site] = site, Asked(question=wire.question(own), bytes=wire.size(own))
+            asked[site] = Asked(question=wire.question(own), bytes=sealed.size(own))
+            messages.append(
+                Message(own, roster.nodes[site], MessageType.TRAIN, ttl=deadline, group_id=str(ask.plan.round))
+            )
+        sent = dict(zip(push(self.grid, messages), waiting, strict=True))  # the weights once for all
         while sent and time.monotonic() < end:
             arrived = 0
             for message_id, site in list(sent.items()):  # one id a pull: one update alive at a time
@@ -129,6 +135,8 @@ class Collector:
                     self.view.tell(SiteFinished(site=site, result=answers.sites[site]))
             if sent and not arrived:
                 time.sleep(POLL_SECONDS)
+        forget(self.grid, list(sent))
+        self.late.extend(sent)
         for site in sent.values():
             answers.sites[site] = SiteFacts(
                 status="timeout", reason=f"no answer in {deadline:.0f} s", bytes_down=asked[site].bytes
@@ -142,7 +150,11 @@ class Collector:
         down = asked.bytes
         if reply.has_error():
             return SiteFacts(status="error", reason=f"{reply.error.code}: {reply.error.reason}", bytes_down=down)
-        came = answers.came[site] = wire.receive(reply.content)
+        try:
+            came = answers.came[site] = sealed.receive(reply.content, onto=ask.shelf.file(site))
+        except Lost as lost:  # asked again
+            ask.shelf.drop(site)
+            return SiteFacts(status="error", reason=str(lost), bytes_down=down)
         try:
             if came.site != site:
                 raise UpdateRejected(f"{site}: its reply is signed in the name of {came.site or 'nobody'}")
@@ -150,13 +162,15 @@ class Collector:
             found = self._judge(reply, site, ask, answers, roster, down)
         except UpdateRejected as rejected:
             found = SiteFacts(status="rejected", reason=str(rejected), bytes_up=came.bytes, bytes_down=down)
+        if found.status != "ok":
+            ask.shelf.drop(site)
         self.receipts.keep(site, ask.plan, came, found)
         return found
 
     def _judge(
         self, reply: Message, site: SiteName, ask: Ask, answers: Answers, roster: Roster, down: int
     ) -> SiteFacts:
-        up = wire.size(reply.content)
+        up = sealed.size(reply.content)
         refusal = wire.refusal_in(reply.content)
         if refusal is not None:
             status: Status = "error" if isinstance(refusal, RunFailed) else "refused"

@@ -39,7 +39,7 @@ def out_of_sums(
     shelf: Shelf, phase: Phase, inventories: Mapping[SiteName, Inventory], limits: Limits
 ) -> dict[SiteName, str]:
     """The same for sums of sites that add no noise: what a site's people weigh, and how far its means lie off."""
-    sites = [site for site in shelf.sites if shelf.head(site).spent is None]
+    sites = [site for site in shelf.sites if shelf[site].spent is None]
     if len(sites) < LEAST:
         return {}
     found = _overweight(shelf, phase, sites, inventories, limits.weight)
@@ -71,12 +71,12 @@ def most_people(inventory: Inventory) -> int:
 
 
 def _alike(shelf: Shelf) -> list[list[SiteName]]:
-    kinds = [[site for site in shelf.sites if (shelf.head(site).spent is None) is open_] for open_ in (True, False)]
+    kinds = [[site for site in shelf.sites if (shelf[site].spent is None) is open_] for open_ in (True, False)]
     return [kind for kind in kinds if len(kind) >= LEAST]
 
 
 def _norm(shelf: Shelf, site: SiteName) -> float:
-    return math.sqrt(sum(_square(value) for value in shelf.whole(site).delta.values()))
+    return math.sqrt(sum(_square(value) for value in shelf[site].delta.values()))
 
 
 def _square(value: Tensor) -> float:
@@ -113,4 +113,4 @@ def _means(shelf: Shelf, name: str, count: str, axes: int, sites: list[SiteName]
 
 
 def _number(shelf: Shelf, site: SiteName, name: str) -> Tensor:
-    return to_numbers({name: shelf.tensor(site, name)})[name]
+    return to_numbers({name: shelf[site].delta[name]})[name]

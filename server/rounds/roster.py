@@ -8,14 +8,15 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from server.federation.lead import Lead
-from server.flower import bundle_refused, pull
+from server.flower import bundle_refused
 from server.journal.facts import Coverage, coverage
+from server.mail import Lost, pull
 from shared.base.errors import ConfigError, LacunaError, PlanRefused, PlanWaits, RunFailed, UpdateRejected
 from shared.base.randomness import seed_of
 from shared.base.records import Inventory
 from shared.base.vocabulary import Modality, SiteName
 from shared.methods import Method
-from shared.plan import wire
+from shared.plan import sealed, wire
 from shared.plan.config import Federation
 from shared.plan.settings import RunSettings
 
@@ -168,7 +169,7 @@ class Handshake:
                 self._admit(node, reply, roster)
                 self.settled.add(node)
                 return
-        except PlanWaits as error:
+        except (PlanWaits, Lost) as error:
             why = str(error)
         except LacunaError as error:
             roster.refusals[f"node {node}"] = str(error)
@@ -180,7 +181,7 @@ class Handshake:
             self.say(f"node {node}: {why}")
 
     def _admit(self, node: int, reply: Message, roster: Roster) -> None:
-        came = wire.receive(reply.content)
+        came = sealed.receive(reply.content)
         came.check(self.questions[node], self.lead.sites)
         refusal = wire.refusal_in(reply.content)
         if refusal is not None:

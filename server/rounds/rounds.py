@@ -27,12 +27,13 @@ from server.rounds.aggregation import Mean
 from server.rounds.collect import Answers, Ask, Collector, room
 from server.rounds.company import out_of_norm, out_of_sums
 from server.rounds.ledgers import Ledgers
-from server.rounds.place import Place, restore
+from server.rounds.place import Place, begin, restore
 from server.rounds.release import release
 from server.rounds.roster import Handshake, Roster, check_coverage
 from server.rounds.spool import Shelf
-from server.rounds.step import build_strategy, check_collapse, mean_of, step, watch
+from server.rounds.step import build_strategy, check_collapse, mean_of, start, step, watch
 from server.rounds.validation import Validator
+from shared.base.disk.tensors import Tensors, load
 from shared.base.errors import ConfigError
 from shared.base.owners import frozen
 from shared.base.records import Owners, Phase, RoundPlan, Update
@@ -40,7 +41,6 @@ from shared.base.vocabulary import SiteName
 from shared.plan import lora
 from shared.plan.config import Config
 from shared.plan.sums import Company, to_numbers
-from shared.plan.training import PhaseTraining
 from shared.trust.privacy import Spending
 
 
@@ -106,7 +106,7 @@ class Rounds:
             self.view.tell(PhaseStarted(phase=phase.name, of=of, first=place.round))
             owners = self.owners[phase.name]
             if place.round == 0:
-                self._begin(place, owners)
+                start(place, self.strategy, owners)
             while place.round < of:
                 if handshake.again(roster):
                     self._cover(roster)
@@ -129,10 +129,11 @@ class Rounds:
 
     def _place(self) -> Place:
         """Where the run stood when it was last saved, or its beginning."""
-        found = restore(self.folder / "checkpoints", schema=self.settings.schema, run=self.run_name)
-        first, self.initial = self.initial, {}  # not held beside the weights of later rounds
+        scratch = self.folder / "place"
+        found = restore(self.folder / "checkpoints", scratch, schema=self.settings.schema, run=self.run_name)
+        first, self.initial = self.initial, {}  # on the disk from here on
         if found is None:
-            return Place(phase=0, round=0, done=0, weights=first, ema=first, state={})
+            return begin(scratch, first)
         for done, one in enumerate(facts.read(self.folder / "rounds.jsonl")[: found.done]):
             for site in (site for site, result in one.sites.items() if result.status == "ok"):
                 self.joined.setdefault(site, done)
@@ -141,18 +142,14 @@ class Rounds:
 
     # --- one phase
 
-    def _begin(self, place: Place, owners: Owners) -> None:
-        trainable = {name: place.weights[name] for name in owners}
-        place.state = self.strategy.begin(trainable)
-        place.ema = {**place.ema, **trainable}  # values are never changed in place, so none is copied
-        place.seen, place.first_watch = {}, {}
-
     def _end(self, place: Place, index: int, owners: Owners) -> None:
         """Whatever no later phase trains keeps the value of its average from here on."""
         later = set().union(*(self.owners[phase.name] for phase in self.phases[index + 1 :]))
-        settled = {name: place.ema[name] for name in owners if name not in later}
-        place.weights = {**place.weights, **settled}
-        place.phase, place.round, place.state = index + 1, 0, {}
+        settled = [name for name in owners if name not in later]
+        ema = place.ema.entries
+        place.weights = Tensors({**place.weights.entries, **{name: ema[name] for name in settled}})
+        place.equal(settled)
+        place.phase, place.round, place.state = index + 1, 0, Tensors({})
         self._save(place)
 
     def _rounds_in(self, phase: Phase) -> int:
@@ -163,9 +160,10 @@ class Rounds:
     def _train_round(self, place: Place, phase: Phase, owners: Owners, roster: Roster, of: int) -> None:
         started = time.monotonic()
         options = self.config.training[phase.name]
-        answers, mean = self._updates(place, phase, owners, roster, options)
+        shelf = Shelf(self.folder / "spool")
+        answers, mean = self._updates(place, phase, owners, roster, shelf)
         step(place, self.strategy, owners, mean, options)
-        mean = dataclasses.replace(mean, delta={})  # a model's size of memory, not needed any more
+        shelf.clear()
         watched = watch(place, phase, answers)
         last = place.round + 1 == of and phase == self.phases[-1]
         validation = self._validate(place, force=last) if phase == self.phases[-1] else None
@@ -173,12 +171,12 @@ class Rounds:
         check_collapse(place, phase, watched)
 
     def _updates(
-        self, place: Place, phase: Phase, owners: Owners, roster: Roster, options: PhaseTraining
+        self, place: Place, phase: Phase, owners: Owners, roster: Roster, shelf: Shelf
     ) -> tuple[Answers, Mean]:
-        """Ask the drawn sites for a round's updates; admit each as it arrives, hold all against each other, fold in."""
+        """Ask the drawn sites for a round's updates; admit each as it arrives, and hold all against each other."""
         federation = self.config.federation
         drawn = roster.drawn(phase.name, place.round, seed=self.config.seed, federation=federation)
-        samples, shelf = options.samples, Shelf(self.folder / "spool")
+        samples = self.config.training[phase.name].samples
         plan, around = self._plan(place, phase), frozen(place.weights, owners)
 
         def take(update: Update) -> None:
@@ -190,12 +188,12 @@ class Rounds:
         def settle() -> dict[SiteName, str]:  # a robust strategy outvotes the odd one, and needs its number
             return shelf.set_aside({} if self.strategy.needs_all else out_of_norm(shelf, federation.limits))
 
-        bytes_ = room(sum(plan.weights[name].numel() for name in owners), len(owners), 4)
-        ask = Ask(plan=plan, sites=tuple(drawn), most=bytes_, take=take, settle=settle)
+        values = sum(math.prod(place.weights.entries[name].shape) for name in owners)
+        most = room(values, len(owners), 4)
+        ask = Ask(plan=plan, sites=tuple(drawn), most=most, shelf=shelf, take=take, settle=settle)
         answers = self.collector.collect(ask, roster)
-        most = samples * len(drawn)
-        mean = mean_of(shelf, self.strategy, owners, place.weights, federation=federation, most=most)
-        shelf.clear()
+        every = samples * len(drawn)
+        mean = mean_of(shelf, self.strategy, owners, place.weights, federation=federation, most=every)
         few = sorted(owner for owner, n in mean.holders.items() if n and owner not in mean.trained)
         if place.round == 0 and few:
             self.view.note(f"{phase.name}: keep their values, since too few sites train them: {', '.join(few)}")
@@ -208,7 +206,7 @@ class Rounds:
         totals: dict[str, Tensor] = {}
         company, shelf = Company(phase), Shelf(self.folder / "spool")
         net = self.settings.build_net(self.method)
-        net.load_state_dict(dict(place.weights))
+        load(net, place.weights)
         shapes = sums_shapes(self.method, net, phase.name, self.settings.grid)
         sites = tuple(roster.willing(phase.name))
         hidden = roster.held_by_fewer(least, sites, self.method.modalities)
@@ -224,10 +222,12 @@ class Rounds:
             return shelf.set_aside(out_of_sums(shelf, phase, roster.inventories, limits))
 
         most = room(sum(math.prod(shape) for shape in shapes.values()), len(shapes), 8)
-        answers = self.collector.collect(Ask(plan=plan, sites=sites, most=most, take=take, settle=settle), roster)
+        ask = Ask(plan=plan, sites=sites, most=most, shelf=shelf, take=take, settle=settle)
+        answers = self.collector.collect(ask, roster)
         for update in shelf.emptied():
-            company.meet(to_numbers(update.delta))
-            for name, value in update.delta.items():
+            sums = dict(update.delta)
+            company.meet(to_numbers(sums))
+            for name, value in sums.items():
                 totals[name] = totals[name] + value if name in totals else value
         shelf.clear()
         kept, left_out = company.keep(totals, least)
@@ -235,8 +235,9 @@ class Rounds:
             few = f"{', '.join(hidden) or 'no modality'}, and {left_out} cells besides"
             self.view.note(f"{phase.name}: left out, since fewer than {least} sites hold it: {few}")
         self.method.settle(net, phase.name, to_numbers(kept))
-        settled = {n: v for n, v in state_of(net).items() if not torch.equal(v, place.weights[n])}
-        place.weights, place.ema = {**place.weights, **settled}, {**place.ema, **settled}
+        settled = {n: v.clone() for n, v in state_of(net).items() if not torch.equal(v, place.weights[n])}
+        place.weights = Tensors({**place.weights.entries, **settled})
+        place.equal(settled)
         self._finish_round(place, phase, answers, started, of=of)
 
     def _asks(self, update: Update, phase: Phase) -> Spending:
@@ -319,7 +320,7 @@ class Rounds:
             "data": prior.trained_on(self.config),
         }
         net = self.method.build(self.config.seed)
-        net.load_state_dict(dict(lora.merged(place.ema)))
+        load(net, lora.merged(place.ema))
         net.forget()
         return release(self.folder / "final", self.config, state_of(net), provenance)
 

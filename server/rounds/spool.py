@@ -1,21 +1,18 @@
-"""A round's answers on disk until all are in, so that each can be held against the others; then read back one by one.
+"""A round's answers on disk until all are in, so that each can be held against the others; then read tensor by tensor.
 
-Memory is one update, or one tensor of each site, at a time.
+Memory is one tensor, or one tensor of each site, at a time.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from server.rounds.aggregation import Fold, Mean, holding
-from shared.base.checkpoint import save_tensors
-from shared.base.files import make_folder
+from shared.base.disk.tensors import WorkedOut, forms
+from shared.base.files import make_folder, remove
 from shared.base.owners import held_index, parts
 from shared.base.records import Cut, Owners, Update
 from shared.base.vocabulary import Owner, SiteName, Weights
@@ -25,37 +22,32 @@ if TYPE_CHECKING:
 
 
 class Shelf:
-    """One round's updates in a folder."""
+    """One round's updates, whose tensors lie in a folder: a file each, of the bytes as they came."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._heads: dict[SiteName, Update] = {}  # without their tensors
+        self._updates: dict[SiteName, Update] = {}
         make_folder(folder, durable=False)
         for stale in folder.iterdir():  # of a round that was killed
             stale.unlink()
 
     @property
     def sites(self) -> list[SiteName]:
-        return sorted(self._heads)
+        return sorted(self._updates)
+
+    def __getitem__(self, site: SiteName) -> Update:
+        return self._updates[site]
+
+    def file(self, site: SiteName) -> Path:
+        """Where its tensors go as they come, before anything is known of them."""
+        return self._folder / f"{site}.tensors"
 
     def add(self, update: Update) -> None:
-        save_tensors(self._file(update.site), update.delta, durable=False)  # a killed round begins anew
-        self._heads[update.site] = replace(update, delta={})
-
-    def head(self, site: SiteName) -> Update:
-        return self._heads[site]
-
-    def whole(self, site: SiteName) -> Update:
-        return replace(self._heads[site], delta=load_file(self._file(site)))
-
-    def tensor(self, site: SiteName, name: str) -> Tensor:
-        with safe_open(self._file(site), framework="pt") as file:
-            found: Tensor = file.get_tensor(name)
-        return found
+        self._updates[update.site] = update
 
     def drop(self, site: SiteName) -> None:
-        self._file(site).unlink()
-        del self._heads[site]
+        self.file(site).unlink(missing_ok=True)
+        self._updates.pop(site, None)
 
     def set_aside(self, out: dict[SiteName, str]) -> dict[SiteName, str]:
         """Drop these sites' updates; gives them and why, as they came."""
@@ -64,18 +56,14 @@ class Shelf:
         return out
 
     def clear(self) -> None:
-        for site in self.sites:
-            self.drop(site)
-        self._folder.rmdir()
+        self._updates.clear()
+        remove(self._folder)
 
     def emptied(self) -> Iterator[Update]:
         """Each once, by name; it is off the disk when the next comes."""
         for site in self.sites:
-            yield self.whole(site)
+            yield self[site]
             self.drop(site)
-
-    def _file(self, site: SiteName) -> Path:
-        return self._folder / f"{site}.safetensors"
 
 
 def robust_mean(
@@ -86,7 +74,7 @@ def robust_mean(
     A part with fewer holders than the strategy can outvote one of is not trained.
     """
     sites = shelf.sites
-    counted = {site: {owner: shelf.head(site).counts[owner] for owner in holding(shelf.head(site))} for site in sites}
+    counted = {site: {owner: shelf[site].counts[owner] for owner in holding(shelf[site])} for site in sites}
     least = max(min_holders, strategy.needs)
     counts: dict[Owner, int] = {}
     holders: dict[Owner, int] = {}
@@ -97,25 +85,28 @@ def robust_mean(
     chosen = [sites[i] for i in strategy.choose(_distances(shelf, owners, counted))] if sites else []
     speaking = {owner for site in chosen for owner in counted[site]}
     trained = frozenset(owner for owner, n in holders.items() if n >= least and owner in speaking)
-    delta: dict[str, Tensor] = {}
-    for name, owner in owners.items():
-        delta[name] = torch.zeros_like(weights[name])
+
+    def centre(name: str) -> Tensor:
+        owner, form = owners[name], forms(weights)[name]
+        delta = torch.zeros(form.shape, dtype=form.dtype)
         for part, dim, index in parts(owner):
             held = [site for site in chosen if part in counted[site]]
             if part not in trained or not held:
                 continue
-            stack = torch.stack([_part(shelf.tensor(site, name), owner, part, counted[site]) for site in held])
+            stack = torch.stack([_part(shelf[site].delta[name], owner, part, counted[site]) for site in held])
             value = strategy.centre(stack, torch.tensor([counted[site][part] for site in held]))
             if index is None or dim is None:
-                delta[name] = value
+                delta = value
             else:
-                delta[name].index_copy_(dim, index, value)
-    return Mean(delta=delta, trained=trained, holders=holders, counts=counts)
+                delta.index_copy_(dim, index, value)
+        return delta
+
+    return Mean(delta=WorkedOut(owners, centre), trained=trained, holders=holders, counts=counts)
 
 
 def folded(shelf: Shelf, fold: Fold, *, min_holders: int) -> Mean:
-    for update in shelf.emptied():
-        fold.add(update)
+    for site in shelf.sites:
+        fold.add(shelf[site])
     return fold.mean(min_holders=min_holders)
 
 
@@ -130,7 +121,7 @@ def _distances(shelf: Shelf, owners: Owners, counted: dict[SiteName, dict[Owner,
             if not held:
                 continue
             flat = torch.stack(
-                [_part(shelf.tensor(sites[i], name), owner, part, counted[sites[i]]).double().flatten() for i in held]
+                [_part(shelf[sites[i]].delta[name], owner, part, counted[sites[i]]).double().flatten() for i in held]
             )
             square = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()
             at = torch.tensor(held)

@@ -3,15 +3,20 @@
 Pure but for `Place`, which each of these moves on.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from statistics import median
+
+import torch
+from torch import Tensor
 
 from server.rounds import ema
 from server.rounds.aggregation import Fold, Mean, keep_untrained, scale_bits
 from server.rounds.collect import Answers
-from server.rounds.place import Place
+from server.rounds.place import AVERAGED, STATE, WEIGHTS, Place
 from server.rounds.spool import Shelf, folded, robust_mean
 from server.rounds.strategies import STRATEGIES, RobustStrategy, Strategy
+from shared.base.disk.tensors import Tensors
 from shared.base.errors import ConfigError, RunFailed
 from shared.base.options import build
 from shared.base.records import Owners, Phase
@@ -50,17 +55,50 @@ def mean_of(
     return folded(shelf, fold, min_holders=federation.min_holders)
 
 
+def start(place: Place, strategy: Strategy, owners: Owners) -> None:
+    """The strategy's first state, which a phase begins with; its average begins at the weights."""
+    kinds = _kinds(strategy)
+    every = {f"{kind}/{name}": place.weights.entries[name] for name in owners for kind in kinds}
+
+    def each() -> Iterator[tuple[str, Tensor]]:
+        for name in owners:
+            yield from strategy.begin({name: place.weights[name]}).items()
+
+    place.state = place.written("begun", every, each()) if every else Tensors({})
+    place.equal(owners)
+    place.seen, place.first_watch = {}, {}
+
+
 def step(place: Place, strategy: Strategy, owners: Owners, mean: Mean, options: PhaseTraining) -> None:
-    """New weights, new state of the strategy, new average; what nobody trained stays."""
-    old = {name: place.weights[name] for name in owners}
-    stepped, state = strategy.step(old, mean.delta, place.state)
-    kept = keep_untrained(old, stepped, owners, mean.trained)
-    place.weights = {**place.weights, **kept}
-    by_kind = {key: owners[key.split("/", 1)[1]] for key in state}
-    place.state = keep_untrained(place.state, state, by_kind, mean.trained)
-    place.ema, place.seen = ema.follow(
-        place.ema, place.weights, owners, mean.trained, place.seen, decay=options.ema, steps=options.steps
-    )
+    """New weights, new state of the strategy, new average, a tensor at a time; what nobody trained stays."""
+    kinds, ema_before, trained = _kinds(strategy), place.ema, mean.trained
+    follow = functools.partial(ema.follow, decay=options.ema, steps=options.steps)
+    groups = [WEIGHTS, *(f"{STATE}/{kind}" for kind in kinds), *([AVERAGED] if options.ema else [])]
+    every = {f"{group}/{name}": place.weights.entries[name] for name in owners for group in groups}
+
+    def each() -> Iterator[tuple[str, Tensor]]:
+        for name, owner in owners.items():
+            old = {name: place.weights[name]}
+            state = {key: place.state[key] for key in (f"{kind}/{name}" for kind in kinds)}
+            stepped, after = strategy.step(old, {name: mean.delta[name]}, state)
+            new = keep_untrained(old, stepped, {name: owner}, trained)
+            yield f"{WEIGHTS}/{name}", new[name]
+            kept = keep_untrained(state, after, dict.fromkeys(after, owner), trained)
+            for kind in kinds:
+                yield f"{STATE}/{kind}/{name}", kept[f"{kind}/{name}"]
+            if options.ema:
+                averaged, _ = follow({name: ema_before[name]}, new, {name: owner}, trained, place.seen)
+                yield f"{AVERAGED}/{name}", averaged[name]
+
+    place.change(place.written("stepped", every, each()))
+    if not options.ema:
+        place.equal(owners)
+    _, place.seen = follow({}, {}, {}, trained, place.seen)
+
+
+def _kinds(strategy: Strategy) -> list[str]:
+    """Of a strategy's state: one tensor of each for every one of the weights."""
+    return [key.split("/", 1)[0] for key in strategy.begin({"one": torch.zeros(1)})]
 
 
 def watch(place: Place, phase: Phase, answers: Answers) -> dict[str, float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from shared.base.disk.tensors import load
 from shared.base.files import writing
 from shared.base.records import Batch
 from shared.base.vocabulary import Modality, Weights
@@ -62,7 +63,7 @@ class Validator:
 
     def validate(self, weights: Weights, step: int) -> dict[str, float | None]:
         """`psnr/<target>` in the brain, each target from all the others; writes mosaics/<step>.png."""
-        self._net.load_state_dict(dict(weights))
+        load(self._net, weights)
         self._net.eval()
         with threads(ALL_THREADS):
             filled = {m: self._fill(self._method.modalities.index(m)) for m in self._method.targets}

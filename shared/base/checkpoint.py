@@ -8,12 +8,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from shared.base.disk.tensors import Tensors, lying_in, write
 from shared.base.errors import DataError
-from shared.base.files import hash_file, new_folder, remove, sweep, write_text, writing_at
+from shared.base.files import hash_file, new_folder, remove, sweep, write_text, writing
 
 TENSORS, RECORD = "tensors.safetensors", "record.json"
 
@@ -27,16 +26,17 @@ def save(folder: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any])
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, durable: bool = True) -> None:
-    """A safetensors file, as `shared/base/files.py` writes files."""
-    with writing_at(path, durable=durable) as name:
+    """A safetensors file, as `shared/base/files.py` writes files, of tensors that are read one at a time."""
+    with writing(path, durable=durable) as file:
         try:
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, name)
-        except SafetensorError as error:
+            write(file, tensors)
+            file.flush()
+        except OSError as error:
             raise OSError(f"{path}: {error}") from None
 
 
-def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and record, or DataError naming what is wrong with the folder."""
+def load(folder: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors, which stay on the disk, and record; or DataError naming what is wrong with the folder."""
     try:
         record = json.loads((folder / RECORD).read_text())
         digest = hash_file(folder / TENSORS)
@@ -44,7 +44,7 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DataError(f"checkpoint {folder}: {error}") from None
     if record.get("sha256") != digest:
         raise DataError(f"checkpoint {folder}: {TENSORS} has sha256 {digest[:12]}, its record says otherwise")
-    return load_file(folder / TENSORS), record
+    return lying_in(folder / TENSORS), record
 
 
 def save_step(
@@ -55,14 +55,17 @@ def save_step(
     *,
     keep: int = 2,
     before: Collection[int] = (),
-) -> None:
-    """Checkpoint number `step` under `root`; of the others the newest stay, and the last until each of `before`."""
-    save(root / f"{step:06d}", tensors, record)
+) -> Tensors:
+    """Checkpoint number `step` under `root`, and its tensors as they lie there; of the others the newest stay, and the
+    last until each of `before`."""
+    folder = root / f"{step:06d}"
+    save(folder, tensors, record)
     sweep(root)
     kept = {*_steps(root)[-keep:], *(last_until(root, most) for most in before)}
     for old in _steps(root):
         if old not in kept:
             remove(old)
+    return lying_in(folder / TENSORS)
 
 
 def last_until(root: Path, step: int) -> Path | None:
@@ -70,7 +73,7 @@ def last_until(root: Path, step: int) -> Path | None:
     return max((folder for folder in _steps(root) if int(folder.name) <= step), default=None)
 
 
-def load_latest(root: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_latest(root: Path) -> tuple[Tensors, dict[str, Any]] | None:
     """The newest checkpoint that verifies; None where there is none at all."""
     steps = _steps(root)
     for folder in reversed(steps):

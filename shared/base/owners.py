@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from shared.base.disk.tensors import bytes_of
 from shared.base.records import Cut, Owners
 from shared.base.vocabulary import LOCAL, Owner, Weights
 
@@ -56,16 +57,20 @@ def parts(owner: Owner | Cut) -> Iterable[tuple[Owner, int | None, Tensor | None
 
 def frozen(weights: Weights, owners: Owners) -> str:
     """One hash of the weights that a phase does not train: what is trained around others can't be averaged with it."""
-    return digest({name: value for name, value in weights.items() if name not in owners})
+    return _digest(weights, (name for name in weights if name not in owners))
 
 
 def digest(weights: Weights) -> str:
     """One hash of all weights, by name: equal digests are equal bits."""
+    return _digest(weights, weights)
+
+
+def _digest(weights: Weights, names: Iterable[str]) -> str:
     state = hashlib.sha256()
-    for name in sorted(weights):
+    for name in sorted(names):
         value = weights[name].detach().cpu().contiguous()
         state.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        state.update(value.flatten().view(torch.uint8).numpy().tobytes())
+        state.update(bytes_of(value))
     return state.hexdigest()
 
 

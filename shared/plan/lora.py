@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from shared.base.disk.tensors import WorkedOut
 from shared.base.randomness import generator
 from shared.base.records import Cut, Owners
 from shared.base.vocabulary import SHARED, Owner
@@ -64,16 +65,18 @@ def plain_name(name: str) -> str:
     return name.replace(_ORIGINAL, ".weight")
 
 
-def merged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the same network without additions, which are in them now."""
-    plain: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        if name.endswith(_ORIGINAL):
-            base = name.removesuffix(_ORIGINAL)
-            plain[f"{base}.weight"] = value + (weights[base + _UP] @ weights[base + _DOWN]).view_as(value)
-        elif not name.endswith((_UP, _DOWN)):
-            plain[name] = value
-    return plain
+def merged(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights of the same network without additions, which are in them when they are asked for."""
+    named = {plain_name(name): name for name in weights if not name.endswith((_UP, _DOWN))}
+
+    def plain(name: str) -> Tensor:
+        value = weights[named[name]]
+        if not named[name].endswith(_ORIGINAL):
+            return value
+        base = named[name].removesuffix(_ORIGINAL)
+        return value + (weights[base + _UP] @ weights[base + _DOWN]).view_as(value)
+
+    return WorkedOut(named, plain)
 
 
 def split(plain: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:

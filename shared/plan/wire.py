@@ -10,14 +10,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
-from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from torch import Tensor
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 
-from shared.base.chain import Link
 from shared.base.errors import (
     BudgetSpent,
     ConfigError,
@@ -32,8 +28,8 @@ from shared.base.names import SITE_NAME as SITE_NAME
 from shared.base.options import build, plain
 from shared.base.records import PRIVATE, RELEASED, Inventory, RoundPlan, Spent, Update
 from shared.base.vocabulary import SiteName, Weights
-from shared.plan.tensors import ALL, pack, unpack
-from shared.trust.warrant import Leader, Question, Reader, is_answer, sign_answer
+from shared.plan.tensors import ALL, pack, pieces, record_of, unpack
+from shared.trust.warrant import Leader, Question, Reader
 
 _REFUSALS: Mapping[str, type[LacunaError]] = {
     error.__name__: error for error in (PlanRefused, PlanWaits, BudgetSpent, DataError, RunFailed)
@@ -53,7 +49,6 @@ _MALFORMED = (
     OverflowError,
     RuntimeError,
 )
-LINK = re.compile(r"[0-9a-f]{64}")
 MOST_TEXT = 200  # characters of a name or a hash
 PREPARATION = re.compile(r"|[0-9a-f]{64}")  # a digest, or nothing: a site has no other words here
 
@@ -65,7 +60,7 @@ PREPARATION = re.compile(r"|[0-9a-f]{64}")  # a digest, or nothing: a site has n
 class Packed:
     """A round's weights as they travel, the same for all sites."""
 
-    record: ArrayRecord
+    array: Array
     sha256: str
 
 
@@ -79,15 +74,15 @@ class Query:
 
 
 def pack_weights(weights: Weights) -> Packed:
-    record = pack(weights)
-    return Packed(record=record, sha256=hashlib.sha256(record[ALL].data).hexdigest())
+    array = pack(weights)[ALL]
+    return Packed(array=array, sha256=_sha256(array))
 
 
 def pack_plan(plan: RoundPlan, packed: Packed, leader: Leader, *, to: SiteName, until: float) -> RecordDict:
     """Write a plan for one site, good until then; of its tensors, which are not copied, the hash is signed."""
     head = {key: getattr(plan, key) for key in ("run", "phase", "round", "config", "schema", "hidden", "known")}
     question = Question.make(leader, {**head, "what": "plan", "to": to, "until": until, "weights": packed.sha256})
-    return RecordDict({"plan": _pack_question(question), "weights": packed.record})
+    return RecordDict({"plan": _pack_question(question), "weights": record_of(packed.array)})
 
 
 def pack_query(query: Query, leader: Leader, *, until: float) -> RecordDict:
@@ -98,14 +93,17 @@ def pack_query(query: Query, leader: Leader, *, until: float) -> RecordDict:
 
 
 def unpack_plan(content: RecordDict, reader: Reader) -> RoundPlan:
-    """Read a plan; PlanRefused, before a tensor is unpacked, for one that the federation did not sign for this site."""
+    """Read a plan, emptying its message; PlanRefused, before a tensor is unpacked, for one that the federation did not
+    sign for this site."""
     try:
         record = _question(content, "plan").read(reader)
-        array = content.array_records["weights"][ALL]
         if record["what"] != "plan" or set(content) != {"plan", "weights"}:
             raise ValueError("it must be a plan and its weights")
-        if hashlib.sha256(array.data).hexdigest() != record["weights"]:
+        tensors = content.array_records["weights"]
+        if _sha256(tensors[ALL]) != record["weights"]:
             raise reader.refused("was signed with other weights")
+        weights = unpack(tensors)
+        del tensors[ALL]  # whoever has the weights holds its bytes, and nobody else
         known = record["known"]
         return RoundPlan(
             run=record["run"],
@@ -113,7 +111,7 @@ def unpack_plan(content: RecordDict, reader: Reader) -> RoundPlan:
             round=whole(record["round"]),
             config=record["config"],
             schema=check_text(record["schema"]),
-            weights=unpack(content.array_records["weights"], free=False),
+            weights=weights,
             hidden=tuple(check_text(modality) for modality in record["hidden"]),
             known=None if known is None else (whole(known[0]), check_text(known[1])),
             sha256=record["weights"],
@@ -191,7 +189,8 @@ def pack_update(update: Update) -> RecordDict:
 
 
 def unpack_update(message: Message, sender: str) -> Update:
-    """Read the update of a reply, emptying the reply; a malformed one is UpdateRejected by its sender's name."""
+    """Read the update of a reply, its tensors when they are asked for; a malformed one is UpdateRejected by its
+    sender's name."""
     try:
         head = message.content.config_records["update"]
         counts = json.loads(str(head["counts"]))
@@ -208,7 +207,7 @@ def unpack_update(message: Message, sender: str) -> Update:
             phase=str(head["phase"]),
             round=int(head["round"]),  # type: ignore[arg-type]
             schema=str(head["schema"]),
-            delta=unpack(message.content.array_records["delta"], free=True),
+            delta=unpack(message.content.array_records["delta"]),
             counts=counts,
             metrics={k: float(v) for k, v in metrics.items()},
             frozen=str(head["frozen"]),
@@ -288,100 +287,8 @@ def refusal_in(content: RecordDict) -> LacunaError | None:
     return _REFUSALS.get(str(head.get("kind")), RunFailed)(said)
 
 
-def size(content: RecordDict) -> int:
-    """Bytes of payload in a message."""
-    arrays = sum(len(a.data) for record in content.array_records.values() for a in record.values())
-    texts = sum(len(str(v)) for record in content.config_records.values() for v in record.values())
-    return arrays + texts
-
-
-# --- what is written down of a reply, at both ends
-
-
-def seal(content: RecordDict, before: Link) -> dict[str, Any]:
-    """Ties a reply to the site's ledger, and describes it: who keeps the link knows how all before it stood there."""
-    content["ledger"] = ConfigRecord({"before": before})
-    return describe(content)
-
-
-def sign(content: RecordDict, sha256: str, key: ec.EllipticCurvePrivateKey, site: SiteName, question: str) -> None:
-    """The last thing that is done to a reply, whose digest is `sha256`."""
-    content["signed"] = ConfigRecord({"site": site, "signature": sign_answer(key, site, question, sha256)})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Received:
-    """A reply as it came: for a receipt, and to be taken before an update is read, which empties it."""
-
-    site: SiteName  # in whose name it was signed; not yet believed
-    signature: bytes
-    sha256: str
-    bytes: int
-    link: Link | None
-
-    def check(self, question: str, keys: Mapping[SiteName, ec.EllipticCurvePublicKey]) -> None:
-        """UpdateRejected unless that site signed it, as its answer to this question."""
-        if self.site not in keys:
-            said = self.site or "nobody"
-            raise UpdateRejected(
-                f"{said}: is not among the sites whose keys this run has, {', '.join(sorted(keys))}; who was admitted "
-                "since is, once the run is stopped and resumed"
-            )
-        if not is_answer(keys[self.site], self.signature, self.site, question, self.sha256):
-            raise UpdateRejected(
-                f"{self.site}: its key did not sign this reply to this question: a changed one, or another's"
-            )
-
-
-def receive(content: RecordDict) -> Received:
-    """Takes the signature off a reply; nothing else of it is read, and nothing unpacked."""
-    signed = content.config_records["signed"] if "signed" in content.config_records else ConfigRecord()
-    content.pop("signed", None)
-    site, signature = signed.get("site"), signed.get("signature")
-    link = str(content.config_records.get("ledger", ConfigRecord()).get("before"))
-    return Received(
-        site=site if isinstance(site, str) and SITE_NAME.fullmatch(site) else "",
-        signature=signature if isinstance(signature, bytes) else b"",
-        sha256=digest(content),
-        bytes=size(content),
-        link=link if LINK.fullmatch(link) else None,
-    )
-
-
-def fields(content: RecordDict) -> dict[str, Any]:
-    """All that is no tensor."""
-    return {f"{key}.{k}": v for key, record in content.config_records.items() for k, v in record.items()}
-
-
-def digest(content: RecordDict) -> str:
-    """One hash of a reply, the same at both ends: of every field, and of every tensor's name, form and bytes."""
-    whole = hashlib.sha256(json.dumps(fields(content), sort_keys=True, default=repr).encode())
-    for key in sorted(content.array_records):
-        record = content.array_records[key]
-        for name in sorted(record.keys()):
-            array = record[name]
-            form = [key, name, array.dtype, list(array.shape), array.stype, len(array.data)]
-            whole.update(json.dumps(form).encode() + b"\0")
-            whole.update(array.data)
-    return whole.hexdigest()
-
-
-def describe(content: RecordDict) -> dict[str, Any]:
-    """A release as the site's ledger keeps it: every field in full, the tensors by name, form and L2 norm."""
-    tensors = {n: t for record in content.array_records.values() for n, t in unpack(record, free=False).items()}
-    norms = {name: _norm(tensor) for name, tensor in tensors.items()}
-    finite = [norm for norm in norms.values() if norm is not None]
-    return {
-        "fields": fields(content),
-        "tensors": [[n, str(t.dtype).removeprefix("torch."), list(t.shape), norms[n]] for n, t in tensors.items()],
-        "norm": math.hypot(*finite) if len(finite) == len(norms) else None,
-        "bytes": size(content),
-        "sha256": digest(content),
-    }
-
-
-def _norm(tensor: Tensor) -> float | None:
-    """None where it is no finite number."""
-    flat = tensor.numpy().reshape(-1)
-    norm = math.sqrt(float(np.einsum("i,i->", flat, flat, dtype=np.float64, casting="unsafe")))
-    return norm if math.isfinite(norm) else None
+def _sha256(array: Array) -> str:
+    found = hashlib.sha256()
+    for piece in pieces(array):
+        found.update(piece)
+    return found.hexdigest()

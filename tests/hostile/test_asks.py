@@ -87,7 +87,7 @@ def asked(run: Config, weights: dict[str, Tensor] | None = None, **changes: Any)
 
 def left(update: Update) -> dict[str, Tensor]:
     """The update's tensors, out of the bytes that leave."""
-    return tensors.unpack(wire.pack_update(update).array_records["delta"], free=False)
+    return dict(tensors.unpack(wire.pack_update(update).array_records["delta"]))
 
 
 # --- one slice's gradient -------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from shared.base.errors import PlanRefused, UpdateRejected
 from shared.base.files import sha256
 from shared.base.records import Inventory
 from shared.plan import wire
+from shared.plan.tensors import record_of
 from shared.trust.warrant import Leader, Question, Reader, Warrant, issue
 
 pytestmark = [pytest.mark.usefixtures("probe"), pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -58,7 +59,7 @@ def test_a_plan_whose_word_on_a_budget_is_no_pair_is_malformed(known: object) ->
     head = {"run": "r", "phase": "fit", "round": 0, "config": "{}", "schema": "s", "hidden": [], "known": known}
     head |= {"what": "plan", "to": "north", "until": now + 60, "weights": packed.sha256}
     asked = Question.make(Leader(warrant=issue(warrant, signing), key=key), head)
-    content = RecordDict({"plan": wire._pack_question(asked), "weights": packed.record})
+    content = RecordDict({"plan": wire._pack_question(asked), "weights": record_of(packed.array)})
     with pytest.raises(PlanRefused, match="north: the message is malformed: "):
         wire.unpack_plan(content, Reader(site="north", trusted=signing.public_key(), now=now))
 

@@ -84,7 +84,7 @@ def triggered(path: Path, but: str = "") -> None:
 def changed(change: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], phase: str) -> Attack:
     def attack(content: RecordDict, of: str) -> None:
         if of == phase:
-            found = tensors.unpack(content.array_records["delta"], free=False)
+            found = dict(tensors.unpack(content.array_records["delta"]))
             content["delta"] = tensors.pack(change(found))
 
     return attack
@@ -247,7 +247,7 @@ def test_counts_of_a_modality_that_nobody_there_has_are_refused(world: Path, tmp
         if site == "east" and about(reply) == ("fit", 0):
             record = reply.content.config_records["update"]
             record["counts"] = json.dumps({**json.loads(str(record["counts"])), "to:T2": 16})
-            sent = tensors.unpack(reply.content.array_records["delta"], free=False)
+            sent = dict(tensors.unpack(reply.content.array_records["delta"]))
             sent |= {name: torch.ones(3, *sent[name].shape[1:]) for name in ("head.weight", "head.bias")}
             reply.content["delta"] = tensors.pack(sent)
         return reply

@@ -113,7 +113,7 @@ def recorded(folder: Path, wanted: Config, *, whole: bool = False) -> dict[tuple
 
 
 def numbers(content: RecordDict) -> dict[str, torch.Tensor]:
-    return {k: v.double() for k, v in tensors.unpack(content.array_records["delta"], free=False).items()}
+    return {k: v.double() for k, v in dict(tensors.unpack(content.array_records["delta"])).items()}
 
 
 def rare_image(world: Path, wanted: Config) -> np.ndarray:
@@ -199,7 +199,7 @@ def test_a_hostile_site_does_not_make_two_of_one(rare: Path, tmp_path: Path) -> 
 
     def more(site: str, reply: Message) -> Message | None:
         if site == "east" and about(reply) == ("level", 0):
-            sums = tensors.unpack(reply.content.array_records["delta"], free=False)
+            sums = dict(tensors.unpack(reply.content.array_records["delta"]))
             sums["total_M"][1], sums["pixels_M"][1] = 2**20 * 900, 2**20 * 1000  # T2, which east does not have
             reply.content["delta"] = tensors.pack(sums)
         return reply

@@ -57,7 +57,7 @@ def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Attack:
     """Other tensors, packed as ours are."""
 
     def attack(content: RecordDict, stash: Stash) -> None:
-        tensors = tensors_of(content.array_records["delta"], free=False)
+        tensors = dict(tensors_of(content.array_records["delta"]))
         change(tensors)
         content["delta"] = packed(tensors)
 

@@ -12,7 +12,7 @@ from client.privacy.private import shares_of
 from shared.base.records import Spent, Update
 from shared.base.vocabulary import SHARED, target
 from shared.data.cohort import Cohort
-from shared.plan import wire
+from shared.plan import sealed, wire
 
 
 def test_what_leaves_besides_the_noised_weights_does_not_depend_on_the_data(
@@ -48,7 +48,7 @@ def test_what_leaves_besides_the_noised_weights_does_not_depend_on_the_data(
             )
         )
         forms = {name: (tensor.dtype, tensor.shape) for name, tensor in trained.delta.items()}
-        told.append((wire.fields(reply), forms))
+        told.append((sealed.fields(reply), forms))
         seen.append((math.isnan(trained.loss), trained.watch["lost"]))
         sent.append(reply.array_records["delta"]["tensors"].data)
     assert told[0] == told[1] == told[2] == told[3]

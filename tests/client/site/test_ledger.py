@@ -28,7 +28,7 @@ from shared.base import chain
 from shared.base.chain import Chain
 from shared.base.errors import DataError, LacunaError
 from shared.base.records import Spent, Update
-from shared.plan import wire
+from shared.plan import sealed, wire
 
 
 def facts_of(number: int, **fields: Any) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def test_an_entry_has_every_tensors_form_and_norm_and_what_the_update_says(tmp_p
     honest = update(spent=SPENT, metrics={"samples": 8.0})
     content = wire.pack_update(honest)
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.release(lambda before: wire.seal(content, before), {"run": "r", "phase": "p", "round": 3})
+    ledger.release(lambda before: sealed.seal(content, before), {"run": "r", "phase": "p", "round": 3})
     (entry,) = ledger.entries()
     assert {name: (dtype, shape) for name, dtype, shape, _ in entry["tensors"]} == {
         "w": ("float32", [3, 2]),
@@ -155,15 +155,15 @@ def test_an_entry_has_every_tensors_form_and_norm_and_what_the_update_says(tmp_p
     assert entry["norm"] == pytest.approx(math.sqrt(sum(norm**2 for norm in norms.values())), rel=1e-12)
     assert (entry["run"], entry["phase"], entry["round"]) == ("r", "p", 3)
     assert (entry["counts"], entry["metrics"], entry["epsilon"]) == ({"shared": 8}, {"samples": 8.0}, 1.5)
-    assert entry["sha256"] == wire.receive(content).sha256
-    assert entry["before"] == wire.receive(content).link == chain.GENESIS
+    assert entry["sha256"] == sealed.receive(content).sha256
+    assert entry["before"] == sealed.receive(content).link == chain.GENESIS
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_norm_that_is_no_number_can_still_be_written_down(value: float, tmp_path: Path) -> None:
     content = wire.pack_update(update(delta={"w": torch.full((2,), value)}))
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.release(lambda before: wire.seal(content, before), {})
+    ledger.release(lambda before: sealed.seal(content, before), {})
     assert next(ledger.entries())["norm"] is None
 
 
@@ -180,9 +180,9 @@ def test_the_hash_changes_with_every_word_and_every_bit() -> None:
         update(delta=one.delta, metrics={}),
         update(delta=one.delta, spent=SPENT),
     ]
-    hashes = [wire.digest(wire.pack_update(each)) for each in (one, *others)]
+    hashes = [sealed.digest(wire.pack_update(each)) for each in (one, *others)]
     assert len(set(hashes)) == len(hashes)
-    assert wire.digest(wire.pack_update(update(delta=one.delta))) == hashes[0]
+    assert sealed.digest(wire.pack_update(update(delta=one.delta))) == hashes[0]
 
 
 def test_updates_without_privacy_are_counted_on_without_reading_all(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_updates_without_privacy_are_counted_on_without_reading_all(tmp_path: Pa
     assert ledger.without_privacy() == 1
     for spent in (None, SPENT, None):
         content = wire.pack_update(update(spent=spent))
-        ledger.release(lambda before, content=content: wire.seal(content, before), {})
+        ledger.release(lambda before, content=content: sealed.seal(content, before), {})
     ledger.release(lambda _: facts_of(1), {})
     assert ledger.without_privacy() == 3
     assert [entry.get("open") for entry in ledger.entries()] == [None, 2, 2, 3, 3]

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.disk.disks import full
 
 from shared.base import checkpoint
+from shared.base.disk.tensors import load, lying_in
 from shared.base.errors import DataError
 
 TENSORS = {"weights/a": torch.randn(3), "state/b": torch.arange(4)}
@@ -72,3 +74,51 @@ def test_nothing_there_is_none_and_all_damaged_is_an_error(tmp_path: Path) -> No
     (tmp_path / "000000" / "tensors.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match="sha256"):
         checkpoint.load_latest(tmp_path)
+
+
+def test_the_file_is_what_safetensors_writes_and_each_look_reads_one_tensor_anew(tmp_path: Path) -> None:
+    every = {
+        "b": torch.randn(3, 2),
+        "a": torch.arange(4),
+        "z": torch.tensor([True, False, True]),
+        "empty": torch.zeros(0, 4),
+        "scalar": torch.tensor(1.5),
+        "half": torch.randn(3).bfloat16(),
+        "wide": torch.randn(2, 2).double().T,
+    }
+    checkpoint.save_tensors(tmp_path / "ours", every)
+    save_file({name: value.contiguous() for name, value in every.items()}, tmp_path / "theirs")
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    lying = lying_in(tmp_path / "ours")
+    assert all(torch.equal(lying[name], value) for name, value in every.items())
+    lying["b"].zero_()
+    assert torch.equal(lying["b"], every["b"])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x02" + bytes(7) + b"[]", b"\xff" * 8, bytes(8), b"\x02" + bytes(7) + b"{x"]
+)
+def test_a_file_that_is_no_list_of_tensors_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(DataError, match="x: is no list of tensors"):
+        lying_in(tmp_path / "x")
+
+
+def test_a_file_that_was_cut_short_is_noticed_when_it_is_read(tmp_path: Path) -> None:
+    checkpoint.save_tensors(tmp_path / "x", TENSORS)
+    (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:-4])
+    lying = lying_in(tmp_path / "x")
+    assert torch.equal(lying["state/b"], TENSORS["state/b"])
+    with pytest.raises(DataError, match="before what should be there"):
+        lying["weights/a"]
+
+
+def test_a_network_takes_weights_one_by_one_and_no_others(tmp_path: Path) -> None:
+    net, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    checkpoint.save_tensors(tmp_path / "x", other.state_dict())
+    load(net, lying_in(tmp_path / "x"))
+    assert torch.equal(net.weight, other.weight)
+    with pytest.raises(DataError, match="1 tensors of another network, such as"):
+        load(net, {"weight": other.weight})
+    with pytest.raises(DataError, match=r"weight has shape \(2,\), the network's is \(2, 3\)"):
+        load(net, {"weight": torch.zeros(2), "bias": torch.zeros(2)})

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shared.base.errors import BudgetSpent, DataError, PlanRefused, RunFailed, UpdateRejected
 from shared.base.records import Inventory, RoundPlan, Update
-from shared.plan import wire
+from shared.plan import sealed, wire
 from shared.trust.warrant import Leader, Reader, Warrant, issue
 
 UPDATE = Update(
@@ -169,9 +169,9 @@ def test_a_site_name_that_is_no_name_is_refused(site: str) -> None:
 
 
 def test_the_description_for_the_ledger_changes_with_every_bit() -> None:
-    one = wire.describe(wire.pack_update(UPDATE))
+    one = sealed.describe(wire.pack_update(UPDATE))
     flipped = {**UPDATE.delta, "w": UPDATE.delta["w"].clone()}
     flipped["w"][0, 0] = -flipped["w"][0, 0]
-    other = wire.describe(wire.pack_update(dataclasses.replace(UPDATE, delta=flipped)))
+    other = sealed.describe(wire.pack_update(dataclasses.replace(UPDATE, delta=flipped)))
     assert one["sha256"] != other["sha256"]
     assert one["bytes"] == other["bytes"] > 24

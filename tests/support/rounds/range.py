@@ -33,6 +33,7 @@ from server.rounds.admission import admit
 from server.rounds.collect import Answers, Ask, Asked, Collector
 from server.rounds.ledgers import Ledgers
 from server.rounds.roster import Handshake, Roster, check_coverage, mixed
+from server.rounds.spool import Shelf
 from server.runs import simulation
 from server.runs.local_grid import LocalGrid
 from shared.base.errors import DataError, LacunaError, PlanRefused, UpdateRejected
@@ -40,7 +41,7 @@ from shared.base.options import plain
 from shared.base.owners import frozen
 from shared.base.records import Inventory, RoundPlan, Spent, Update
 from shared.model import bundle
-from shared.plan import wire
+from shared.plan import sealed, wire
 from shared.plan.settings import Limits
 from shared.trust import kit
 from shared.trust.leaving import Recalled, read_recalled, write_recalled
@@ -130,8 +131,10 @@ class Range:
         def take(update: Update) -> None:
             admit(update, self.plan, owners=self.owners, frozen=around, limits=Limits(), samples=16)
             self.ledgers.accept(update, {})
+            shelf.drop("east")  # as at the round's end
 
-        self.ask = Ask(plan=self.plan, sites=("east",), most=1 << 24, take=take)
+        shelf = Shelf(self.run / "spool")
+        self.ask = Ask(plan=self.plan, sites=("east",), most=1 << 24, shelf=shelf, take=take)
         delta = {name: torch.full_like(self.weights[name], 1e-3) for name in self.owners}
         counts = dict.fromkeys(("shared", *(f"{way}:{m}" for way in ("from", "to") for m in ("T1", "T2", "FLAIR"))), 8)
         self.good = Update(
@@ -157,7 +160,7 @@ class Range:
         self.claims.accept(replace(self.good, spent=self.spent), {})
 
     def _sealed(self, content: RecordDict) -> RecordDict:
-        wire.seal(content, "0" * 64)
+        sealed.seal(content, "0" * 64)
         sign(content, self.state, "east", self.asked)
         return content
 

@@ -15,7 +15,7 @@ from client.site.keys import own_key
 from server.runs import simulation
 from server.runs.local_grid import LocalGrid
 from server.runs.serve import serve
-from shared.plan import wire
+from shared.plan import sealed, wire
 from shared.plan.config import Config
 
 Spoil = Callable[[str, Message], Message | None]  # (site, reply) -> what arrives; None is nothing
@@ -51,7 +51,7 @@ class SpoiltGrid(LocalGrid):
 def sign(content: RecordDict, state: Path, site: str, question: str) -> None:
     """Sign it anew, with the key of a site's disk."""
     content.pop("signed", None)
-    wire.sign(content, wire.digest(content), own_key(state), site, question)
+    sealed.sign(content, sealed.digest(content), own_key(state), site, question)
 
 
 def start(
