@@ -1,6 +1,5 @@
 """The coordinator's pages over HTTP: a run while it goes on, runs side by side, the federation; names stay text."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,52 +7,15 @@ from pathlib import Path
 import pytest
 from support.flower import federations
 from support.page.pages import Browser, entered, listening
+from support.page.runs import make_run
 
-from server.journal import chronicle, events, facts
-from server.journal.facts import Coverage, Pair, RoundFacts, SiteCoverage, SiteFacts
+from server.journal import chronicle, events
 from server.page.coordinator import look_of, routes
 from server.page.house import House
-from shared.base.options import plain
 from shared.page.serve import Where
-from shared.plan.config import load
 from shared.trust.keys import spoken
 
 HOSTILE = "<script>alert(1)</script>"
-
-
-def make_run(runs: Path, name: str, rounds: int = 3, *, reason: str = "", seed: int = 0) -> Path:
-    folder = runs / name
-    folder.mkdir(parents=True)
-    config = load([f"run={name}", f"runs={runs}", f"seed={seed}", "tracking.uri=sqlite:///runs/mlflow.db"])
-    (folder / "config.json").write_text(config.text())
-    for number in range(rounds):
-        sites = {
-            "north": SiteFacts(status="ok", loss=1.0 - 0.1 * number, samples=40, seconds=2.0, bytes_up=1000),
-            "south": SiteFacts(status="refused", reason=reason) if reason else SiteFacts(status="ok", loss=0.9),
-        }
-        one = RoundFacts(
-            phase="translate",
-            round=number,
-            of=10,
-            ended=time.time(),
-            seconds=2.0,
-            loss=0.95 - 0.1 * number,
-            sites=sites,
-            holders={"shared": 2, "to:FLAIR": 1},
-            counts={"shared": 80, "to:FLAIR": 40},
-            bytes_up=1000,
-            refusals=(f"south: {reason}",) if reason else (),
-            validation={"psnr/FLAIR": 18.0 + number},
-        )
-        facts.append(folder / "rounds.jsonl", one)
-    pair = {"T1": Pair(sites=2, at_least=7, at_most=11), "FLAIR": Pair(sites=0, at_least=0, at_most=0)}
-    found = Coverage(
-        modalities=("T1", "FLAIR"),
-        sites={"north": SiteCoverage(subjects=7, patterns={"T1": 7})},
-        pairs={"T1": pair, "FLAIR": {"T1": pair["FLAIR"], "FLAIR": pair["T1"]}},
-    )
-    (folder / "inventory.json").write_text(json.dumps(plain(found)))
-    return folder
 
 
 @pytest.fixture
