@@ -144,13 +144,13 @@ def _border(air: NDArray[np.bool_]) -> NDArray[np.bool_]:
     edge[-1] = True
     edge[:, [0, -1]] = True
     edge[:, :, [0, -1]] = True
-    return cast(NDArray[np.bool_], edge & air)
+    return edge & air
 
 
 def _whole_mm(mask: NDArray[np.bool_]) -> Bytes:
     if mask.all():
         return np.full(mask.shape, FAR, np.uint8)
-    return np.minimum(np.rint(ndimage.distance_transform_edt(mask)), FAR).astype(np.uint8)
+    return cast(Bytes, np.minimum(np.rint(ndimage.distance_transform_edt(mask)), FAR).astype(np.uint8))
 
 
 def _closed(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -182,8 +182,15 @@ def halved(head: Head) -> Head:
     def corners(part: Bytes) -> Bytes:
         return np.stack([part[k::2, k::2, k::2] for k in (0, 1)])
 
-    parts = {name: corners(getattr(head, name)) for name in ("class_DHW", "brain_DHW", "depth_DHW", "ventricle_DHW")}
-    return replace(head, **parts, skin_DHW=corners(head.skin_DHW), face_DHW=corners(head.face_DHW))
+    return replace(
+        head,
+        class_DHW=corners(head.class_DHW),
+        brain_DHW=corners(head.brain_DHW),
+        depth_DHW=corners(head.depth_DHW),
+        ventricle_DHW=corners(head.ventricle_DHW),
+        skin_DHW=corners(head.skin_DHW),
+        face_DHW=corners(head.face_DHW),
+    )
 
 
 def make(
