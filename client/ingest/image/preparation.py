@@ -28,7 +28,7 @@ from shared.data.modalities import MODALITIES, in_order
 from shared.data.preparation import hash_json
 from shared.data.volumes import SPACING_LIMITS, Affine, Array, Volume, read
 
-VERSION = "2"  # raise it when the same options would give other images
+VERSION = "3"  # raise it when the same options would give other images
 MOST_CUT = 0.02  # of the brain's surface on the edge of the field, before a person is told
 CONVINCING = 0.4  # share of a found brain that tissues explain; below it the brain is looked for again
 LEAST = 1e-3  # of the brain's usual value: the background alone is 0 (shared/data/intensities.py)

@@ -6,12 +6,13 @@ fruit from a brain: the fruit has the size, the grid phantom the contrast. Bound
 man, a large resection); what they refuse, a person may still accept (review.py).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import ndimage
 
-from client.ingest.image import template
+from client.ingest.image import face, template
 from client.ingest.image.resample import Mask, box_of, foreground
 from shared.base.options import require
 from shared.data.volumes import Array, Volume
@@ -30,6 +31,7 @@ class Limits:
     height_mm: tuple[float, float] = (60.0, 190.0)  # thick slabs of a short stack are less than a brain
     min_overlap: float = 0.82  # with the reference brain's outline, after an affine
     min_tissue: float = 0.15  # share of the image that the reference's tissues explain
+    max_face_ml: float = 0.5  # of eyes, nose or ears in what was taken for brain
     min_coverage: float = 0.85  # of the brain, by each other modality
     min_snr: float = 2.0
     max_voxel_mm: float = 8.0
@@ -38,6 +40,7 @@ class Limits:
         for name in ("brain_ml", "length_mm", "width_mm", "height_mm"):
             low, high = getattr(self, name)
             require(0 <= low < high, name, (low, high), "a lower and an upper bound")
+        require(self.max_face_ml >= 0, "max_face_ml", self.max_face_ml, "0 ml or more")
         for name in ("min_overlap", "min_tissue", "min_coverage"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
 
@@ -53,6 +56,7 @@ class BrainFigures:
     overlap: float
     tissue: float
     cut: float  # share of the brain's surface that lies on the edge of the field
+    face_ml: Mapping[str, float] = field(default_factory=dict)  # of eyes, nose and ears, where the reference has them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +91,7 @@ def of_brain(volume: Volume, brain_DHW: Mask, fit: template.Fit) -> BrainFigures
         overlap=fit.overlap if template.is_plausible(fit.pose) else 0.0,
         tissue=fit.tissue,
         cut=float((rim & edge).sum() / max(1, rim.sum())),
+        face_ml=face.left_ml(brain_DHW, volume.affine, fit.pose),
     )
 
 
@@ -105,6 +110,9 @@ def why_no_brain(figures: BrainFigures, limits: Limits) -> str | None:
             f"no brain: the reference's grey, white and fluid explain {figures.tissue:.0%} of it, "
             f"below {limits.min_tissue:.0%}"
         )
+    for part, ml in figures.face_ml.items():
+        if ml > limits.max_face_ml:
+            return f"a face: {ml:.1f} ml lie where {part} are; at most {limits.max_face_ml:g} ml may"
     return None
 
 
