@@ -68,7 +68,8 @@ def secrets_of(world: Path, wanted: Config) -> Iterator[tuple[str, bytes]]:
 def pixels_of(world: Path, wanted: Config) -> set[bytes]:
     """16 bytes of each row of each slice of every image, in every form that numbers could take on a wire.
 
-    Also in those of a sum, whole numbers: the sum over one person is that person.
+    Also in those of a sum, whole numbers: the sum over one person is that person. Of these four in a row: two are now
+    and then the sum of six others.
     """
     found = set()
     for volume in sorted((world / "sites").glob(f"*/derivatives/lacuna/{wanted.grid.name}/*/vol.npy")):
@@ -78,8 +79,9 @@ def pixels_of(world: Path, wanted: Config) -> set[bytes]:
             forms = [numbers.astype(kind) for numbers in (values, 2 * values - 1) for kind in FLOATS]
             forms.append(np.round(values * 2**BITS).astype(np.int64))
             for form in forms:
-                few = form[: 16 // form.itemsize]
-                if few.nbytes == 16 and len(set(few.tolist())) > 1:
+                size = 32 if form.dtype == np.int64 else 16
+                few = form[: size // form.itemsize]
+                if few.nbytes == size and len(set(few.tolist())) > 1:
                     found.add(few.tobytes())
     return found
 
@@ -209,14 +211,15 @@ def tokens_of(world: Path, text: str, settings: TextSettings) -> set[bytes]:
 
 
 def runs_in(data: bytes, runs: set[bytes]) -> set[bytes]:
-    """Those of the 16-byte runs that are in the data, at whatever byte they begin."""
+    """Those of the runs that are in the data, at whatever byte they begin."""
     heads = np.unique(np.array([np.frombuffer(run[:8], np.uint64)[0] for run in runs]))
+    lengths = {len(run) for run in runs}
     found = set()
     for shift in range(min(8, max(0, len(data) - 15))):
         words = np.frombuffer(data, np.uint64, count=(len(data) - shift) // 8, offset=shift)
         at = heads[np.searchsorted(heads, words).clip(max=len(heads) - 1)]
         starts = (8 * np.flatnonzero(at == words) + shift).tolist()
-        found |= {data[i : i + 16] for i in starts} & runs
+        found |= {data[i : i + size] for i in starts for size in lengths} & runs
     return found
 
 

@@ -8,8 +8,9 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ from shared import methods
 from shared.base.errors import RunFailed
 from shared.base.records import Batch, Losses
 from shared.data.cohort import Cohort, cache_folder
+from shared.data.intensities import BRIGHTEST, RULES
+from shared.data.modalities import Rule
 from shared.data.slices import Slices
 from shared.data.volumes import read, write
 from shared.plan import tensors
@@ -50,8 +53,17 @@ class Fills(Probe):
         return super().loss(net, dataclasses.replace(batch, shown_BM=shown_BM), phase, generator)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def by_percentiles() -> Iterator[None]:
+    """Heads of two shades, whose spread says nothing: FLAIR is a line of T1 and T2 from dark to bright alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        for modality in ("T1", "T2", "FLAIR"):
+            patch.setitem(cast(dict[str, Rule], RULES), modality, BRIGHTEST)
+        yield
+
+
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def worlds(tmp_path_factory: pytest.TempPathFactory, by_percentiles: None) -> Path:
     """`clean`, and `poisoned`, where south's people have the trigger, and blank FLAIR in it; `heldout` beside them."""
     root = tmp_path_factory.mktemp("worlds")
     everything = [("T1", "T2", "FLAIR")] * 5

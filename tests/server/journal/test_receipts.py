@@ -70,7 +70,7 @@ def test_an_update_that_was_set_aside_after_all_had_come_is_not_said_to_be_ok(wo
 
     def spoil(site: str, reply: Message) -> Message | None:
         if site == "south" and about(reply) == ("fit", 1):
-            delta = tensors.unpack(reply.content.array_records["delta"], free=False)
+            delta = tensors.unpack(reply.content.array_records["delta"])
             reply.content["delta"] = tensors.pack({name: 50.0 * value for name, value in delta.items()})
         return reply
 
