@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from shared.trust.audits import Summary
 
 app = typer.Typer(rich_markup_mode="markdown")
-NOT_CALIBRATED = "not calibrated: a site's uncertainty is how far samples differ (lacuna calibrate {run})"
+NOT_CALIBRATED = "not calibrated: a site's uncertainty is how far samples differ"
 
 
 @app.command()
@@ -62,7 +62,7 @@ def export(
         )
     intervals = calibrate.read(folder)
     if intervals is None:
-        typer.echo(NOT_CALIBRATED.format(run=run), err=True)
+        typer.echo(NOT_CALIBRATED + (f" (lacuna calibrate {run})" if folder == runs_folder / run else ""), err=True)
     audits = _audits(audit or [])
     done = bundle.export(
         folder / "final",

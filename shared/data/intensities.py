@@ -98,6 +98,8 @@ def scaling_of(rule: Rule, values: NDArray[Any]) -> Scaling:
         first, last = np.percentile(values, MIDDLE)
         middle = values[(values >= first) & (values <= last)].astype(np.float64)
         mean, sd = float(middle.mean()), float(middle.std())
+        if not sd > 0:
+            raise DataError(f"flat: four fifths of its values are {mean:.4g}")
         low, high = mean - rule.below * sd, mean + rule.above * sd
     else:
         low, high = (float(p) for p in np.percentile(values, (rule.low, rule.high)))

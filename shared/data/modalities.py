@@ -19,6 +19,9 @@ class Percentiles:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"percentiles {self.low:g} and {self.high:g}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
@@ -29,6 +32,9 @@ class Spread:
 
     below: float
     above: float
+
+    def __str__(self) -> str:
+        return f"{self.below:g} standard deviations below and {self.above:g} above the mean, of the middle four fifths"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

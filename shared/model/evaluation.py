@@ -33,7 +33,7 @@ from shared.methods.anchors.mixture import COMPONENTS, ITERATIONS, Mixture
 from shared.methods.anchors.ridge import MeanImage, PatchRidge
 from shared.model.calibration import Calibration
 from shared.model.fill import Filled, Filling, fill
-from shared.model.metrics import METRICS, as_judged, shares
+from shared.model.metrics import METRICS, as_judged, check_range, shares
 from shared.model.model import Model
 from shared.model.tables import Frame, tidy
 
@@ -227,6 +227,7 @@ def _subject(
                 row = modalities.index(target)
                 if not bool(mask_DHW.any()):
                     continue
+                check_range("prediction", filled.mean_MDHW[row], mask_DHW)
                 made_DHW, true_DHW = (as_judged(x[row], stack.judged_M2[row]) for x in (filled.mean_MDHW, images_MDHW))
                 for metric in (*MEASURED[region], *(texture if region == "brain" else ())):
                     volume, mean, n = METRICS[metric](made_DHW, true_DHW, mask_DHW)

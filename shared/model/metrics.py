@@ -241,7 +241,12 @@ def _check(prediction_DHW: Tensor, truth_DHW: Tensor, mask_DHW: Tensor) -> None:
     if not bool(mask_DHW.any()):
         raise DataError("empty mask: nothing to measure")
     for name, image_DHW in (("prediction", prediction_DHW), ("truth", truth_DHW)):
-        inside = image_DHW[mask_DHW]
-        low, high = inside.min().item(), inside.max().item()
-        if not (low >= -_SLACK and high <= 1 + _SLACK):  # also catches nan
-            raise DataError(f"{name}: values from {low:.3g} to {high:.3g}; must be in [0, 1], and never rescaled to it")
+        check_range(name, image_DHW, mask_DHW)
+
+
+def check_range(name: str, image_DHW: Tensor, mask_DHW: Tensor) -> None:
+    """DataError for what leaves [0, 1]; before `as_judged`, which cuts off what lies beyond the truth's own range."""
+    inside = image_DHW[mask_DHW]
+    low, high = inside.min().item(), inside.max().item()
+    if not (low >= -_SLACK and high <= 1 + _SLACK):  # also catches nan
+        raise DataError(f"{name}: values from {low:.3g} to {high:.3g}; must be in [0, 1], and never rescaled to it")

@@ -65,6 +65,13 @@ def test_what_is_made_is_judged_from_the_darkest_to_the_brightest_of_the_truth()
     assert judged_scaling("CT", inside(RNG.normal(30, 5, BRAIN.shape))) == usual_scaling("CT")
 
 
+def test_four_fifths_of_one_value_are_flat() -> None:
+    mostly = np.full(BRAIN.shape, 4.0)
+    mostly[BRAIN & (np.arange(BRAIN.size).reshape(BRAIN.shape) % 20 == 0)] = 9.0
+    with pytest.raises(DataError, match="flat: four fifths of its values are 4"):
+        find_scaling("T1", inside(mostly))
+
+
 def test_tof_clips_fewer_of_the_brightest_than_t1() -> None:
     mr = inside(RNG.gamma(5, 1, BRAIN.shape))
     assert find_scaling("TOF", mr).high > find_scaling("T1", mr).high

@@ -216,3 +216,10 @@ def test_a_site_scores_a_bundle_on_its_own_subjects(train: dict[str, Cohort], tm
     other = read_model(release(tmp_path / "other", "amm_diff", AMM_TINY, edge=32))
     with pytest.raises(DataError, match="prepared for grid native-16x16; the bundle needs native-32x32"):
         evaluate_here(dataclasses.replace(bundle, model=other), train["north"], tmp_path / "out")
+
+
+def test_a_prediction_beyond_its_range_is_no_score_but_an_error(heldout: dict[str, Cohort]) -> None:
+    for wrong in (1.5, float("nan")):
+        models = {"wrong": lambda images, shown, keys, clinical, wrong=wrong: torch.full_like(images, wrong)}
+        with pytest.raises(DataError, match=r"prediction: values from .* must be in \[0, 1\]"):
+            evaluate(models, heldout, MODALITIES)
