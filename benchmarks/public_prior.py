@@ -1,6 +1,6 @@
 """The model that comes with Lacuna (`tuning.start=public`), from nothing: made heads, training, half precision.
 
-    python benchmarks/public_prior.py OUT --anatomy ../shared/data/labels      hours; a stopped one goes on
+    python benchmarks/public_prior.py OUT --anatomy ../shared/data/labels      some 40 minutes; a stopped one goes on
     python benchmarks/public_prior.py OUT --into shared/model/public           and put it where the package has it
 
 The label maps are SynthSeg's (Apache-2.0); without them nilearn's one brain is bent. Same seed and machine, same bits.
