@@ -6,7 +6,6 @@ about a round's company (as before them), with them, and with a robust strategy 
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -249,22 +248,3 @@ def test_where_all_are_needed_a_liar_ends_the_run_by_its_name(worlds: Path, tmp_
     attack, _, says = ATTACKS["fake counts in sums"]
     with pytest.raises(RunFailed, match=f"2 updates admitted, min_sites=3 .*rejected {says}"):
         train(tmp_path / "run", worlds / "clean", attack, "median", Limits(), method="probe")
-
-
-@pytest.mark.usefixtures("probe")
-def test_counts_of_a_modality_that_nobody_there_has_are_refused(world: Path, tmp_path: Path) -> None:
-    """East has no T2; it claims samples of it, and sends the rows that go with them."""
-
-    def lie(site: str, reply: Message) -> Message | None:
-        if site == "east" and about(reply) == ("fit", 0):
-            record = reply.content.config_records["update"]
-            record["counts"] = json.dumps({**json.loads(str(record["counts"])), "to:T2": 16})
-            sent = dict(tensors.unpack(reply.content.array_records["delta"]))
-            sent |= {name: torch.ones(3, *sent[name].shape[1:]) for name in ("head.weight", "head.bias")}
-            reply.content["delta"] = tensors.pack(sent)
-        return reply
-
-    start(tmp_path / "run", config(world, rounds=1), spoil=lie)
-    last = facts.read(tmp_path / "run" / "rounds.jsonl")[-1]
-    assert last.sites["east"].reason == "east: counts for to:T2, and by its inventory nobody there has T2"
-    assert last.sites["north"].status == last.sites["south"].status == "ok"

@@ -340,6 +340,25 @@ def test_one_sites_word_on_its_features_does_not_end_the_run(world: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("probe")
+def test_counts_of_a_modality_that_nobody_there_has_are_refused(world: Path, tmp_path: Path) -> None:
+    """East has no T2; it claims samples of it, and sends the rows that go with them."""
+
+    def lie(site: str, reply: Message) -> Message | None:
+        if site == "east" and about(reply) == ("fit", 0):
+            record = reply.content.config_records["update"]
+            record["counts"] = json.dumps({**json.loads(str(record["counts"])), "to:T2": 16})
+            sent = dict(tensors_of(reply.content.array_records["delta"]))
+            sent |= {name: torch.ones(3, *sent[name].shape[1:]) for name in ("head.weight", "head.bias")}
+            reply.content["delta"] = packed(sent)
+        return reply
+
+    start(tmp_path / "run", config(world, rounds=1), spoil=lie)
+    last = facts.read(tmp_path / "run" / "rounds.jsonl")[-1]
+    assert last.sites["east"].reason == "east: counts for to:T2, and by its inventory nobody there has T2"
+    assert last.sites["north"].status == last.sites["south"].status == "ok"
+
+
+@pytest.mark.usefixtures("probe")
 def test_a_plan_outside_a_sites_policy_is_refused_by_that_site_alone(world: Path, tmp_path: Path) -> None:
     wanted = config(world, rounds=1)
     start(tmp_path / "run", wanted, policies={"east": {"methods": "amm_diff"}})
