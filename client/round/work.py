@@ -13,6 +13,8 @@ from torch import nn
 
 from client.privacy.private_work import PrivateSite, check_people, private_site
 from client.round import sums
+from client.round.held import weights_of
+from client.round.residuals import Rests, in_bits
 from client.round.text import check_text
 from client.site import plans, withdrawn
 from client.site.checks import check, check_round, check_samples, check_schema, is_private, min_cell, why_not
@@ -158,6 +160,7 @@ class Task:
             metrics=self.site.policy.releasable(metrics),
             frozen=self.frozen,
             spent=spent,
+            holds=self.plan.digest,
         )
 
 
@@ -167,6 +170,7 @@ def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work,
     encoder = check_text(site, method)
     if encoder is not None:  # in a simulation sites take turns on one network, each with its own
         attach(net, encoder)
+    rests = Rests.of(site, plan.run, private=private)
     cohorts = open_cohorts(site, settings)
     patterns = present(cohorts, method.modalities)
     why = why_not(site, method, patterns, plan.phase)
@@ -182,8 +186,9 @@ def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work,
             raise PlanRefused(f"{site.name}: takes no part in {plan.phase}: {few}")
         told = {m for person in people.values() for m in person.modalities}
         hidden = tuple(m for m in method.modalities if m not in told)
-    load(net, plan.weights)
-    let_go(plan.weights)  # the network has them: not held twice
+    weights = weights_of(site, plan)
+    load(net, weights)
+    let_go(weights)  # the network has them: not held twice
     owners = {} if phase.kind == "sums" else settings.owners(method, net, plan.phase)
     task = Task(
         site=site,
@@ -198,7 +203,10 @@ def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work,
     present_now = withdrawn.remember(site, plan.run, plan.phase, plan.round, task.slices)
     update = _work(task, work, phase, people, patterns, private=private)
     withdrawn.check_all_stayed(site, present_now)
-    return update
+    if phase.kind == "sums":
+        return update
+    done = work.last_done(plan.phase, plan.round)
+    return in_bits(rests, plan, update, owners=owners, whole=net.state_dict(), up=settings.up, done=done)
 
 
 def _work(

@@ -119,6 +119,15 @@ class Work:
         if most is not None and self.before + worked >= most * 3600:
             raise PlanRefused(f"{self.site.name}: {_spent_hours(most)}, so this round was given up")
 
+    def last_done(self, phase: str, round: int) -> int | None:
+        """The last round of the plan's phase before this one that this site answered."""
+        ((last,),) = self.file.execute(
+            "SELECT max(round) FROM asked WHERE plan = (SELECT plan FROM asked WHERE rowid = ?) AND phase = ? "
+            "AND round < ? AND verdict = ?",
+            (self.row, phase, round, TAKEN),
+        )
+        return None if last is None else int(last)
+
     def count(self) -> None:
         self.written = time.monotonic() - self.started
         self.file.execute("UPDATE asked SET worked = ? WHERE rowid = ?", (self.written, self.row))
@@ -187,11 +196,12 @@ class Considered:
             raise PlanWaits(f"{self.site.name}: plan {self.id[:SHORT]} waits for local approval")
 
     def once(self, plan: RoundPlan) -> None:
-        """PlanRefused for a round that was asked before with other weights, settings or hidden modalities.
+        """PlanRefused for a round that was asked before with other weights, settings, scales or hidden modalities.
 
         The same question is answered with the same bits, which a run that goes on after a kill needs.
         """
-        asked = [plan.config, plan.sha256, *plan.hidden]
+        weights = plan.digest or plan.sha256  # not how they travel: the same step, or all of them
+        asked = [plan.config, weights, *plan.hidden, *sorted(plan.scales.items())]
         key = (plan.run, plan.phase, plan.round)
         now = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         self.file.execute("INSERT OR IGNORE INTO done (run, phase, round, with_) VALUES (?, ?, ?, ?)", (*key, now))

@@ -12,6 +12,7 @@ from server.journal.events import SiteFinished, SiteStarted, View
 from server.journal.facts import SiteFacts, Status
 from server.journal.receipts import Receipts
 from server.mail import Lost, forget, pull, push
+from server.rounds.lean.down import Down, Offer
 from server.rounds.ledgers import Ledgers
 from server.rounds.roster import Roster
 from server.rounds.spool import Shelf
@@ -78,15 +79,16 @@ class Collector:
     ledgers: Ledgers
     receipts: Receipts
     view: View
+    down: Down
     late: list[str] = field(default_factory=list)  # questions whose deadline is over, and that may be answered yet
 
     def collect(self, ask: Ask, roster: Roster) -> Answers:
         """Send, wait, admit, fold in; ask again those that gave nothing. Without quorum: RunFailed, nothing changed."""
         federation, answers = self.federation, Answers()
-        packed = wire.pack_weights(ask.plan.weights)
+        offer = self.down.offer(ask.plan.weights)
         waiting = list(ask.sites)
         for attempt in range(federation.retries + 1):
-            self._attempt(ask, roster, packed, waiting, answers)
+            self._attempt(ask, roster, offer, waiting, answers)
             for site, why in ask.settle().items():
                 answers.sites[site] = replace(answers.sites[site], status="rejected", reason=why)
                 del answers.metrics[site]
@@ -106,9 +108,7 @@ class Collector:
             f"min_sites={federation.min_sites} after {federation.retries} retries ({reasons}); nothing was changed"
         )
 
-    def _attempt(
-        self, ask: Ask, roster: Roster, packed: wire.Packed, waiting: list[SiteName], answers: Answers
-    ) -> None:
+    def _attempt(self, ask: Ask, roster: Roster, offer: Offer, waiting: list[SiteName], answers: Answers) -> None:
         deadline = self.federation.deadline
         end = time.monotonic() + deadline
         forget(self.grid, self.late)
@@ -116,7 +116,7 @@ class Collector:
         messages = []
         for site in waiting:
             plan = replace(ask.plan, known=self.ledgers.known(site))
-            own = wire.pack_plan(plan, packed, self.lead.leader, to=site, until=time.time() + deadline)
+            own = wire.pack_plan(plan, offer.to(site), self.lead.leader, to=site, until=time.time() + deadline)
             asked[site] = Asked(question=wire.question(own), bytes=sealed.size(own))
             messages.append(
                 Message(own, roster.nodes[site], MessageType.TRAIN, ttl=deadline, group_id=str(ask.plan.round))
@@ -180,6 +180,7 @@ class Collector:
             return SiteFacts(status=status, reason=str(refusal), bytes_up=up, bytes_down=down)
         update = wire.unpack_update(reply, site)
         ask.take(update)
+        self.down.heard(update)
         answers.metrics[site] = update.metrics
         return SiteFacts(
             status="ok",

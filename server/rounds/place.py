@@ -31,6 +31,7 @@ class Place:
     state: Tensors  # the strategy's
     seen: dict[Owner, int] = field(default_factory=dict)  # rounds in which each group was trained, in this phase
     first_watch: dict[str, float] = field(default_factory=dict)  # for the collapse rule
+    scales: dict[str, int] = field(default_factory=dict)  # exponents of updates in few bits, in this phase
 
     @property
     def ema(self) -> Tensors:
@@ -68,6 +69,7 @@ class Place:
             "done": self.done,
             "seen": self.seen,
             "first_watch": self.first_watch,
+            "scales": self.scales,
             "schema": schema,
         }
         step = 2 * self.done + (self.round == 0)  # the end of a phase comes after its last round
@@ -105,6 +107,7 @@ def restore(folder: Path, scratch: Path, *, schema: str, run: str) -> Place | No
         state=state,
         seen=record["seen"],
         first_watch=record["first_watch"],
+        scales=record.get("scales", {}),
     )
 
 

@@ -26,6 +26,8 @@ from server.rounds.admission import admit, admit_sums, check_held, sums_shapes
 from server.rounds.aggregation import Mean
 from server.rounds.collect import Answers, Ask, Collector, room
 from server.rounds.company import out_of_norm, out_of_sums
+from server.rounds.lean.down import Down
+from server.rounds.lean.up import Up
 from server.rounds.ledgers import Ledgers
 from server.rounds.place import Place, begin, restore
 from server.rounds.release import release
@@ -57,6 +59,7 @@ class Rounds:
         self.strategy = build_strategy(config)
         self.run_name = config.name_of(folder)
         self.ledgers, self.lead = Ledgers.of(config, folder), Lead.read(folder)
+        self.down = Down(file=folder / "step", how=config.federation.down)
         self.collector = Collector(
             grid=grid,
             federation=config.federation,
@@ -64,11 +67,13 @@ class Rounds:
             ledgers=self.ledgers,
             receipts=Receipts(folder),
             view=view,
+            down=self.down,
         )
         self.phases = self.settings.phases(self.method)
         net = self.settings.build_net(self.method)  # for its names and first values; the network itself is not kept
         self.prior = prior.find(config)
         self.joined: dict[SiteName, int] = {}  # rounds that were done before each site's first part
+        self.last: dict[SiteName, int] = {}  # each site's last round in this phase
         self.initial = prior.initial(self.prior, config, state_of(net))
         self.owners = {
             phase.name: {} if phase.kind == "sums" else self.settings.owners(self.method, net, phase.name)
@@ -106,7 +111,7 @@ class Rounds:
             self.view.tell(PhaseStarted(phase=phase.name, of=of, first=place.round))
             owners = self.owners[phase.name]
             if place.round == 0:
-                start(place, self.strategy, owners)
+                start(place, self.strategy, owners, self.down)
             while place.round < of:
                 if handshake.again(roster):
                     self._cover(roster)
@@ -115,6 +120,7 @@ class Rounds:
                 else:
                     self._train_round(place, phase, owners, roster, of)
             self._end(place, index, owners)
+        self.down.end()
         return self._release(place, roster)
 
     def _cover(self, roster: Roster) -> None:
@@ -137,6 +143,8 @@ class Rounds:
         for done, one in enumerate(facts.read(self.folder / "rounds.jsonl")[: found.done]):
             for site in (site for site, result in one.sites.items() if result.status == "ok"):
                 self.joined.setdefault(site, done)
+                if one.phase == self.phases[min(found.phase, len(self.phases) - 1)].name:
+                    self.last[site] = one.round
         self.view.note(f"going on after {found.done} finished rounds")
         return found
 
@@ -149,6 +157,8 @@ class Rounds:
         ema = place.ema.entries
         place.weights = Tensors({**place.weights.entries, **{name: ema[name] for name in settled}})
         place.equal(settled)
+        self.down.changed(settled)
+        self.last = {}
         place.phase, place.round, place.state = index + 1, 0, Tensors({})
         self._save(place)
 
@@ -162,7 +172,7 @@ class Rounds:
         options = self.config.training[phase.name]
         shelf = Shelf(self.folder / "spool")
         answers, mean = self._updates(place, phase, owners, roster, shelf)
-        step(place, self.strategy, owners, mean, options)
+        step(place, self.strategy, owners, mean, options, self.down)
         shelf.clear()
         watched = watch(place, phase, answers)
         last = place.round + 1 == of and phase == self.phases[-1]
@@ -177,10 +187,12 @@ class Rounds:
         federation = self.config.federation
         drawn = roster.drawn(phase.name, place.round, seed=self.config.seed, federation=federation)
         samples = self.config.training[phase.name].samples
-        plan, around = self._plan(place, phase), frozen(place.weights, owners)
+        plan = dataclasses.replace(self._plan(place, phase), scales=dict(place.scales))
+        around, up = frozen(place.weights, owners), Up(how=federation.up, scales=place.scales, last=self.last)
 
         def take(update: Update) -> None:
             admitted = admit(update, plan, owners=owners, frozen=around, limits=federation.limits, samples=samples)
+            up.check(admitted)
             check_held(admitted, roster.inventories[update.site])
             self.ledgers.accept(update, self._asks(update, phase))
             shelf.add(admitted)
@@ -189,9 +201,13 @@ class Rounds:
             return shelf.set_aside({} if self.strategy.needs_all else out_of_norm(shelf, federation.limits))
 
         values = sum(math.prod(place.weights.entries[name].shape) for name in owners)
-        most = room(values, len(owners), 4)
+        most = room(values, len(owners), up.width)
         ask = Ask(plan=plan, sites=tuple(drawn), most=most, shelf=shelf, take=take, settle=settle)
         answers = self.collector.collect(ask, roster)
+        for site, why in up.lost.items():
+            self.view.note(f"{site}: {why}")
+            answers.sites[site] = dataclasses.replace(answers.sites[site], reason=answers.sites[site].reason or why)
+        place.scales = up.next(answers.ok)
         every = samples * len(drawn)
         mean = mean_of(shelf, self.strategy, owners, place.weights, federation=federation, most=every)
         few = sorted(owner for owner, n in mean.holders.items() if n and owner not in mean.trained)
@@ -238,6 +254,7 @@ class Rounds:
         settled = {n: v.clone() for n, v in state_of(net).items() if not torch.equal(v, place.weights[n])}
         place.weights = Tensors({**place.weights.entries, **settled})
         place.equal(settled)
+        self.down.changed(settled)
         self._finish_round(place, phase, answers, started, of=of)
 
     def _asks(self, update: Update, phase: Phase) -> Spending:
@@ -296,6 +313,7 @@ class Rounds:
         place.done += 1
         for site in answers.ok:
             self.joined.setdefault(site, place.done - 1)
+            self.last[site] = done.round
         self._save(place)
         self.tracker.sync(done)
         self.view.tell(RoundFinished(one=done))

@@ -13,6 +13,7 @@ from torch import Tensor
 from server.rounds import ema
 from server.rounds.aggregation import Fold, Mean, keep_untrained, scale_bits
 from server.rounds.collect import Answers
+from server.rounds.lean.down import Down
 from server.rounds.place import AVERAGED, STATE, WEIGHTS, Place
 from server.rounds.spool import Shelf, folded, robust_mean
 from server.rounds.strategies import STRATEGIES, RobustStrategy, Strategy
@@ -23,6 +24,8 @@ from shared.base.records import Owners, Phase
 from shared.base.vocabulary import Weights
 from shared.plan.config import Config, Federation
 from shared.plan.training import PhaseTraining
+
+REST = "rest"
 
 
 def build_strategy(config: Config) -> Strategy:
@@ -55,23 +58,25 @@ def mean_of(
     return folded(shelf, fold, min_holders=federation.min_holders)
 
 
-def start(place: Place, strategy: Strategy, owners: Owners) -> None:
+def start(place: Place, strategy: Strategy, owners: Owners, down: Down) -> None:
     """The strategy's first state, which a phase begins with; its average begins at the weights."""
-    kinds = _kinds(strategy)
+    kinds = _kinds(strategy, down)
     every = {f"{kind}/{name}": place.weights.entries[name] for name in owners for kind in kinds}
 
     def each() -> Iterator[tuple[str, Tensor]]:
         for name in owners:
             yield from strategy.begin({name: place.weights[name]}).items()
+            if REST in kinds:
+                yield f"{REST}/{name}", torch.zeros_like(place.weights[name])
 
     place.state = place.written("begun", every, each()) if every else Tensors({})
     place.equal(owners)
-    place.seen, place.first_watch = {}, {}
+    place.seen, place.first_watch, place.scales = {}, {}, {}
 
 
-def step(place: Place, strategy: Strategy, owners: Owners, mean: Mean, options: PhaseTraining) -> None:
+def step(place: Place, strategy: Strategy, owners: Owners, mean: Mean, options: PhaseTraining, down: Down) -> None:
     """New weights, new state of the strategy, new average, a tensor at a time; what nobody trained stays."""
-    kinds, ema_before, trained = _kinds(strategy), place.ema, mean.trained
+    kinds, ema_before, trained = _kinds(strategy, down), place.ema, mean.trained
     follow = functools.partial(ema.follow, decay=options.ema, steps=options.steps)
     groups = [WEIGHTS, *(f"{STATE}/{kind}" for kind in kinds), *([AVERAGED] if options.ema else [])]
     every = {f"{group}/{name}": place.weights.entries[name] for name in owners for group in groups}
@@ -80,25 +85,32 @@ def step(place: Place, strategy: Strategy, owners: Owners, mean: Mean, options: 
         for name, owner in owners.items():
             old = {name: place.weights[name]}
             state = {key: place.state[key] for key in (f"{kind}/{name}" for kind in kinds)}
+            rest = state.pop(f"{REST}/{name}", None)
             stepped, after = strategy.step(old, {name: mean.delta[name]}, state)
             new = keep_untrained(old, stepped, {name: owner}, trained)
+            if rest is not None:
+                new[name], left = down.take(name, old[name], new[name], rest, owner, trained)
             yield f"{WEIGHTS}/{name}", new[name]
             kept = keep_untrained(state, after, dict.fromkeys(after, owner), trained)
+            if rest is not None:
+                kept[f"{REST}/{name}"] = left
             for kind in kinds:
                 yield f"{STATE}/{kind}/{name}", kept[f"{kind}/{name}"]
             if options.ema:
                 averaged, _ = follow({name: ema_before[name]}, new, {name: owner}, trained, place.seen)
                 yield f"{AVERAGED}/{name}", averaged[name]
 
-    place.change(place.written("stepped", every, each()))
+    with down.stepping():
+        place.change(place.written("stepped", every, each()))
     if not options.ema:
         place.equal(owners)
     _, place.seen = follow({}, {}, {}, trained, place.seen)
 
 
-def _kinds(strategy: Strategy) -> list[str]:
-    """Of a strategy's state: one tensor of each for every one of the weights."""
-    return [key.split("/", 1)[0] for key in strategy.begin({"one": torch.zeros(1)})]
+def _kinds(strategy: Strategy, down: Down) -> list[str]:
+    """Of state: one tensor of each for every one of the weights; the strategy's, and what a step sent leaves over."""
+    own = [key.split("/", 1)[0] for key in strategy.begin({"one": torch.zeros(1)})]
+    return own if down.how == "fp32" else [*own, REST]
 
 
 def watch(place: Place, phase: Phase, answers: Answers) -> dict[str, float]:

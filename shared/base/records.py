@@ -21,6 +21,7 @@ class Cut:
 # the metrics a site may send, all of them; `before`: in the first step of the round, before the network was changed
 RELEASED = ("loss", "samples", "seconds", "feature_std", "feature_std_before")
 PRIVATE = ("samples",)  # those of a private update: what the plan says, nothing that looks at the data
+NO_REST = -1
 Owners: TypeAlias = Mapping[str, Owner | Cut]  # by tensor name; a tensor that is not named is frozen in this phase
 
 
@@ -37,6 +38,9 @@ class RoundPlan:
     hidden: tuple[Modality, ...] = ()  # in a phase of sums: held by too few sites, so nobody sums it
     known: tuple[int, str] | None = None  # (sequence, head) of the site's privacy budget as last seen here
     sha256: str = ""  # at a site: of the weights' bytes, as they were signed
+    digest: str = ""  # of the weights themselves, where a site is to keep them: the next plan may say only what changed
+    base: str = ""  # digest of the weights that those sent are a step from; "": all are sent
+    scales: Mapping[str, int] = field(default_factory=dict)  # of an update in few bits, by tensor: q * 2^k; others say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,8 @@ class Update:
     metrics: Mapping[str, float] = field(default_factory=dict)
     frozen: str = ""  # hash of what it was trained around and did not change: an autoencoder, agreed constants
     spent: Spent | None = None  # None: this update is not private
+    holds: str = ""  # digest of the weights that the site keeps now
+    rest: int = NO_REST  # the round of whose update this one makes up what few bits left unsaid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from shared.clinical.probes import same_encoder
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
 from shared.methods import Method
+from shared.plan.packed import Bits, Step
 from shared.plan.settings import CONFIGS, Choice, Limits, RunSettings, Tuning, build_method
 from shared.plan.training import PhaseTraining
 from shared.trust.privacy import Privacy, Query, noise_for
@@ -37,6 +38,8 @@ class Federation:
     deadline: float = 3600.0
     retries: int = 2
     estimator: Literal["masked", "delta"] = "masked"
+    up: Bits = "fp32"
+    down: Step = "fp32"
     keep_local: tuple[str, ...] = ()
     min_cell: int = 5
     limits: Limits = field(default_factory=Limits)

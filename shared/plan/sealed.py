@@ -23,6 +23,7 @@ from shared.base.errors import UpdateRejected
 from shared.base.files import writing
 from shared.base.names import SITE_NAME
 from shared.base.vocabulary import SiteName
+from shared.plan.packed import kind
 from shared.plan.tensors import ALL, Sourced, length, pieces, unpack
 from shared.trust.warrant import is_answer, sign_answer
 
@@ -122,12 +123,15 @@ def digest(content: RecordDict, keep: Callable[[str, str, memoryview], None] = l
 
 
 def describe(content: RecordDict) -> dict[str, Any]:
-    """A release as the site's ledger keeps it: every field in full, the tensors by name, form and L2 norm."""
+    """A release as the site's ledger keeps it: every field in full, the tensors by name, form and L2 norm.
+
+    Of one in few bits the form is how it is sent, the norm of what it means.
+    """
     listed: list[list[Any]] = []
     for record in content.array_records.values():
         tensors = unpack(record)
         for name, form in tensors.entries.items():
-            listed.append([name, str(form.dtype).removeprefix("torch."), list(form.shape), _norm(tensors[name])])
+            listed.append([name, kind(form), list(form.shape), _norm(tensors[name])])
     finite = [entry[-1] for entry in listed if entry[-1] is not None]
     return {
         "fields": fields(content),

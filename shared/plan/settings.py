@@ -21,6 +21,7 @@ from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
 from shared.methods import METHODS, Method
 from shared.plan import lora
+from shared.plan.packed import Bits, Step
 from shared.plan.training import PhaseTraining
 from shared.trust.privacy import Privacy, Query, Spending
 
@@ -86,6 +87,8 @@ class RunSettings:
     keep_local: tuple[str, ...]
     min_cell: int
     min_holders: int
+    up: Bits = "fp32"
+    down: Step = "fp32"
     manifest: str | None = None
     privacy: Privacy = field(default_factory=Privacy)
     tuning: Tuning = field(default_factory=Tuning)

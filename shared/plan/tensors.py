@@ -18,6 +18,8 @@ from torch import Tensor
 
 from shared.base.disk.tensors import BLOCK, Lying, Memory, Source, Tensors, bytes_of, forms
 from shared.base.vocabulary import Weights
+from shared.plan import packed
+from shared.plan.packed import Coded
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64, "bool": torch.bool}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -130,10 +132,11 @@ class _Joined:
 def pack(tensors: Weights) -> ArrayRecord:
     """All in one array: Flower asks for every array of a record by a request of its own, and a network has hundreds.
 
-    Its bytes: the length of a list, the list in JSON of every tensor's name, type and shape, then the tensors.
+    Its bytes: the length of a list, the list in JSON of every tensor's name, type and shape, then the tensors. Of one
+    in few bits (shared/plan/packed.py) its exponent stands there too.
     """
     entries = {name: _plain(forms(tensors)[name]) for name in sorted(tensors)}
-    text = json.dumps([[name, _NAMES[entry.dtype], list(entry.shape)] for name, entry in entries.items()]).encode()
+    text = json.dumps([[name, *_listed(entry)] for name, entry in entries.items()]).encode()
     joined = _Joined(len(text).to_bytes(_LENGTH, "little") + text, entries.values())
     return record_of(Sourced(joined, joined.length))
 
@@ -153,19 +156,30 @@ def unpack(record: ArrayRecord) -> Tensors:
     at = _LENGTH + int.from_bytes(_read(source, 0, min(_LENGTH, whole)), "little")
     listed = json.loads(bytes(_read(source, _LENGTH, min(at, whole))))
     found: dict[str, Lying] = {}
-    for name, dtype, shape in listed:
-        if not isinstance(name, str) or name in found or dtype not in _DTYPES:
+    for name, dtype, shape, *exponent in listed:
+        if not isinstance(name, str) or name in found or dtype not in (*_DTYPES, *packed.CODES):
             raise ValueError(f"{name}: {dtype} is not one of ours, or it is there twice")
         if not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError(f"{name}: shape {shape} must be whole numbers from 0")
-        end = at + math.prod(shape) * _DTYPES[dtype].itemsize
+        coded = dtype in packed.CODES
+        end = at + (packed.size(dtype, math.prod(shape)) if coded else math.prod(shape) * _DTYPES[dtype].itemsize)
         if end > whole:
             raise ValueError(f"{name}: {whole - at} bytes are left for shape {shape} of {dtype}")
-        found[name] = Lying(source=source, at=at, dtype=_DTYPES[dtype], shape=torch.Size(shape))
+        if exponent and not coded:
+            raise ValueError(f"{name}: {dtype} has no exponent")
+        found[name] = (
+            packed.lying(source, at, dtype, shape, *exponent)
+            if coded
+            else Lying(source=source, at=at, dtype=_DTYPES[dtype], shape=torch.Size(shape))
+        )
         at = end
     if at != whole:
         raise ValueError(f"{whole - at} bytes too many for its {len(found)} tensors")
     return Tensors(found)
+
+
+def _listed(entry: Tensor | Lying) -> list[Any]:
+    return packed.listed(entry) if isinstance(entry, Coded) else [_NAMES[entry.dtype], list(entry.shape)]
 
 
 def _source(array: Array) -> Source:

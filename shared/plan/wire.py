@@ -26,8 +26,9 @@ from shared.base.errors import (
 )
 from shared.base.names import SITE_NAME as SITE_NAME
 from shared.base.options import build, plain
-from shared.base.records import PRIVATE, RELEASED, Inventory, RoundPlan, Spent, Update
+from shared.base.records import NO_REST, PRIVATE, RELEASED, Inventory, RoundPlan, Spent, Update
 from shared.base.vocabulary import SiteName, Weights
+from shared.plan.packed import exponent
 from shared.plan.tensors import ALL, pack, pieces, record_of, unpack
 from shared.trust.warrant import Leader, Question, Reader
 
@@ -58,10 +59,12 @@ PREPARATION = re.compile(r"|[0-9a-f]{64}")  # a digest, or nothing: a site has n
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
-    """A round's weights as they travel, the same for all sites."""
+    """A round's weights as they travel, the same for all sites that are sent the same of them."""
 
     array: Array
     sha256: str
+    digest: str = ""
+    base: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +76,15 @@ class Query:
     schema: str
 
 
-def pack_weights(weights: Weights) -> Packed:
+def pack_weights(weights: Weights, *, digest: str = "", base: str = "") -> Packed:
     array = pack(weights)[ALL]
-    return Packed(array=array, sha256=_sha256(array))
+    return Packed(array=array, sha256=_sha256(array), digest=digest, base=base)
 
 
 def pack_plan(plan: RoundPlan, packed: Packed, leader: Leader, *, to: SiteName, until: float) -> RecordDict:
     """Write a plan for one site, good until then; of its tensors, which are not copied, the hash is signed."""
     head = {key: getattr(plan, key) for key in ("run", "phase", "round", "config", "schema", "hidden", "known")}
+    head |= {"digest": packed.digest, "base": packed.base, "scales": dict(plan.scales)}
     question = Question.make(leader, {**head, "what": "plan", "to": to, "until": until, "weights": packed.sha256})
     return RecordDict({"plan": _pack_question(question), "weights": record_of(packed.array)})
 
@@ -115,9 +119,18 @@ def unpack_plan(content: RecordDict, reader: Reader) -> RoundPlan:
             hidden=tuple(check_text(modality) for modality in record["hidden"]),
             known=None if known is None else (whole(known[0]), check_text(known[1])),
             sha256=record["weights"],
+            digest=_digest(record["digest"]),
+            base=_digest(record["base"]),
+            scales={check_text(name): exponent(k) for name, k in record["scales"].items()},
         )
     except _MALFORMED as error:
         raise reader.refused(f"is malformed: {type(error).__name__}: {str(error)[:200]}") from None
+
+
+def _digest(value: object) -> str:
+    if not isinstance(value, str) or not PREPARATION.fullmatch(value):
+        raise ValueError(f"{str(value)[:64]!r} must be empty or 64 hex digits")
+    return value
 
 
 def unpack_query(content: RecordDict, reader: Reader) -> Query:
@@ -184,6 +197,8 @@ def pack_update(update: Update) -> RecordDict:
         "metrics": json.dumps({k: update.metrics[k] for k in may if k in update.metrics}, sort_keys=True),
         "frozen": update.frozen,
         "spent": _pack_spent(update.spent),
+        "holds": update.holds,
+        "rest": update.rest,
     }
     return RecordDict({"update": ConfigRecord(head), "delta": pack(update.delta)})
 
@@ -212,6 +227,8 @@ def unpack_update(message: Message, sender: str) -> Update:
             metrics={k: float(v) for k, v in metrics.items()},
             frozen=str(head["frozen"]),
             spent=_unpack_spent(str(head["spent"])),
+            holds=_digest(head["holds"]),
+            rest=whole(int(head["rest"]) - NO_REST) + NO_REST,  # type: ignore[arg-type]
         )
     except _MALFORMED as error:
         raise UpdateRejected(f"{sender}: malformed update: {type(error).__name__}: {str(error)[:200]}") from None

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from server.rounds.admission import admit, admit_sums
+from shared.base.disk.tensors import Tensors
 from shared.base.errors import UpdateRejected
 from shared.base.records import Cut, Owners, RoundPlan, Update
 from shared.base.vocabulary import LOCAL, SHARED
+from shared.plan import packed
 from shared.plan.settings import Limits
 
 OWNERS: Owners = {"body": SHARED, "head": Cut(dim=0, owners=("to:T1", "to:T2")), "own": LOCAL}
@@ -97,3 +99,14 @@ def test_hostile_sums_are_rejected(value: torch.Tensor, says: str) -> None:
         admit_sums(
             dataclasses.replace(HONEST, delta={"gram": value}), PLAN, frozen="f" * 64, shapes={"gram": (1,)}, sites=3
         )
+
+
+def test_what_few_bits_mean_is_judged_as_if_all_had_come() -> None:
+    def in_bits(value: float) -> Update:
+        whole = {name: torch.full_like(delta, value) for name, delta in HONEST.delta.items()}
+        return dataclasses.replace(HONEST, delta=Tensors({name: packed.cast(delta) for name, delta in whole.items()}))
+
+    judge(in_bits(1.0))
+    for value, says in ((torch.nan, "entry of nan"), (1e3, "entry of 1e.03, over the limit"), (3.9, "norm")):
+        with pytest.raises(UpdateRejected, match=says):
+            judge(in_bits(value))

@@ -31,6 +31,7 @@ from server.journal.events import View
 from server.journal.receipts import Receipts
 from server.rounds.admission import admit
 from server.rounds.collect import Answers, Ask, Asked, Collector
+from server.rounds.lean.down import Down
 from server.rounds.ledgers import Ledgers
 from server.rounds.roster import Handshake, Roster, check_coverage, mixed
 from server.rounds.spool import Shelf
@@ -125,6 +126,7 @@ class Range:
             ledgers=self.ledgers,
             receipts=Receipts(self.run),
             view=View(),
+            down=Down(file=self.run / "step", how="fp32"),
         )
         around = frozen(self.weights, self.owners)
 
