@@ -26,6 +26,7 @@ from shared.data.volumes import Grid, write
 from shared.diffusion.samplers import Sampler
 from shared.methods import Method, Network
 from shared.plan.config import Config, Federation, Tracking, Validation
+from shared.plan.packed import Bits, Step
 from shared.plan.settings import Choice
 from shared.plan.training import PhaseTraining
 
@@ -34,10 +35,11 @@ GRID = Grid(height=8, width=8)
 
 @dataclass(frozen=True, kw_only=True)
 class Noop(Method):
-    """N tensors of 1 MB that a step leaves as they are."""
+    """N tensors of 1 MB that a step leaves as they are, or moves all alike, so that few bits have something to say."""
 
     modalities: tuple[Modality, ...] = ("T1", "T2")
     tensors: int = 100
+    moves: bool = False
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -54,7 +56,8 @@ class Noop(Method):
 
     def loss(self, net: nn.Module, batch: Batch, phase: str, generator: torch.Generator) -> Losses:
         first = next(net.parameters())
-        return Losses(loss_B=first[:1, 0] * 0, gave={SHARED: torch.ones(1, dtype=torch.bool)})
+        moved = torch.stack([value.mean() for value in net.parameters()]).sum() if self.moves else 0
+        return Losses(loss_B=first[:1, 0] * 0 + moved, gave={SHARED: torch.ones(1, dtype=torch.bool)})
 
     def synthesize(
         self, net: nn.Module, images_BMHW: Tensor, shown_BM: Tensor, sampler: Sampler, generator: Noise
@@ -70,7 +73,9 @@ def main(tensors: int, rounds: int, sites: int) -> None:
     serve(LocalGrid(doors.load(doors.CLIENT_APP), nodes), folder, quiet=True)
 
 
-def prepared(tensors: int, rounds: int, sites: int, strategy: str = "fedavg") -> tuple[Path, dict[str, dict[str, Any]]]:
+def prepared(
+    tensors: int, rounds: int, sites: int, strategy: str = "fedavg", up: Bits = "fp32", down: Step = "fp32"
+) -> tuple[Path, dict[str, dict[str, Any]]]:
     """A run's folder and its sites' node configs, in the folder where we are."""
     listed()
     bids = Path("cohort")
@@ -89,10 +94,10 @@ def prepared(tensors: int, rounds: int, sites: int, strategy: str = "fedavg") ->
         seed=0,
         device="cpu",
         size="tiny",
-        method=Choice(name="noop", options={"tensors": tensors}),
+        method=Choice(name="noop", options={"tensors": tensors, "moves": (up, down) != ("fp32", "fp32")}),
         training={"nothing": PhaseTraining(rounds=rounds, steps=1, batch=1, lr=1.0, optimizer="sgd", clip=0, ema=0)},
         grid=GRID,
-        federation=Federation(),
+        federation=Federation(up=up, down=down),
         strategy=Choice(name=strategy),
         sampler=Sampler(),
         validation=Validation(every=0),

@@ -2,6 +2,7 @@
 
     python benchmarks/rounds.py                  100 tensors of 1 MB; 3, 16 and 64 sites
     python benchmarks/rounds.py --tensors 1 --sites 2
+    python benchmarks/rounds.py --up int4 --down int8 --rounds 3    in few bits, from the second plan on
 
 Messages go through Flower's own code for a SuperLink, objects and all, but over a folder instead of HTTP: what is
 measured is the memory and CPU of the two ends. Memory is a process's high-water mark above what it had when its
@@ -33,15 +34,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--sites", type=int, nargs="*", default=[3, 16, 64])
     parser.add_argument("--strategy", default="fedavg")
+    parser.add_argument("--up", default="fp32")
+    parser.add_argument("--down", default="fp32")
     options = parser.parse_args()
-    print(f"{options.tensors} x 1 MB, {options.rounds} rounds, {options.strategy}, {os.cpu_count()} cores")
+    how = f"{options.strategy}, {options.up}/{options.down}"
+    print(f"{options.tensors} x 1 MB, {options.rounds} rounds, {how}, {os.cpu_count()} cores")
     print(f"{'part':<12}{'sites':>6}{'MB':>8}{'models':>8}{'CPU s':>8}{'wall s':>8}")
     for sites in options.sites:
         for part in ("serverapp", "worker", "simulation"):
             if part == "worker" and sites != options.sites[0]:
                 continue  # it does not know how many there are
             with tempfile.TemporaryDirectory() as scratch:
-                words = {k: getattr(options, k) for k in ("tensors", "rounds", "strategy")} | {"sites": sites}
+                words = {k: getattr(options, k) for k in ("tensors", "rounds", "strategy", "up", "down")} | {
+                    "sites": sites
+                }
                 row = _run(part, words, scratch)
             models = row["mb"] / (options.tensors * MODEL_MB)
             print(

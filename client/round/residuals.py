@@ -27,7 +27,7 @@ from shared.base.owners import held_index, take
 from shared.base.records import NO_REST, Cut, Owners, RoundPlan, Update
 from shared.base.vocabulary import Owner, Weights
 from shared.plan import packed
-from shared.plan.packed import Bits, Coded
+from shared.plan.packed import Bits, Coded, by_name
 
 KEPT = 3  # rounds whose rests are kept, as of personal layers
 log = logging.getLogger("lacuna.site")
@@ -97,6 +97,7 @@ def in_bits(
     update = replace(update, delta={})
     if up == "bf16":
         return replace(update, delta=Tensors({name: packed.cast(delta.pop(name)) for name in list(delta)}))
+    told = by_name(plan.scales, owners)
     before, rest = rests.before(plan.phase, plan.round, done)
     held = [owner for owner, n in update.counts.items() if n > 0]
     found: dict[str, Coded] = {}
@@ -105,7 +106,7 @@ def in_bits(
         for name, form in every.items():
             kept = before[name] if name in before else torch.zeros(form.shape, dtype=torch.float64)
             if name in delta:
-                kept, found[name] = _one(delta.pop(name), kept, owners[name], held, up, plan.scales.get(name))
+                kept, found[name] = _one(delta.pop(name), kept, owners[name], held, up, told.get(name))
             yield name, kept
 
     every = {name: _form(forms(whole)[name].shape) for name in sorted({*before, *delta})}

@@ -201,7 +201,7 @@ class Considered:
         The same question is answered with the same bits, which a run that goes on after a kill needs.
         """
         weights = plan.digest or plan.sha256  # not how they travel: the same step, or all of them
-        asked = [plan.config, weights, *plan.hidden, *sorted(plan.scales.items())]
+        asked = [plan.config, weights, *plan.hidden, *plan.scales]
         key = (plan.run, plan.phase, plan.round)
         now = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         self.file.execute("INSERT OR IGNORE INTO done (run, phase, round, with_) VALUES (?, ?, ?, ?)", (*key, now))

@@ -42,6 +42,7 @@ from shared.base.records import Owners, Phase, RoundPlan, Update
 from shared.base.vocabulary import SiteName
 from shared.plan import lora
 from shared.plan.config import Config
+from shared.plan.packed import listed_by
 from shared.plan.sums import Company, to_numbers
 from shared.trust.privacy import Spending
 
@@ -187,7 +188,7 @@ class Rounds:
         federation = self.config.federation
         drawn = roster.drawn(phase.name, place.round, seed=self.config.seed, federation=federation)
         samples = self.config.training[phase.name].samples
-        plan = dataclasses.replace(self._plan(place, phase), scales=dict(place.scales))
+        plan = dataclasses.replace(self._plan(place, phase), scales=listed_by(place.scales, owners))
         around, up = frozen(place.weights, owners), Up(how=federation.up, scales=place.scales, last=self.last)
 
         def take(update: Update) -> None:

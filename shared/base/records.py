@@ -40,7 +40,7 @@ class RoundPlan:
     sha256: str = ""  # at a site: of the weights' bytes, as they were signed
     digest: str = ""  # of the weights themselves, where a site is to keep them: the next plan may say only what changed
     base: str = ""  # digest of the weights that those sent are a step from; "": all are sent
-    scales: Mapping[str, int] = field(default_factory=dict)  # of an update in few bits, by tensor: q * 2^k; others say
+    scales: tuple[int | None, ...] = ()  # of an update in few bits: k of each tensor that the phase trains, by name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ What q means is q * 2^k, exact in fp32; k is the tensor's, and lies within bound
 """
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,6 +134,15 @@ def exponent_for(largest: float, code: str) -> int:
     mantissa, exponent = math.frexp(largest / MOST[code])
     least = exponent - 1 if mantissa == 0.5 else exponent
     return min(max(least if largest else LEAST_EXPONENT, LEAST_EXPONENT), MOST_EXPONENT)
+
+
+def by_name(scales: Sequence[int | None], names: Iterable[str]) -> dict[str, int]:
+    """Exponents as a plan lists them, in the order of names; without those that are not said."""
+    return {name: k for name, k in zip(sorted(names), scales, strict=bool(scales)) if k is not None}
+
+
+def listed_by(scales: Mapping[str, int], names: Iterable[str]) -> tuple[int | None, ...]:
+    return tuple(scales.get(name) for name in sorted(names)) if scales else ()
 
 
 def stepped(before: Weights, sent: Weights) -> Weights:

@@ -84,7 +84,7 @@ def pack_weights(weights: Weights, *, digest: str = "", base: str = "") -> Packe
 def pack_plan(plan: RoundPlan, packed: Packed, leader: Leader, *, to: SiteName, until: float) -> RecordDict:
     """Write a plan for one site, good until then; of its tensors, which are not copied, the hash is signed."""
     head = {key: getattr(plan, key) for key in ("run", "phase", "round", "config", "schema", "hidden", "known")}
-    head |= {"digest": packed.digest, "base": packed.base, "scales": dict(plan.scales)}
+    head |= {"digest": packed.digest, "base": packed.base, "scales": plan.scales}
     question = Question.make(leader, {**head, "what": "plan", "to": to, "until": until, "weights": packed.sha256})
     return RecordDict({"plan": _pack_question(question), "weights": record_of(packed.array)})
 
@@ -121,7 +121,7 @@ def unpack_plan(content: RecordDict, reader: Reader) -> RoundPlan:
             sha256=record["weights"],
             digest=_digest(record["digest"]),
             base=_digest(record["base"]),
-            scales={check_text(name): exponent(k) for name, k in record["scales"].items()},
+            scales=tuple(None if k is None else exponent(k) for k in record["scales"]),
         )
     except _MALFORMED as error:
         raise reader.refused(f"is malformed: {type(error).__name__}: {str(error)[:200]}") from None

@@ -21,6 +21,11 @@ SHORT = [f"training.{phase}.{key}=1" for phase in ("pretext", "translate") for k
 SMALLEST = {
     "simulation": ("--tensors 1 --rounds 1 --sites 2", ("lacuna", "flower-ray")),
     "rounds": ("--tensors 1 --rounds 1 --sites 2", ("serverapp", "worker", "simulation")),
+    "bytes": (
+        "out --subjects 2 --voxels 16 --ways fp32/fp32 int4-/int8 --override federation.min_cell=1 method.depth=16 "
+        + " ".join([*TINY.split()[3:], *SHORT]),
+        ("int4-/int8",),
+    ),
     "mip": ("--slices 8 --height 16 --width 16", ("scan",)),
     "privacy": ("--methods amm_diff --size tiny --repeats 1 --steps 1 --out privacy.json", ("plain",)),
     "samplers": ("--time-only --size tiny --slices 1 --device cpu --only told", ("told",)),

@@ -13,7 +13,7 @@ from client.site.site import Site
 from shared.base.disk.tensors import forms
 from shared.base.errors import RunFailed
 from shared.base.records import NO_REST, Cut, Owners, RoundPlan, Update
-from shared.plan.packed import Bits, Coded
+from shared.plan.packed import Bits, Coded, listed_by
 
 OWNERS: Owners = {"w": "shared", "cut": Cut(dim=1, owners=("to:a", "to:b", "to:a")), "mine": "local"}
 WHOLE = {"w": torch.zeros(7), "cut": torch.zeros(2, 3)}
@@ -25,15 +25,8 @@ def site(folder: Path) -> Site:
 
 
 def plan(round: int, scales: dict[str, int] | None = None) -> RoundPlan:
-    return RoundPlan(
-        run="r",
-        phase="fit",
-        round=round,
-        config="{}",
-        schema="s",
-        weights={},
-        scales=SCALES if scales is None else scales,
-    )
+    listed = listed_by(SCALES if scales is None else scales, OWNERS)
+    return RoundPlan(run="r", phase="fit", round=round, config="{}", schema="s", weights={}, scales=listed)
 
 
 def update(round: int, delta: dict[str, Tensor], counts: dict[str, int]) -> Update:
