@@ -30,6 +30,7 @@ from server.rounds.ledgers import Ledgers
 from server.rounds.place import Place, begin, restore
 from server.rounds.release import release
 from server.rounds.roster import Handshake, Roster, check_coverage
+from server.rounds.secure.hidden import Hidden
 from server.rounds.spool import Shelf
 from server.rounds.step import build_strategy, check_collapse, mean_of, start, step, watch
 from server.rounds.validation import Validator
@@ -64,6 +65,9 @@ class Rounds:
             ledgers=self.ledgers,
             receipts=Receipts(folder),
             view=view,
+        )
+        self.hidden = Hidden(
+            collector=self.collector, federation=config.federation, config=self.settings.text(), folder=folder
         )
         self.phases = self.settings.phases(self.method)
         net = self.settings.build_net(self.method)  # for its names and first values; the network itself is not kept
@@ -160,7 +164,7 @@ class Rounds:
     def _train_round(self, place: Place, phase: Phase, owners: Owners, roster: Roster, of: int) -> None:
         started = time.monotonic()
         options = self.config.training[phase.name]
-        shelf = Shelf(self.folder / "spool")
+        shelf = self._shelf(place, phase)
         answers, mean = self._updates(place, phase, owners, roster, shelf)
         step(place, self.strategy, owners, mean, options)
         shelf.clear()
@@ -178,6 +182,19 @@ class Rounds:
         drawn = roster.drawn(phase.name, place.round, seed=self.config.seed, federation=federation)
         samples = self.config.training[phase.name].samples
         plan, around = self._plan(place, phase), frozen(place.weights, owners)
+
+        if federation.secure:
+            return self.hidden.updates(
+                plan,
+                drawn,
+                owners,
+                roster,
+                shelf,
+                frozen=around,
+                samples=samples,
+                accept=lambda update: self.ledgers.accept(update, self._asks(update, phase)),
+                place=place,
+            )
 
         def take(update: Update) -> None:
             admitted = admit(update, plan, owners=owners, frozen=around, limits=federation.limits, samples=samples)
@@ -204,7 +221,7 @@ class Rounds:
         out."""
         started, least = time.monotonic(), self.config.federation.min_holders
         totals: dict[str, Tensor] = {}
-        company, shelf = Company(phase), Shelf(self.folder / "spool")
+        company, shelf = Company(phase), self._shelf(place, phase)
         net = self.settings.build_net(self.method)
         load(net, place.weights)
         shapes = sums_shapes(self.method, net, phase.name, self.settings.grid)
@@ -222,9 +239,22 @@ class Rounds:
             return shelf.set_aside(out_of_sums(shelf, phase, roster.inventories, limits))
 
         most = room(sum(math.prod(shape) for shape in shapes.values()), len(shapes), 8)
-        ask = Ask(plan=plan, sites=sites, most=most, shelf=shelf, take=take, settle=settle)
-        answers = self.collector.collect(ask, roster)
-        for update in shelf.emptied():
+        if self.config.federation.secure:
+            answers, totals, members = self.hidden.sums(
+                plan,
+                phase,
+                sites,
+                shapes,
+                roster,
+                shelf,
+                frozen=around,
+                accept=lambda update: self.ledgers.accept(update, self._asks(update, phase)),
+            )
+            company = Company.told(phase, members, to_numbers(totals))
+        else:
+            ask = Ask(plan=plan, sites=sites, most=most, shelf=shelf, take=take, settle=settle)
+            answers = self.collector.collect(ask, roster)
+        for update in shelf.emptied() if not self.config.federation.secure else ():
             sums = dict(update.delta)
             company.meet(to_numbers(sums))
             for name, value in sums.items():
@@ -243,6 +273,10 @@ class Rounds:
     def _asks(self, update: Update, phase: Phase) -> Spending:
         """What a round of this phase asks of a private site's budget."""
         return {} if update.spent is None else self.settings.round_queries(phase)
+
+    def _shelf(self, place: Place, phase: Phase) -> Shelf:
+        folder = self.folder / "spool"
+        return self.hidden.shelf(folder, phase.name, place.round) if self.config.federation.secure else Shelf(folder)
 
     def _plan(self, place: Place, phase: Phase) -> RoundPlan:
         return RoundPlan(
@@ -302,6 +336,7 @@ class Rounds:
 
     def _save(self, place: Place) -> None:
         place.save(self.folder / "checkpoints", schema=self.settings.schema, before=set(self.joined.values()))
+        self.hidden.circles.done()
 
     def _release(self, place: Place, roster: Roster) -> Path:
         history = facts.read(self.folder / "rounds.jsonl")
