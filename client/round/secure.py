@@ -61,10 +61,7 @@ def deal(site: Site, circle: Circle) -> tuple[Card, Sealed]:
     """Fresh keys for a circle, and everybody's shares of them; PlanRefused unless all in it are sites of the kit's."""
     _check(site, circle)
     with vault.opened(site) as kept:
-        if (
-            circle.boxes[site.name].key
-            != Box.make(kept.box(circle.run), circle.run, site.name, own_key(site.state)).key
-        ):
+        if circle.boxes[site.name].key != box_key(kept.box(circle.run)):
             raise PlanRefused(f"{site.name}: has another box by now for run {circle.run}; resumed, the run asks for it")
         dealer = Dealer(circle, site.name, kept.deal(circle))
         return dealer.card(own_key(site.state)), dealer.seal(kept.box(circle.run))

@@ -7,7 +7,7 @@ checkpoint is written after every round, so a killed run resumes to the same bit
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from server.rounds.ledgers import Ledgers
 from server.rounds.place import Place, begin, restore
 from server.rounds.release import release
 from server.rounds.roster import Handshake, Roster, check_coverage
-from server.rounds.secure.hidden import Hidden
+from server.rounds.secure.hidden import Hidden, Part
 from server.rounds.spool import Shelf
 from server.rounds.step import build_strategy, check_collapse, mean_of, start, step, watch
 from server.rounds.validation import Validator
@@ -184,17 +184,8 @@ class Rounds:
         plan, around = self._plan(place, phase), frozen(place.weights, owners)
 
         if federation.secure:
-            return self.hidden.updates(
-                plan,
-                drawn,
-                owners,
-                roster,
-                shelf,
-                frozen=around,
-                samples=samples,
-                accept=lambda update: self.ledgers.accept(update, self._asks(update, phase)),
-                place=place,
-            )
+            part = self._part(plan, drawn, roster, shelf, frozen=around, phase=phase)
+            return self.hidden.updates(part, owners, place, samples=samples)
 
         def take(update: Update) -> None:
             admitted = admit(update, plan, owners=owners, frozen=around, limits=federation.limits, samples=samples)
@@ -240,25 +231,17 @@ class Rounds:
 
         most = room(sum(math.prod(shape) for shape in shapes.values()), len(shapes), 8)
         if self.config.federation.secure:
-            answers, totals, members = self.hidden.sums(
-                plan,
-                phase,
-                sites,
-                shapes,
-                roster,
-                shelf,
-                frozen=around,
-                accept=lambda update: self.ledgers.accept(update, self._asks(update, phase)),
-            )
+            part = self._part(plan, sites, roster, shelf, frozen=around, phase=phase)
+            answers, totals, members = self.hidden.sums(part, phase, shapes)
             company = Company.told(phase, members, to_numbers(totals))
         else:
             ask = Ask(plan=plan, sites=sites, most=most, shelf=shelf, take=take, settle=settle)
             answers = self.collector.collect(ask, roster)
-        for update in shelf.emptied() if not self.config.federation.secure else ():
-            sums = dict(update.delta)
-            company.meet(to_numbers(sums))
-            for name, value in sums.items():
-                totals[name] = totals[name] + value if name in totals else value
+            for update in shelf.emptied():
+                sums = dict(update.delta)
+                company.meet(to_numbers(sums))
+                for name, value in sums.items():
+                    totals[name] = totals[name] + value if name in totals else value
         shelf.clear()
         kept, left_out = company.keep(totals, least)
         if place.round == 0 and (hidden or left_out):
@@ -269,6 +252,14 @@ class Rounds:
         place.weights = Tensors({**place.weights.entries, **settled})
         place.equal(settled)
         self._finish_round(place, phase, answers, started, of=of)
+
+    def _part(
+        self, plan: RoundPlan, sites: Sequence[SiteName], roster: Roster, shelf: Shelf, *, frozen: str, phase: Phase
+    ) -> Part:
+        def accept(update: Update) -> None:
+            self.ledgers.accept(update, self._asks(update, phase))
+
+        return Part(plan=plan, sites=sites, roster=roster, shelf=shelf, frozen=frozen, accept=accept)
 
     def _asks(self, update: Update, phase: Phase) -> Spending:
         """What a round of this phase asks of a private site's budget."""

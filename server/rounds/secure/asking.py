@@ -41,12 +41,12 @@ class Asking:
         most: int,
         hear: Hear,
         enough: Callable[[], bool] = lambda: False,
-    ) -> dict[SiteName, str]:
-        """Ask each; gives why the others are not heard. `hear` raises UpdateRejected for an answer that is none.
+    ) -> dict[SiteName, SiteFacts]:
+        """Ask each; gives what is known of those that are not heard.
 
-        Once there is `enough`, nobody else is waited for.
+        `hear` raises UpdateRejected for an answer that is none. Once there is `enough`, nobody else is waited for.
         """
-        end, why = time.monotonic() + self.deadline, dict[SiteName, str]()
+        end, why = time.monotonic() + self.deadline, dict[SiteName, SiteFacts]()
         asked = {site: wire.question(content) for site, content in questions.items()}
         messages = [
             Message(content, nodes[site], MessageType.QUERY, ttl=self.deadline, group_id=str(circle.round))
@@ -65,7 +65,8 @@ class Asking:
             if sent and not arrived:
                 time.sleep(POLL_SECONDS)
         forget(self.grid, list(sent))
-        return why | dict.fromkeys(sent.values(), f"no answer in {self.deadline:.0f} s")
+        late = SiteFacts(status="timeout", reason=f"no answer in {self.deadline:.0f} s")
+        return why | dict.fromkeys(sent.values(), late)
 
     def _heard(
         self,
@@ -74,13 +75,13 @@ class Asking:
         circle: Circle,
         question: str,
         hear: Hear,
-    ) -> str | None:
+    ) -> SiteFacts | None:
         if reply.has_error():
-            return f"{reply.error.code}: {reply.error.reason}"
+            return SiteFacts(status="error", reason=f"{reply.error.code}: {reply.error.reason}")
         try:
             came = sealed.receive(reply.content)
         except Lost as lost:
-            return str(lost)
+            return SiteFacts(status="error", reason=str(lost))
         try:
             if came.site != site:
                 raise UpdateRejected(f"{site}: its reply is signed in the name of {came.site or 'nobody'}")
@@ -93,6 +94,6 @@ class Asking:
             status: Status = "rejected" if isinstance(error, UpdateRejected) else "refused"
             found = SiteFacts(status=status, reason=str(error), bytes_up=came.bytes)
             self.receipts.keep(site, circle, came, found)
-            return str(error)
+            return found
         self.receipts.keep(site, circle, came, SiteFacts(status="ok", bytes_up=came.bytes))
         return None

@@ -39,6 +39,7 @@ class Agreed:
     circle: Circle
     cards: Mapping[SiteName, Card]
     sealed: Mapping[SiteName, Sealed]  # by who dealt
+    left_out: Mapping[SiteName, SiteFacts]  # who did not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +68,12 @@ class Circles:
 
     def agree(self, plan: RoundPlan, sites: Sequence[SiteName], owners: Sequence[Owner], roster: Roster) -> Agreed:
         """Ask for keys and shares. Who does not deal has no part in the round, and the others deal anew without it."""
-        left, why = sorted(sites), dict[SiteName, str]()
+        left, why = sorted(sites), dict[SiteName, SiteFacts]()
         while True:
             circle = self._circle(plan, left, owners, roster)
             least = circle.enough(EVERYBODY)
             if len(left) < max(least, self.federation.min_sites):
-                said = "; ".join(f"{site}: {reason}" for site, reason in why.items()) or "no more are drawn"
+                said = _words(why) or "no more are drawn"
                 raise RunFailed(
                     f"{plan.phase} round {plan.round}: {len(left)} sites would hide their updates, "
                     f"{max(least, self.federation.min_sites)} are needed ({said}); nothing was changed"
@@ -81,7 +82,8 @@ class Circles:
             silent = self._deal(circle, roster, dealt)
             if not silent:
                 cards = {site: one.card for site, one in dealt.items()}
-                return Agreed(circle=circle, cards=cards, sealed={site: one.sealed for site, one in dealt.items()})
+                sealed = {site: one.sealed for site, one in dealt.items()}
+                return Agreed(circle=circle, cards=cards, sealed=sealed, left_out=why)
             why |= silent
             left = [site for site in left if site not in silent]
 
@@ -99,7 +101,7 @@ class Circles:
         enough = {owner: its for owner, its in groups.items() if owner == EVERYBODY or len(its) >= circle.enough(owner)}
         return replace(circle, groups=enough)
 
-    def _deal(self, circle: Circle, roster: Roster, dealt: dict[SiteName, Dealt]) -> dict[SiteName, str]:
+    def _deal(self, circle: Circle, roster: Roster, dealt: dict[SiteName, Dealt]) -> dict[SiteName, SiteFacts]:
         def hear(site: SiteName, content: RecordDict) -> None:
             found = Dealt.read(content, circle, site)
             if not found.card.is_of(circle, site, self.asking.lead.sites[site]):
@@ -127,7 +129,7 @@ class Circles:
         def enough() -> bool:
             return not missing(circle, survivors, shares)
 
-        why: dict[SiteName, str] = {}
+        why: dict[SiteName, SiteFacts] = {}
         for _ in range(self.federation.retries + 1):
             sites = [site for site in circle.boxes if site not in shares and site in roster.nodes]
             questions = {site: self._question(saved, site) for site in sites if _asked(survivors, circle, site)}
@@ -136,7 +138,7 @@ class Circles:
             if enough():
                 return shares
         lacking = ", ".join(missing(circle, survivors, shares))
-        said = "; ".join(f"{site}: {reason}" for site, reason in why.items()) or "no more sites are here"
+        said = _words(why) or "no more sites are here"
         raise RunFailed(
             f"{saved.phase} round {saved.round}: too few sites let the sum be seen, of {lacking} ({said}); nothing was "
             "changed, and nothing is known of any update. Resumed, the run asks them again"
@@ -177,6 +179,10 @@ class Circles:
 
 def _asked(survivors: Survivors, circle: Circle, site: SiteName) -> Survivors:
     return {owner: there for owner, there in survivors.items() if site in circle.groups[owner]}
+
+
+def _words(facts: Mapping[SiteName, SiteFacts]) -> str:
+    return "; ".join(f"{site}: {one.status} {one.reason}" for site, one in facts.items())
 
 
 def _holds(roster: Roster, site: SiteName, owner: Owner) -> bool:

@@ -47,6 +47,27 @@ Forms = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One round, as it is asked for before anything is hidden."""
+
+    plan: RoundPlan
+    sites: Sequence[SiteName]
+    roster: Roster
+    shelf: Shelf
+    frozen: str
+    accept: Callable[[Update], None]  # a site's word on its budget; or raises UpdateRejected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _What:
+    """What is hidden in it."""
+
+    groups: Sequence[Owner]
+    sent: Callable[[Circle], tuple[Owners, Forms]]  # whose each tensor is, and of what form, once the circle is known
+    bits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hidden:
     collector: Collector
     federation: Federation
@@ -70,120 +91,66 @@ class Hidden:
         saved = self.circles.saved(phase, round)
         return Shelf(folder, keep=() if saved is None else tuple(saved.heads))
 
-    def updates(
-        self,
-        plan: RoundPlan,
-        sites: Sequence[SiteName],
-        owners: Owners,
-        roster: Roster,
-        shelf: Shelf,
-        *,
-        frozen: str,
-        samples: int,
-        accept: Callable[[Update], None],
-        place: Place,
-    ) -> tuple[Answers, Mean]:
+    def updates(self, part: Part, owners: Owners, place: Place, *, samples: int) -> tuple[Answers, Mean]:
         """A round of training: what its sites learnt together."""
-        federation = self.federation
-        limits = federation.limits
-        bits = scale_bits(max_abs=limits.entry, max_count=samples * len(sites), word=federation.word)
+        federation, limits = self.federation, self.federation.limits
+        most = samples * len(part.sites)
+        bits = scale_bits(max_abs=limits.entry, max_count=most, word=federation.word)
         dtype = torch.int32 if federation.word == 32 else torch.int64
-        shapes = {name: (dtype, tuple(forms(plan.weights)[name].shape)) for name in owners}
+        shapes = {name: (dtype, tuple(forms(part.plan.weights)[name].shape)) for name in owners}
 
         def sent(circle: Circle) -> tuple[Owners, Forms]:
             own = hidden_owners(owners, circle.groups)
-            known = {**shapes, METRICS: (torch.int64, (len(RELEASED), 2))}
-            known[COUNTS] = (torch.int64, (len(circle.groups) - 1,))
-            return own, {name: known[name] for name in own}
+            beside = {METRICS: (torch.int64, (len(RELEASED), 2)), COUNTS: (torch.int64, (len(circle.groups) - 1,))}
+            return own, {name: {**shapes, **beside}[name] for name in own}
 
-        answers, lifted = self._gather(
-            plan, sites, groups_of(owners), roster, shelf, sent=sent, bits=bits, frozen=frozen, accept=accept
-        )
-        named = sorted(owner for owner in lifted.owners[COUNTS].owners)  # type: ignore[union-attr]
-        counts = dict(zip(named, lifted.total(COUNTS).tolist(), strict=True))
-        holders = {owner: len(lifted.survivors[owner]) for owner in named if owner in lifted.survivors}
-        counts = {owner: counts[owner] for owner in holders}
+        answers, lifted = self._gather(part, _What(groups=groups_of(owners), sent=sent, bits=bits))
+        counts = lifted.by_owner(COUNTS)
+        holders = {owner: len(lifted.survivors[owner]) for owner in counts}
         trained = frozenset(o for o, n in holders.items() if n >= federation.min_holders and counts[o] > 0)
 
         def mean(name: str) -> Tensor:
-            return divided(
-                lifted.total(name),
-                owners[name],
-                trained,
-                lambda owner: counts[counted_over(owner, owners, federation.estimator)],
-                bits,
-            )
+            def over(owner: Owner) -> int:
+                return counts[counted_over(owner, owners, federation.estimator)]
 
-        every = {name: forms(plan.weights)[name] for name in owners}
-        delta = place.written("mean", every, _within(plan, owners, mean, entry=limits.entry, norm=limits.norm))
+            return divided(lifted.total(name), owners[name], trained, over, bits)
+
+        every = {name: forms(part.plan.weights)[name] for name in owners}
+        delta = place.written("mean", every, _within(part.plan, owners, mean, entry=limits.entry, norm=limits.norm))
         return answers, Mean(delta=delta, trained=trained, holders=holders, counts=counts)
 
     def sums(
-        self,
-        plan: RoundPlan,
-        phase: Phase,
-        sites: Sequence[SiteName],
-        shapes: Mapping[str, tuple[int, ...]],
-        roster: Roster,
-        shelf: Shelf,
-        *,
-        frozen: str,
-        accept: Callable[[Update], None],
+        self, part: Part, phase: Phase, shapes: Mapping[str, tuple[int, ...]]
     ) -> tuple[Answers, dict[str, Tensor], dict[str, Tensor]]:
         """A round of a phase of sums: the totals, and how many sites are in each cell."""
         own = hidden_sums(shapes, phase)
-        every = {**{name: (torch.int64, shape) for name, shape in shapes.items()}}
+        every = {name: (torch.int64, shape) for name, shape in shapes.items()}
         every |= {name: every[name.removeprefix(f"{SITES} ")] for name in own if name.startswith(SITES)}
         every[METRICS] = (torch.int64, (len(RELEASED), 2))
-        answers, lifted = self._gather(
-            plan,
-            sites,
-            [EVERYBODY],
-            roster,
-            shelf,
-            sent=lambda circle: (own, every),
-            bits=BITS,
-            frozen=frozen,
-            accept=accept,
-        )
+        what = _What(groups=[EVERYBODY], sent=lambda circle: (own, every), bits=BITS)
+        answers, lifted = self._gather(part, what)
         totals = {name: lifted.total(name) for name in own if name != METRICS}
         members = {name.removeprefix(f"{SITES} "): totals.pop(name) for name in own if name.startswith(SITES)}
         return answers, totals, members
 
     # --- both
 
-    def _gather(
-        self,
-        plan: RoundPlan,
-        sites: Sequence[SiteName],
-        groups: Sequence[Owner],
-        roster: Roster,
-        shelf: Shelf,
-        *,
-        sent: Callable[[Circle], tuple[Owners, Forms]],
-        bits: int,
-        frozen: str,
-        accept: Callable[[Update], None],
-    ) -> tuple[Answers, Lifted]:
-        circles = self.circles
+    def _gather(self, part: Part, what: _What) -> tuple[Answers, Lifted]:
+        plan, circles = part.plan, self.circles
         saved = circles.saved(plan.phase, plan.round)
         if saved is None:
-            saved, answers = self._collect(
-                plan, sites, groups, roster, shelf, sent=sent, bits=bits, frozen=frozen, accept=accept
-            )
+            saved, answers = self._collect(part, what)
             circles.save(saved)
         else:
-            answers = _again(saved, shelf)
-            self.collector.view.note(
-                f"{plan.phase} round {plan.round}: its sums were asked for, and are asked for again"
-            )
-        shares = circles.reveal(saved, roster)
-        own, known = sent(saved.said.circle)
+            answers = _again(saved, part.shelf)
+            self.collector.view.note(f"{plan.phase} round {plan.round}: its sums were asked for, and are again")
+        shares = circles.reveal(saved, part.roster)
+        own, known = what.sent(saved.said.circle)
         try:
             lifted = Lifted(
                 owners=own,
                 forms=known,
-                updates=[shelf[site] for site in shelf.sites],
+                updates=[part.shelf[site] for site in part.shelf.sites],
                 survivors=saved.survivors,
                 streams=streams(saved.said, saved.survivors, shares, saved.bound),
             )
@@ -192,51 +159,32 @@ class Hidden:
         answers.told = metrics_from(lifted.total(METRICS))
         return answers, lifted
 
-    def _collect(
-        self,
-        plan: RoundPlan,
-        sites: Sequence[SiteName],
-        groups: Sequence[Owner],
-        roster: Roster,
-        shelf: Shelf,
-        *,
-        sent: Callable[[Circle], tuple[Owners, Forms]],
-        bits: int,
-        frozen: str,
-        accept: Callable[[Update], None],
-    ) -> tuple[Saved, Answers]:
-        federation = self.federation
-        agreed = self.circles.agree(plan, sites, groups, roster)
+    def _collect(self, part: Part, what: _What) -> tuple[Saved, Answers]:
+        plan, federation, shelf = part.plan, self.federation, part.shelf
+        agreed = self.circles.agree(plan, part.sites, what.groups, part.roster)
         circle = agreed.circle
         said = Secured(
             circle=circle,
             cards=agreed.cards,
-            bits=bits,
+            bits=what.bits,
             word=federation.word,
             estimator=federation.estimator,
             entry=federation.limits.entry,
             norm=federation.limits.norm,
         )
         asked = replace(plan, secure=said.text())
-        own, known = sent(circle)
+        own, known = what.sent(circle)
 
         def take(update: Update) -> None:
-            _admit(update, asked, circle, own, known, frozen=frozen)
-            accept(update)
+            _admit(update, asked, circle, own, known, frozen=part.frozen)
+            part.accept(update)
             shelf.add(update)
 
-        values = sum(math.prod(shape) * dtype.itemsize for dtype, shape in known.values())
-        answers = self.collector.collect(
-            Ask(
-                plan=asked,
-                sites=tuple(circle.boxes),
-                most=room(values, len(known), 1),
-                shelf=shelf,
-                take=take,
-                quorum=max(federation.min_sites, circle.enough(EVERYBODY)),
-            ),
-            roster,
-        )
+        most = room(sum(math.prod(shape) * dtype.itemsize for dtype, shape in known.values()), len(known), 1)
+        quorum = max(federation.min_sites, circle.enough(EVERYBODY))
+        ask = Ask(plan=asked, sites=tuple(circle.boxes), most=most, shelf=shelf, take=take, quorum=quorum)
+        answers = self.collector.collect(ask, part.roster)
+        answers.sites |= agreed.left_out
         there = {o: tuple(site for site in shelf.sites if o in shelf[site].counts) for o in circle.groups}
         saved = Saved(
             phase=plan.phase,

@@ -66,6 +66,13 @@ class Lifted:
                 found.index_copy_(dim, index, part.long())  # type: ignore[arg-type]
         return found
 
+    def by_owner(self, name: str) -> dict[Owner, int]:
+        """Of a tensor that has one number for each group."""
+        owned = self.owners[name]
+        assert isinstance(owned, Cut)
+        found = zip(owned.owners, self.total(name).tolist(), strict=True)
+        return {owner: n for owner, n in found if owner in self.survivors}
+
 
 def streams(
     said: Secured, survivors: Survivors, shares: Mapping[SiteName, Shares], bound: str
