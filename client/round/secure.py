@@ -43,7 +43,6 @@ from shared.trust.secure.circle import (
     Circle,
     Dealer,
     Sealed,
-    box_key,
     opened,
 )
 
@@ -51,7 +50,7 @@ from shared.trust.secure.circle import (
 def box(site: Site, run: str) -> Box:
     """What the other sites of a run seal to."""
     with vault.opened(site) as kept:
-        return Box.make(kept.box(run), run, site.name, own_key(site.state))
+        return kept.make_box(run, lambda secret: Box.make(secret, run, site.name, own_key(site.state)))
 
 
 # --- before a round
@@ -61,10 +60,9 @@ def deal(site: Site, circle: Circle) -> tuple[Card, Sealed]:
     """Fresh keys for a circle, and everybody's shares of them; PlanRefused unless all in it are sites of the kit's."""
     _check(site, circle)
     with vault.opened(site) as kept:
-        if circle.boxes[site.name].key != box_key(kept.box(circle.run)):
-            raise PlanRefused(f"{site.name}: has another box by now for run {circle.run}; resumed, the run asks for it")
+        own = kept.box(circle)
         dealer = Dealer(circle, site.name, kept.deal(circle))
-        return dealer.card(own_key(site.state)), dealer.seal(kept.box(circle.run))
+        return dealer.card(own_key(site.state)), dealer.seal(own)
 
 
 def _check(site: Site, circle: Circle) -> None:
@@ -113,7 +111,7 @@ def hidden(site: Site, plan: RoundPlan, update: Update, owners: Owners, phase: P
     else:
         owned = hidden_owners(owners, circle.groups)
         numbers = _integers(site, said, update, owned, held)
-    numbers[METRICS] = metrics_to(update.metrics)
+    numbers[METRICS] = metrics_to({name: value for name, value in update.metrics.items() if name != "seconds"})
     with vault.opened(site) as kept:
         kept.hide_once(circle, _digest(numbers))
         dealer = Dealer(circle, site.name, kept.dealt(circle))
@@ -213,7 +211,7 @@ def reveal(site: Site, circle: Circle, survivors: Mapping[Owner, tuple[SiteName,
     _check(site, circle)
     with vault.opened(site) as kept:
         kept.dealt(circle)
-        own = kept.box(circle.run)
+        own = kept.box(circle)
         for owner, there in sorted(survivors.items()):
             holders = circle.groups.get(owner, ())
             if site.name not in holders or list(there) != sorted({*there} & {*holders}):
@@ -225,6 +223,8 @@ def reveal(site: Site, circle: Circle, survivors: Mapping[Owner, tuple[SiteName,
                 )
         for owner, there in sorted(survivors.items()):
             kept.reveal_once(circle, owner, there)
+            if owner != EVERYBODY:  # sums over people, which no seed changes, are limited by client/site/summed.py
+                kept.see_once(circle, owner, there)
             found[owner] = {}
             for giver in circle.groups[owner]:
                 share = _opened(where, circle, own, giver, site.name, owner, sealed)

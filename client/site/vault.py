@@ -1,27 +1,28 @@
 """What this site keeps of the rounds in which the coordinator sees sums alone: STATE/secure.db, which never leaves.
 
-    boxes      a key for each run, to which the other sites seal what they deal this one
+    boxes      a key for each run, to which the other sites seal what they deal this one, and its signature
     deals      a secret for each circle, from which all follows that was dealt; gone once a later round is dealt
     masked     what was hidden in each circle, by its hash: two numbers are never hidden by one mask
     revealed   which sum of each group was let be seen, for ever: two sums of one round would tell a site's own update
+    seen       with whom each update was in a sum, for ever: so would the sums of two runs over the very same one
 
 What is written is on the disk before anything is answered.
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from client.site.site import Site
 from shared.base.errors import DataError, PlanRefused
 from shared.base.files import canonical, make_folder, sha256
 from shared.base.vocabulary import Owner, SiteName
-from shared.trust.secure.circle import Circle, new_secret
+from shared.trust.secure.circle import Box, Circle, box_key, new_secret
 
 FILE = "secure.db"
 BUSY = 30.0
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS boxes (run TEXT PRIMARY KEY, secret BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS boxes (run TEXT PRIMARY KEY, secret BLOB NOT NULL, said TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS deals (
     circle TEXT PRIMARY KEY, run TEXT NOT NULL, phase TEXT NOT NULL, round INTEGER NOT NULL, secret BLOB NOT NULL
 );
@@ -30,6 +31,9 @@ CREATE TABLE IF NOT EXISTS revealed (
     run TEXT NOT NULL, phase TEXT NOT NULL, round INTEGER NOT NULL, owner TEXT NOT NULL, what TEXT NOT NULL,
     PRIMARY KEY (run, phase, round, owner)
 );
+CREATE TABLE IF NOT EXISTS seen (
+    numbers TEXT NOT NULL, owner TEXT NOT NULL, sites TEXT NOT NULL, PRIMARY KEY (numbers, owner)
+);
 """
 
 
@@ -37,10 +41,22 @@ class Vault:
     def __init__(self, site: Site, file: sqlite3.Connection) -> None:
         self._site, self._file = site, file
 
-    def box(self, run: str) -> bytes:
-        self._file.execute("INSERT OR IGNORE INTO boxes (run, secret) VALUES (?, ?)", (run, new_secret()))
-        ((secret,),) = self._file.execute("SELECT secret FROM boxes WHERE run = ?", (run,))
-        return bytes(secret)
+    def make_box(self, run: str, sign: Callable[[bytes], Box]) -> Box:
+        """The box of a run, made and signed once."""
+        secret = new_secret()
+        row = (run, secret, sign(secret).text())
+        self._file.execute("INSERT OR IGNORE INTO boxes (run, secret, said) VALUES (?, ?, ?)", row)
+        ((said,),) = self._file.execute("SELECT said FROM boxes WHERE run = ?", (run,))
+        return Box.parse(said)
+
+    def box(self, circle: Circle) -> bytes:
+        """PlanRefused where the circle has another: what was sealed to that can't be opened here."""
+        found = self._file.execute("SELECT secret FROM boxes WHERE run = ?", (circle.run,)).fetchone()
+        if found is None or circle.boxes[self._site.name].key != box_key(bytes(found[0])):
+            raise PlanRefused(
+                f"{self._site.name}: has another box by now for run {circle.run}; resumed, the run asks for it"
+            )
+        return bytes(found[0])
 
     def deal(self, circle: Circle) -> bytes:
         """The secret of a circle, which is drawn once; those of other rounds of the run are no longer needed.
@@ -88,6 +104,21 @@ class Vault:
             raise PlanRefused(
                 f"{self._site.name}: {circle.phase} round {circle.round}: another sum of {owner[:80]} was seen "
                 "already; two of one round would tell what a site sent"
+            )
+
+    def see_once(self, circle: Circle, owner: Owner, survivors: tuple[SiteName, ...]) -> None:
+        """PlanRefused where what this site hid in the circle was in a sum with other sites, of another run."""
+        found = self._file.execute("SELECT numbers FROM masked WHERE circle = ?", (circle.digest,)).fetchone()
+        if found is None or self._site.name not in survivors:
+            return
+        sites = " ".join(survivors)
+        row = (found[0], owner, sites)
+        self._file.execute("INSERT OR IGNORE INTO seen (numbers, owner, sites) VALUES (?, ?, ?)", row)
+        ((before,),) = self._file.execute("SELECT sites FROM seen WHERE numbers = ? AND owner = ?", row[:2])
+        if before != sites:
+            raise PlanRefused(
+                f"{self._site.name}: {circle.phase} round {circle.round}: this very update was seen in a sum with "
+                "other sites; the two would tell what one of them sent. Another seed makes it another"
             )
 
 

@@ -59,6 +59,13 @@ class Answers:
     weights: str = ""  # the hash of what they were asked with
     told: Mapping[str, float] | None = None  # of all together, where no site's own is seen
 
+    undone: str = ""  # why the round is not taken after all
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        said = tuple(one.reason for one in self.sites.values() if one.status in ("refused", "rejected"))
+        return (*said, self.undone) if self.undone else said
+
     @property
     def ok(self) -> list[SiteName]:
         return sorted(self.metrics)

@@ -166,11 +166,17 @@ class Rounds:
         options = self.config.training[phase.name]
         shelf = self._shelf(place, phase)
         answers, mean = self._updates(place, phase, owners, roster, shelf)
+        before = place.standing()
         step(place, self.strategy, owners, mean, options)
         shelf.clear()
         watched = watch(place, phase, answers)
         last = place.round + 1 == of and phase == self.phases[-1]
         validation = self._validate(place, force=last) if phase == self.phases[-1] else None
+        worse = self._worse(validation)
+        if worse is not None:
+            place.go_back(before)
+            answers.undone = f"{phase.name} round {place.round}: not taken: {worse}"
+            self.view.note(answers.undone)
         self._finish_round(place, phase, answers, started, of=of, mean=mean, watch=watched, validation=validation)
         check_collapse(place, phase, watched)
 
@@ -285,6 +291,18 @@ class Rounds:
             return None
         return self.validator.validate(lora.merged(place.ema), place.round)
 
+    def _worse(self, validation: Mapping[str, float | None] | None) -> str | None:
+        """How a round made the model so much worse than its best that it is not taken; None where it did not."""
+        gate, now = self.config.validation.gate, _psnr(validation)
+        if gate is None or now is None:
+            return None
+        past = [
+            score for one in facts.read(self.folder / "rounds.jsonl") if (score := _psnr(one.validation)) is not None
+        ]
+        if not past or now >= max(past) - gate:
+            return None
+        return f"{now:.2f} dB on the coordinator's own cohort, {max(past):.2f} before; validation.gate={gate:g}"
+
     # --- what is kept
 
     def _finish_round(
@@ -312,7 +330,7 @@ class Rounds:
             sites=answers.sites,
             bytes_up=sum(f.bytes_up for f in answers.sites.values()),
             bytes_down=sum(f.bytes_down for f in answers.sites.values()),
-            refusals=tuple(f.reason for f in answers.sites.values() if f.status in ("refused", "rejected")),
+            refusals=answers.refusals,
             quorum=True,
             validation=validation,
         )
@@ -349,6 +367,12 @@ class Rounds:
         load(net, lora.merged(place.ema))
         net.forget()
         return release(self.folder / "final", self.config, state_of(net), provenance)
+
+
+def _psnr(validation: Mapping[str, float | None] | None) -> float | None:
+    """The mean over the targets."""
+    found = [value for name, value in (validation or {}).items() if name.startswith("psnr/") and value is not None]
+    return sum(found) / len(found) if found else None
 
 
 def state_of(net: nn.Module) -> dict[str, Tensor]:

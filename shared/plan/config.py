@@ -75,8 +75,10 @@ class Federation:
 class Validation:
     every: int = 5
     slices: int = 16
+    gate: float | None = None  # dB: a round that makes the model so much worse than its best is not taken
 
     def __post_init__(self) -> None:
+        require(self.gate is None or self.gate > 0, "gate", self.gate, "above 0 dB, or null")
         require(self.every >= 0, "every", self.every, "0 or more")
         require(self.slices >= 1, "slices", self.slices, "1 or more")
 

@@ -285,7 +285,7 @@ def test_of_nobody_both_secrets_are_opened(table: Table) -> None:
                     seen.setdefault((owner, giver), set()).add(kind)
                     with vault.opened(table.sites[site]) as kept:
                         own = opened(
-                            table.circle, kept.box("run"), giver, site, owner, table.sealed[giver][site][owner]
+                            table.circle, kept.box(table.circle), giver, site, owner, table.sealed[giver][site][owner]
                         )
                     assert its[giver] == own[kind]
         assert seen
@@ -300,6 +300,23 @@ def test_of_a_group_its_own_holders_alone_have_shares(table: Table) -> None:
     for site in "de":
         with pytest.raises(PlanRefused, match="of others than its holders"):
             table.reveal(site, {"to:FLAIR": ("a", "b", "c")})
+
+
+def test_the_same_update_is_not_seen_in_sums_of_two_runs_with_other_sites(table: Table) -> None:
+    """A run of the same seed and weights, once with e and once without: their difference is e's update."""
+    table.hide("a")
+    table.reveal("a", ALL)
+    four = ("a", "b", "c", "d")
+    boxes = {site: secure.box(table.sites[site], "again") for site in four}
+    circle = changed(table.circle, run="again", boxes=boxes, groups={EVERYBODY: four, "shared": four})
+    dealt = {site: secure.deal(table.sites[site], circle) for site in four}
+    cards, sealed = (
+        {site: card for site, (card, _) in dealt.items()},
+        {site: its["a"] for site, (_, its) in dealt.items()},
+    )
+    table.hide("a", table.plan(circle=circle, cards=cards, run="again"), **{"to:FLAIR": 0})
+    with pytest.raises(PlanRefused, match="this very update was seen in a sum with other sites"):
+        secure.reveal(table.sites["a"], circle, {"shared": four}, sealed)
 
 
 # --- updates
