@@ -153,13 +153,13 @@ def _integers(site: Site, said: Secured, update: Update, owned: Owners, held: li
             index, value = sent[keep], value.index_select(owner.dim, torch.tensor(keep))
         elif owner not in mine:
             continue
-        largest = value.abs().max().item() if value.numel() else 0.0
+        largest = max(abs(end.item()) for end in torch.aminmax(value)) if value.numel() else 0.0
         if not largest <= said.entry:
             raise PlanRefused(f"{site.name}: {name} has an entry of {largest:.3g}, over the limit {said.entry:.3g}")
         square += torch.linalg.vector_norm(value, dtype=torch.float64).item() ** 2
-        whole = weighed(value, owner, index, weight, said.bits)
-        if whole.numel() and whole.abs().max().item() >= within:
+        if largest * 2.0**said.bits * max(update.counts.values()) >= within:
             raise PlanRefused(f"{site.name}: {name} does not fit {said.word} bits at {said.bits} after the point")
+        whole = weighed(value, owner, index, weight, said.bits)
         found[name] = whole.int() if said.word == 32 else whole
     if not math.sqrt(square) <= said.norm:
         raise PlanRefused(f"{site.name}: delta norm {math.sqrt(square):.3g} is over the limit {said.norm:.3g}")

@@ -18,7 +18,7 @@ from shared.base.files import canonical
 
 Words: TypeAlias = NDArray[np.uint32] | NDArray[np.uint64]
 KEY = 32
-BLOCK = 2**20  # bytes of a stream at a time
+BLOCK = 2**18  # bytes of a stream at a time: they stay in the processor's cache
 _NOTHING = bytes(BLOCK)
 
 
