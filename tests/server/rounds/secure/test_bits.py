@@ -1,6 +1,7 @@
 """A run whose coordinator sees sums alone ends at the bits of one that sees every update, whoever drops out of it."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from support.rounds.spoilt import failed, start
 from client.site.ledger import Ledger
 from server.journal import facts
 from shared.base.errors import ConfigError, RunFailed
+from shared.plan import tensors
 from shared.plan.config import Config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("probe")]
@@ -163,3 +165,33 @@ def test_books_of_both_sides_agree(five: Path, tmp_path: Path) -> None:
         lost = [line for line in lines if "never receipted" in line]
         assert lines == lost
         assert len(lost) == (1 if site == "e" else 0)  # what was lost on the way
+
+
+def test_a_round_that_spoils_the_model_is_not_taken(tmp_path: Path) -> None:
+    """A liar of honest size, whom nobody can name: the second round is undone, and the third goes on from the first."""
+    from support.cohort.worlds import prepare_here, write_cohort
+
+    from shared.plan.config import Validation
+
+    world = make_five(tmp_path / "world")
+    prepare_here(write_cohort(world / "coordinator", "own", [("T1", "T2", "FLAIR")] * 3, seed=40))
+    wanted = secure(world, rounds=3)
+    training = {"fit": dataclasses.replace(wanted.training["fit"], steps=8, batch=8, lr=0.03, ema=0.0)}
+    gated = dataclasses.replace(wanted, training=training, validation=Validation(every=1, gate=3.0))
+    folder = tmp_path / "run"
+
+    def spoil(site: str, reply: Message) -> Message:
+        if part(reply) == "update" and len(facts.read(folder / "rounds.jsonl")) == 2:
+            sent = dict(tensors.unpack(reply.content.array_records["delta"]))
+            for name in ("head.weight", "head.bias"):
+                sent[name] = sent[name] + 2**53
+            reply.content["delta"] = tensors.pack(sent)
+        return reply
+
+    start(folder, gated, spoil=spoil)
+    first, second, third = facts.read(folder / "rounds.jsonl")[1:]
+    assert [one.refusals for one in (first, third)] == [(), ()]
+    assert re.fullmatch(r"fit round 1: not taken: .* dB on the .*; validation.gate=3", second.refusals[-1])
+    scores = [sum(one.validation.values()) for one in (first, second, third)]  # type: ignore[union-attr, arg-type]
+    assert scores[1] < scores[0] - 9
+    assert scores[2] > scores[0] - 9
