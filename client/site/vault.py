@@ -82,7 +82,7 @@ class Vault:
         return bytes(found[0])
 
     def hide_once(self, circle: Circle, hashes: Mapping[Owner, str]) -> None:
-        """PlanRefused where other numbers, by their hashes, were hidden in this circle: the difference would be bare."""
+        """PlanRefused where other numbers, by their hashes, were hidden in this circle: their difference is bare."""
         numbers = json.dumps(dict(hashes), sort_keys=True)
         self._file.execute("INSERT OR IGNORE INTO masked (circle, numbers) VALUES (?, ?)", (circle.digest, numbers))
         ((before,),) = self._file.execute("SELECT numbers FROM masked WHERE circle = ?", (circle.digest,))
