@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -74,7 +74,13 @@ def main(tensors: int, rounds: int, sites: int) -> None:
 
 
 def prepared(
-    tensors: int, rounds: int, sites: int, strategy: str = "fedavg", up: Bits = "fp32", down: Step = "fp32"
+    tensors: int,
+    rounds: int,
+    sites: int,
+    strategy: str = "fedavg",
+    rewrite: Callable[[Config], Config] = lambda config: config,
+    up: Bits = "fp32",
+    down: Step = "fp32",
 ) -> tuple[Path, dict[str, dict[str, Any]]]:
     """A run's folder and its sites' node configs, in the folder where we are."""
     listed()
@@ -103,6 +109,7 @@ def prepared(
         validation=Validation(every=0),
         tracking=Tracking(uri="none"),
     )
+    config = rewrite(config)
     folder = Path("run")
     folder.mkdir()
     (folder / "config.json").write_text(config.text())

@@ -40,7 +40,7 @@ def main() -> None:
         row = measure(
             [
                 python,
-                str(HERE / f"noop_{name.replace('-', '_')}.py"),
+                str(HERE / ("" if name == "lacuna" else "peers") / f"noop_{name.replace('-', '_')}.py"),
                 json.dumps({"tensors": options.tensors, "rounds": options.rounds, "sites": sites}),
             ]
         )

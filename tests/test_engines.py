@@ -31,11 +31,17 @@ def lacuna(*arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> su
 
 
 @pytest.mark.slow
-def test_flowers_own_simulation_gives_the_same_bits(world: Path, tmp_path: Path) -> None:
-    """The messages are the same, so the weights are: whichever process a site ran in, in whatever order it answered."""
+def test_flowers_own_simulation_gives_the_same_bits(tmp_path: Path) -> None:
+    """The messages are the same, so the weights are, whichever process a site ran in, in whatever order it answered.
+
+    In the second the coordinator sees sums alone: that changes nothing either.
+    """
+    all_three = [("T1", "T2", "FLAIR"), ("T1", "FLAIR")]  # of what fewer than three sites hold no sum is seen
+    world = write_world(tmp_path / "world", dict.fromkeys(SITES, all_three), edge=32)
+    three = ("federation.min_sites=3", "federation.min_holders=3")
     for engine in ("local", "ray"):
         run = (f"run={engine}", f"runs={tmp_path}", f"world={world}")
-        lacuna("simulate", *COMMON, *run, f"federation.engine={engine}")
+        lacuna("simulate", *COMMON, *run, *three, f"federation.engine={engine}", f"federation.secure={engine == 'ray'}")
     assert weights_digest(tmp_path / "local") == weights_digest(tmp_path / "ray")
 
 

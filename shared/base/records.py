@@ -41,6 +41,12 @@ class RoundPlan:
     digest: str = ""  # of the weights themselves, where a site is to keep them: the next plan may say only what changed
     base: str = ""  # digest of the weights that those sent are a step from; "": all are sent
     scales: tuple[int | None, ...] = ()  # of an update in few bits: k of each tensor that the phase trains, by name
+    secure: str = ""  # where the coordinator sees sums alone: who hides what with whom (shared/plan/secure.py)
+
+    @property
+    def named(self) -> str:
+        """What its weights are known by, however they travelled."""
+        return self.digest or self.sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +93,7 @@ class Inventory:
     summed: tuple[Modality, ...] = ()  # what enough people here hold for a phase of sums
     preparation: str = ""  # digest of how its images were prepared; "" where `lacuna-site ingest` did not make them
     spent: Spent | None = None  # None: the site does not train privately
+    box: str = ""  # where the coordinator is to see sums alone: what other sites seal to, and the site's signature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,6 +89,7 @@ class RunSettings:
     min_holders: int
     up: Bits = "fp32"
     down: Step = "fp32"
+    secure: bool = False  # the coordinator sees sums of sites alone
     manifest: str | None = None
     privacy: Privacy = field(default_factory=Privacy)
     tuning: Tuning = field(default_factory=Tuning)

@@ -21,7 +21,8 @@ from shared.base.vocabulary import Weights
 from shared.plan import packed
 from shared.plan.packed import Coded
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64, "bool": torch.bool}
+_NAMED = (torch.float32, torch.float64, torch.int32, torch.int64, torch.bool)
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _NAMED}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 STYPE = "lacuna.tensors"
 ALL = "tensors"  # the one array of a record

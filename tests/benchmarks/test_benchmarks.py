@@ -13,7 +13,7 @@ from shared.data.phantom.phantom import PhantomOptions, write_world
 pytestmark = pytest.mark.slow  # left out of `make fast`
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-PARTS = {"noop_flower_ray", "noop_lacuna", "noop_nvflare", "private_rounds"}  # of simulation.py and privacy.py
+PARTS = {"noop_lacuna", "private_rounds"}  # of simulation.py and privacy.py
 TINY = (
     "size=tiny federation.min_cell=1 method.depth=16 grid.height=16 grid.width=16 grid.spacing_mm=12 grid.slice_mm=12"
 )
@@ -26,6 +26,7 @@ SMALLEST = {
         + " ".join([*TINY.split()[3:], *SHORT]),
         ("int4-/int8",),
     ),
+    "secure": ("--tensors 1 --sites 4 --words 32 --drop 0 0.25", ("the same",)),
     "mip": ("--slices 8 --height 16 --width 16", ("scan",)),
     "privacy": ("--methods amm_diff --size tiny --repeats 1 --steps 1 --out privacy.json", ("plain",)),
     "samplers": ("--time-only --size tiny --slices 1 --device cpu --only told", ("told",)),

@@ -81,6 +81,10 @@ class Down:
         """Otherwise than by a step: these are sent as they are."""
         self.steps.update(dict.fromkeys(names))
 
+    def go_back(self) -> None:
+        """Of a step that is not taken after all; the weights are those of the last plan again."""
+        self.steps = {}
+
     def end(self) -> None:
         remove(self.file)
 
@@ -94,16 +98,26 @@ class Offer:
     digest: str
     base: str
     steps: dict[str, Coded | None]
-    _packed: dict[bool, wire.Packed] = field(default_factory=dict)
+    _packed: dict[bool, wire.Packed] = field(default_factory=dict)  # True: the step
+
+    @property
+    def named(self) -> str:
+        """What the weights are known by, however they travel."""
+        return self.digest or self._whole().sha256
 
     def to(self, site: SiteName) -> wire.Packed:
         """Held now by the site, until it answers: one that does not is sent all of them next time."""
         holds = bool(self.base) and self.down.held.pop(site, "") == self.base
-        if holds not in self._packed:
-            self._packed[holds] = self._step() if holds else wire.pack_weights(self.weights, digest=self.digest)
-        return self._packed[holds]
+        return self._step() if holds else self._whole()
+
+    def _whole(self) -> wire.Packed:
+        if False not in self._packed:
+            self._packed[False] = wire.pack_weights(self.weights, digest=self.digest)
+        return self._packed[False]
 
     def _step(self) -> wire.Packed:
-        every = self.weights.entries
-        step = Tensors({name: step or every[name] for name, step in self.steps.items()})
-        return wire.pack_weights(step, digest=self.digest, base=self.base)
+        if True not in self._packed:
+            every = self.weights.entries
+            step = Tensors({name: step or every[name] for name, step in self.steps.items()})
+            self._packed[True] = wire.pack_weights(step, digest=self.digest, base=self.base)
+        return self._packed[True]
