@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from shared.base.owners import digest
 from shared.plan import packed, wire
 from shared.plan.config import Config
 from shared.plan.tensors import STYPE, pack, unpack
+from shared.trust.privacy import Privacy
 
 pytestmark = [pytest.mark.usefixtures("probe"), pytest.mark.slow]
 
@@ -149,6 +151,18 @@ def test_without_quorum_it_is_asked_again_in_the_same_round(world: Path, tmp_pat
 
     over(Watched, tmp_path / "run", lean(world, min_sites=3, rounds=2), forget)
     assert [one.sites["east"].status for one in fits(tmp_path / "run")] == ["ok", "ok"]
+
+
+def test_a_private_update_is_put_into_few_bits_after_its_noise(world: Path, tmp_path: Path) -> None:
+    """So nothing is charged for it, and its rest is of noised numbers alone."""
+    privacy = Privacy(mode="on", noise=3.0, rate=0.3, epsilon=50.0, sums_noise=20.0)
+    start(tmp_path / "run", replace(lean(world, rounds=2), privacy=privacy))
+    start(tmp_path / "plain", replace(lean(world, rounds=2, up="fp32"), privacy=privacy))
+    few, all_ = fits(tmp_path / "run"), fits(tmp_path / "plain")
+    assert {f.status for one in few for f in one.sites.values()} == {"ok"}
+    assert [one.epsilons for one in few] == [one.epsilons for one in all_]
+    kept = sorted(path.name for path in (tmp_path / "run" / "sites" / "east" / "residuals" / "run").iterdir())
+    assert kept == ["private-0-fit-000000.safetensors", "private-0-fit-000001.safetensors"]
 
 
 # --- a site that lies

@@ -309,6 +309,7 @@ def summary(plan: Plan) -> dict[str, str]:
         "size": _group(method, "options").get("size"),
         "privacy": private,
         "the coordinator sees": _seen(settings),
+        "an update in": settings.get("up"),
         "min_holders": settings.get("min_holders"),
         "min_cell": settings.get("min_cell"),
         "keep_local": _words(settings.get("keep_local")) or "nothing is kept here",
