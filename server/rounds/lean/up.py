@@ -49,7 +49,7 @@ class Up:
                 raise UpdateRejected(f"{site}: {name} came as {kind}, the plan asks for {asked}")
             if not isinstance(form, Coded):
                 continue
-            if kind == self.how and form.exponent != self.scales[name]:
+            if form.exponent != self.scales.get(name, form.exponent):
                 raise UpdateRejected(
                     f"{site}: {name} is in units of 2^{form.exponent}, the plan's are 2^{self.scales[name]}"
                 )

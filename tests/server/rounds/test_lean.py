@@ -14,6 +14,7 @@ from shared.base.errors import UpdateRejected
 from shared.base.owners import digest
 from shared.base.records import NO_REST, Cut, Update
 from shared.plan import packed
+from shared.plan.packed import Bits
 from shared.plan.tensors import unpack
 
 CUT, EVERY = Cut(dim=0, owners=("to:a", "to:b")), frozenset({"to:a", "to:b"})
@@ -107,6 +108,15 @@ def test_a_lost_rest_is_noticed_and_a_later_one_is_none() -> None:
     plain = dataclasses.replace(up, how="fp32", lost={})
     plain.check(update("a", {}))
     assert plain.lost == {}
+
+
+@pytest.mark.parametrize("how", ["int8", "int4"])
+def test_before_there_is_a_unit_a_site_says_its_own_and_then_the_plan_does(how: Bits) -> None:
+    Up(how=how, scales={}, last={}).check(update("north", {"w": coded([9], "int8", -7)}))
+    told = Up(how=how, scales={"w": -5}, last={})
+    told.check(update("north", {"w": coded([1], how, -5)}))
+    with pytest.raises(UpdateRejected, match=r"north: w is in units of 2\^-7, the plan's are 2\^-5"):
+        told.check(update("north", {"w": coded([1], how, -7)}))
 
 
 def test_other_bits_than_asked_for_are_refused() -> None:
