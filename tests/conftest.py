@@ -1,5 +1,8 @@
-"""Fixtures that several parts share."""
+"""Where tests write, and fixtures that several parts share."""
 
+import os
+import shutil
+import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any, cast
@@ -8,6 +11,16 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # two test processes share two cores
+
+MEMORY = Path("/dev/shm")
+ROOM = 4 * 2**30  # bytes; a run leaves far less until its end
+if (
+    "TMPDIR" not in os.environ
+    and os.environ.get("LACUNA_CONTAINERS") != "1"  # an engine mounts folders of a real disk
+    and MEMORY.is_dir()
+    and shutil.disk_usage(MEMORY).free > ROOM
+):  # what is written is waited for, for real, some fifty times a round: most of the suite's time on a busy disk
+    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 from support.cohort.worlds import write_world  # noqa: E402
 from support.dicom.orthanc import orthanc, pacs  # noqa: E402, F401
