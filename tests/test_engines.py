@@ -10,6 +10,8 @@ import pytest
 from support.cohort.worlds import write_world
 from support.rounds.federation import weights_digest
 
+from server.cli import cli
+
 pytestmark = pytest.mark.slow  # left out of `make fast`
 
 SITES = {"north": [("T1", "T2")] * 2, "east": [("T1", "FLAIR")] * 2, "south": [("T2", "FLAIR")] * 2}
@@ -56,24 +58,43 @@ def test_pretraining_pools_the_cohorts_and_torchrun_keeps_its_processes_equal(wo
     assert counts[0]["shared"] == counts[1]["shared"] == 12  # the batch is the site's, shared out among processes
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "says"),
-    [
-        (["simulate", "size=huge"], 2, "size/huge"),
-        (["simulate", "method.encoder=vit"], 2, "method.encoder='vit': must be one of iffn, unet"),
-        (["simulate", "training.translate.lr=-1"], 2, "training.translate.lr=-1.0: must be above 0"),
-        (["simulate", "world=/nowhere"], 2, "world=/nowhere"),
-        (["simulate", "strategy=best"], 2, "strategy/best"),
-        (["phantom", "out", "--family", "teapot"], 2, "teapot"),
-        (["phantom", "out", "--missing", "site-z=T1"], 2, "site-z=T1"),
-        (["evaluate", "nothing"], 3, "nothing"),
-        (["report", "nothing"], 3, "nothing"),
-        (["export", "nothing", "--out", "b", "--key", "k"], 3, "nothing"),
-    ],
-)
+WRONG = [
+    (["simulate", "size=huge"], 2, "size/huge"),
+    (["simulate", "method.encoder=vit"], 2, "method.encoder='vit': must be one of iffn, unet"),
+    (["simulate", "training.translate.lr=-1"], 2, "training.translate.lr=-1.0: must be above 0"),
+    (["simulate", "world=/nowhere"], 2, "world=/nowhere"),
+    (["simulate", "strategy=best"], 2, "strategy/best"),
+    (["phantom", "out", "--family", "teapot"], 2, "teapot"),
+    (["phantom", "out", "--missing", "site-z=T1"], 2, "site-z=T1"),
+    (["evaluate", "nothing"], 3, "nothing"),
+    (["report", "nothing"], 3, "nothing"),
+    (["export", "nothing", "--out", "b", "--key", "k"], 3, "nothing"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "says"), WRONG)
 def test_a_wrong_command_ends_in_one_line_and_its_exit_code(
-    arguments: list[str], code: int, says: str, tmp_path: Path
+    arguments: list[str],
+    code: int,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Any other error than an exit would be a traceback."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lacuna", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    said = capsys.readouterr().err
+    assert says in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_wrong_command_ends_its_process_so(tmp_path: Path) -> None:
+    arguments, code, says = WRONG[0]
     done = subprocess.run(
         [sys.executable, "-m", "server.cli", *arguments],
         cwd=tmp_path,
