@@ -30,6 +30,8 @@ def main(
     anatomy: Annotated[Path | None, typer.Option(help="Folder of FreeSurfer-style label maps.")] = None,
     into: Annotated[Path | None, typer.Option(help="Folder for the finished model. Default: OUT/public.")] = None,
     subjects: int = 160,
+    heldout: int = 12,
+    coordinator: Annotated[int, typer.Option(help="Subjects that the runs are validated on.")] = 8,
     size: str = "small",
     voxels: int = 64,
     seed: int = 7,
@@ -49,7 +51,8 @@ def main(
         "--size",
         str(voxels),
     ]
-    _lacuna("phantom", str(out / "world"), *world, "--coordinator", "8", "--heldout", "12", "--seed", str(seed), *maps)
+    apart = ["--coordinator", str(coordinator), "--heldout", str(heldout)]
+    _lacuna("phantom", str(out / "world"), *world, *apart, "--seed", str(seed), *maps)
     runs = out / "runs"
     if not (runs / RUN / "final" / "model.json").exists():
         begun = [f"resume={RUN}"] if (runs / RUN / "config.json").exists() else [f"run={RUN}"]
