@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -70,7 +70,13 @@ def main(tensors: int, rounds: int, sites: int) -> None:
     serve(LocalGrid(doors.load(doors.CLIENT_APP), nodes), folder, quiet=True)
 
 
-def prepared(tensors: int, rounds: int, sites: int, strategy: str = "fedavg") -> tuple[Path, dict[str, dict[str, Any]]]:
+def prepared(
+    tensors: int,
+    rounds: int,
+    sites: int,
+    strategy: str = "fedavg",
+    rewrite: Callable[[Config], Config] = lambda config: config,
+) -> tuple[Path, dict[str, dict[str, Any]]]:
     """A run's folder and its sites' node configs, in the folder where we are."""
     listed()
     bids = Path("cohort")
@@ -98,6 +104,7 @@ def prepared(tensors: int, rounds: int, sites: int, strategy: str = "fedavg") ->
         validation=Validation(every=0),
         tracking=Tracking(uri="none"),
     )
+    config = rewrite(config)
     folder = Path("run")
     folder.mkdir()
     (folder / "config.json").write_text(config.text())

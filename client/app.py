@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.round import work
+from client.round import secure, work
 from client.site.keys import federation_key, own_key
 from client.site.ledger import LEDGER, Ledger
 from client.site.plans import answer_once
@@ -19,17 +19,20 @@ from client.site.told import told
 from shared.base.chain import Link
 from shared.base.errors import ConfigError, LacunaError, PlanRefused, RunFailed
 from shared.plan import sealed, wire
+from shared.plan.beside import Deal, Reveal, pack_shares
 from shared.trust.warrant import Reader
 
 log = logging.getLogger("lacuna.site")
 app = ClientApp()
 Asked: TypeAlias = dict[str, str | int]  # run, phase, round
+Work: TypeAlias = "Callable[[Site, RecordDict, Reader, Asked], RecordDict]"
 
 
 @app.query()
 def inventory(message: Message, context: Context) -> Message:
-    """What this site holds, before round 1."""
-    return _answer(message, context, _inventory)
+    """What this site holds, before round 1; and what it is asked beside a round's work."""
+    asked = next((do for what, do in _BESIDE.items() if what in message.content.config_records), _inventory)
+    return _answer(message, context, asked)
 
 
 @app.train()
@@ -52,7 +55,24 @@ def _round(site: Site, content: RecordDict, reader: Reader, asked: Asked) -> Rec
     return wire.pack_update(work.do_round(site, plan))
 
 
-def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict, Reader, Asked], RecordDict]) -> Message:
+def _deal(site: Site, content: RecordDict, reader: Reader, asked: Asked) -> RecordDict:
+    question = Deal.read(content, reader)
+    answer_once(site, wire.question(content))
+    asked |= {"run": question.circle.run, "phase": question.circle.phase, "round": question.circle.round}
+    return work.do_deal(site, question).pack(site.name)
+
+
+def _reveal(site: Site, content: RecordDict, reader: Reader, asked: Asked) -> RecordDict:
+    question = Reveal.read(content, reader)
+    answer_once(site, wire.question(content))
+    asked |= {"run": question.circle.run, "phase": question.circle.phase, "round": question.circle.round}
+    return pack_shares(site.name, secure.reveal(site, question.circle, question.survivors, question.sealed))
+
+
+_BESIDE: Mapping[str, Work] = {wire.DEAL: _deal, wire.REVEAL: _reveal}
+
+
+def _answer(message: Message, context: Context, do: Work) -> Message:
     """Answer; where not even a no can be signed or written down, Flower tells the coordinator this error's words."""
     try:
         return _signed(message, context, do)
@@ -63,7 +83,7 @@ def _answer(message: Message, context: Context, do: Callable[[Site, RecordDict, 
         raise RunFailed(f"{type(error).__name__}, see the site's log") from None
 
 
-def _signed(message: Message, context: Context, do: Callable[[Site, RecordDict, Reader, Asked], RecordDict]) -> Message:
+def _signed(message: Message, context: Context, do: Work) -> Message:
     """Do the work; the reply is in the ledger and signed before it is handed over.
 
     The ledger says what was asked once that is known to be the federation's question.

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from client.privacy.private_work import PrivateSite, check_people, private_site
-from client.round import sums
+from client.round import secure, sums
 from client.round.text import check_text
 from client.site import plans, withdrawn
 from client.site.checks import check, check_round, check_samples, check_schema, is_private, min_cell, why_not
@@ -30,6 +30,7 @@ from shared.data.missing import suppress
 from shared.data.preparation import hash_json
 from shared.data.slices import Pool, Slices
 from shared.methods import Method
+from shared.plan.beside import Deal, Dealt
 from shared.plan.settings import RunSettings
 from shared.plan.sums import to_integers
 from shared.plan.training import Trained, find_device, train
@@ -48,10 +49,10 @@ def take_inventory(site: Site, run: str, config: str, schema: str) -> Inventory:
         if not private:
             check_samples(site, settings, method)
         plan.allowed_here()
-        return _inventory(site, settings, method, schema, private=private)
+        return _inventory(site, run, settings, method, schema, private=private)
 
 
-def _inventory(site: Site, settings: RunSettings, method: Method, schema: str, *, private: bool) -> Inventory:
+def _inventory(site: Site, run: str, settings: RunSettings, method: Method, schema: str, *, private: bool) -> Inventory:
     check_text(site, method)
     cohorts = open_cohorts(site, settings)
     patterns = present(cohorts, method.modalities)
@@ -65,6 +66,7 @@ def _inventory(site: Site, settings: RunSettings, method: Method, schema: str, *
         patterns=suppress(patterns, least),
         refused={phase: reason for phase, reason in why.items() if reason is not None},
         preparation=preparation_of(cohorts),
+        box=secure.box(site, run).text() if settings.secure else "",
     )
     if not private:
         refused = dict(inventory.refused)
@@ -113,6 +115,19 @@ def preparation_of(cohorts: Sequence[Cohort]) -> str:
 def at_least(patterns: Mapping[tuple[Modality, ...], int], min_cell: int) -> int:
     """The number of subjects that is sent: cells too small to be told count as one subject each."""
     return sum(n if n >= min_cell else 1 for n in patterns.values())
+
+
+def do_deal(site: Site, question: Deal) -> Dealt:
+    """Keys and shares for a round; refused where the round would be."""
+    circle = question.circle
+    with plans.considered(site, circle.run, question.config, phase=circle.phase, round=circle.round) as considered:
+        settings = RunSettings.parse(question.config)
+        method = settings.build_method()
+        check(site, settings, method)
+        check_round(site, settings, method, circle.phase, circle.round)
+        considered.allowed_here()
+        card, sealed = secure.deal(site, circle)
+        return Dealt(card=card, sealed=sealed)
 
 
 def do_round(site: Site, plan: RoundPlan) -> Update:
@@ -198,7 +213,7 @@ def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work,
     present_now = withdrawn.remember(site, plan.run, plan.phase, plan.round, task.slices)
     update = _work(task, work, phase, people, patterns, private=private)
     withdrawn.check_all_stayed(site, present_now)
-    return update
+    return secure.hidden(site, plan, update, owners, phase) if settings.secure else update
 
 
 def _work(

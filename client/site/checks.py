@@ -29,6 +29,8 @@ def check(site: Site, settings: RunSettings, method: Method) -> None:
     _allow(site, "method", name, "methods", policy.methods)
     if policy.sizes is not None:
         _allow(site, "size", method.size, "sizes", policy.sizes)
+    if policy.secure == "required" and not settings.secure:
+        _refuse(site, "secure", False, "secure=required: the coordinator sees sums of sites alone (`privacy=secure`)")
     if settings.min_holders < policy.min_holders:
         _refuse(site, "min_holders", settings.min_holders, f"min_holders: at least {policy.min_holders}")
     rounds = sum(_rounds(settings, phase) for phase in settings.phases(method))

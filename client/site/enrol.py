@@ -103,7 +103,7 @@ def join(state: Path, path: Path, *, signer: str | None = None, now: datetime) -
         opened = kit.read_kit(read_bounded(path, where), where, trusted=trusted)
         secret = _own_key(state, opened.head, where)
         agreed = _check(opened, before, where, now)
-        change = Change(state)
+        change, known = Change(state), _sites_notes(state, opened)
         for name, content in opened.files.items():
             change.write(f"{FEDERATION}/{name}", content)
         change.write(HEAD, canonical(plain(opened.head)))
@@ -112,7 +112,7 @@ def join(state: Path, path: Path, *, signer: str | None = None, now: datetime) -
             change.write(PUBLIC, opened.head.public_key.encode("ascii") + b"\n")
             change.remove(NEXT_KEY)
             change.remove(NEXT_PUBLIC)
-        notes = _notes(opened, before, trusted, switched=secret is not None)
+        notes = _notes(opened, before, trusted, switched=secret is not None) + known
         change.commit()
         return Joined(head=opened.head, manifest=agreed, folder=state / FEDERATION, notes=notes)
 
@@ -193,6 +193,9 @@ def _check(opened: Kit, installed: Head | None, where: str, now: datetime) -> Ma
         raise DataError(f"{where}: is revision {head.revision}, older than the installed {installed.revision}")
     if opened.files[kit.SIGNING] != public_pem(opened.signer):
         raise DataError(f"{where}: {kit.SIGNING} is not the key that signed the kit")
+    own = kit.read_sites(opened.files[kit.SITES], f"{where}: {kit.SITES}").get(head.site)
+    if own is None or site_line(own) != head.public_key:
+        raise DataError(f"{where}: {kit.SITES} does not name this site with its own key")
     agreed = manifest.verify(opened.files[manifest.MANIFEST], opened.files[manifest.SIGNATURE], opened.signer, where)
     if agreed.federation != head.federation:
         raise DataError(f"{where}: {manifest.MANIFEST} is of federation {agreed.federation!r}, not {head.federation!r}")
@@ -247,3 +250,18 @@ def _notes(opened: Kit, installed: Head | None, trusted: str, *, switched: bool)
     if switched:
         notes.append("the site's new key is in use from its next start")
     return tuple(notes)
+
+
+def _sites_notes(state: Path, opened: Kit) -> tuple[str, ...]:
+    """Whom this site would hide its updates with, where that is not what it was: only here could a site be made up."""
+    path, own = state / FEDERATION / kit.SITES, opened.head.site
+    before = kit.read_sites(read_bounded(path, kit.SITES), kit.SITES) if path.exists() else {}
+    now = kit.read_sites(opened.files[kit.SITES], kit.SITES)
+    told = [
+        f"{'another key of site' if site in before else 'site'} {site}: {spoken(fingerprint(key))}; compare it with "
+        "them where runs are secure: among sites that were made up nothing is hidden"
+        for site, key in sorted(now.items())
+        if site != own and (site not in before or site_line(before[site]) != site_line(key))
+    ]
+    gone = [f"site {site} is no longer in the federation" for site in sorted(before.keys() - now.keys())]
+    return (*told, *gone)

@@ -1,7 +1,7 @@
 """Whom this site believes, and what it signs with: of the kit that it joined, and of its enrolment. Both in STATE."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,9 +9,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from shared.base.errors import ConfigError
-from shared.base.files import read_secret
+from shared.base.files import read_bounded, read_secret
+from shared.base.vocabulary import SiteName
 from shared.trust.keys import is_encrypted, open_site_key, parse_site_key, read_public_key
-from shared.trust.warrant import OWN_KEY, TRUSTED
+from shared.trust.kit import read_sites
+from shared.trust.warrant import OWN_KEY, SITES, TRUSTED
 
 OPENED = "LACUNA_SITE_KEY"  # in the node's children's environment: where the key is that the node opened
 
@@ -46,3 +48,11 @@ def federation_key(state: Path) -> Ed25519PublicKey:
     if not path.exists():
         raise ConfigError(f"{path}: missing; `lacuna-site join KIT --state {state}` brings it, in this very state")
     return read_public_key(path)
+
+
+def known_sites(state: Path) -> Mapping[SiteName, ec.EllipticCurvePublicKey]:
+    """The keys of all sites of the federation as the installed kit has them: whom this site hides its updates with."""
+    path = state / SITES
+    if not path.exists():
+        raise ConfigError(f"{path}: missing; a newer kit of the federation brings it: `lacuna-site join KIT`")
+    return read_sites(read_bounded(path, "sites"), str(path))

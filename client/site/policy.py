@@ -49,6 +49,7 @@ class Policy:
     delta: float | None = None  # None: 1e-5, once the budget is made
     about: int | None = None  # a public round figure of its subjects; None: their number to the nearest ten
     manifest: str | None = None  # that a plan must name; None: the installed kit's, where there is one
+    secure: Literal["allowed", "required"] = "allowed"  # runs whose coordinator sees sums of sites alone
     approve: Literal["auto", "ask"] = "auto"
 
     def __post_init__(self) -> None:
@@ -111,6 +112,12 @@ class Policy:
         }
         yield "manifest", says.get(self.manifest, f"a plan must name {self.manifest}")
         yield (
+            "secure",
+            "required: takes part only where the coordinator sees sums of sites alone"
+            if self.secure == "required"
+            else "allowed: takes part where the coordinator sees this site's own update, and where it sees sums alone",
+        )
+        yield (
             "approve",
             "each run waits for `lacuna-site plans approve`" if self.approve == "ask" else "no one is asked",
         )
@@ -133,6 +140,7 @@ _LINES: Mapping[str, tuple[str, str]] = {  # of what `lacuna-site init` writes; 
     "delta": (f"{DELTA:g}", "of that budget, when it is made"),
     "about": ("70", "the round figure of subjects that is told of a private site"),
     "manifest": ('"installed"', 'the kit\'s is asked of each plan anyway; "any": none is'),
+    "secure": ('"required"', 'takes part only where the coordinator sees sums of sites alone; "allowed" without'),
     "approve": ('"ask"', 'each run waits for `lacuna-site plans approve`; "auto" without this line'),
 }
 

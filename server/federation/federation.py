@@ -201,6 +201,8 @@ def write_kits(
 ) -> tuple[str, ...]:
     """The kits of these sites but the revoked ones, as the federation now stands; gives their names in the folder."""
     content = federation.manifest.content()
+    named = {**federation.sites, **{entry.site: entry for entry in entries}}
+    sites = {site: entry.public_key for site, entry in named.items() if entry.status == "admitted"}
     written = []
     for entry in entries:
         if entry.status == "revoked":
@@ -210,6 +212,7 @@ def write_kits(
             **kit.site_files(entry.site, federation.state.federation, address),
             kit.AUTHORITIES: federation.authorities,
             kit.SIGNING: public_pem(signing.public_key()),
+            kit.SITES: canonical(sites),
             manifest.MANIFEST: content,
             manifest.SIGNATURE: manifest.sign(content, signing),
         }

@@ -30,6 +30,7 @@ from shared.trust.keys import (
     site_line,
 )
 from shared.trust.warrant import OWN_KEY, TRUSTED, Leader, Warrant, issue
+from shared.trust.warrant import SITES as KNOWN
 
 FOLDER, WARRANT, KEY, SITES = "trust", "warrant", "run.key", "sites.json"
 DAYS = 30  # that a warrant holds; a resumed run has a new one
@@ -72,6 +73,8 @@ def make_up(run: Path, name: str, settings: str, states: Mapping[SiteName, Path]
         key = parse_site_key((state / OWN_KEY).read_bytes(), site)
         lines[site] = site_line(key.public_key())
         write_bytes(state / TRUSTED, public_path(path).read_bytes(), durable=False)
+    for state in states.values():
+        write_bytes(state / KNOWN, canonical(dict(lines)), durable=False)
     _write(run, name, settings, "simulation", read_signing_key(path), lines)
 
 

@@ -227,7 +227,8 @@ def _register(federation: Federation, entry: SiteEntry, now: datetime) -> Admiss
         raise ConfigError(f"{disk.CA}: expired at {certificates.utc(ends)}; `lacuna federation rotate ca` first")
     change = Change(federation.folder)
     disk.write_entry(change, entry)
-    disk.write_kits(change, federation, federation.signing_key(), [entry])
+    others = [other for site, other in sorted(federation.sites.items()) if site != entry.site]
+    disk.write_kits(change, federation, federation.signing_key(), [entry, *others])  # each names all sites
     change.commit()
     own = disk.versions()
     notes = [

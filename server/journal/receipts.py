@@ -7,12 +7,12 @@ which the site's ledger stood then. So either side's books can be held against t
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from server.journal.facts import SiteFacts
 from shared.base import chain
 from shared.base.chain import Chain, Entry
 from shared.base.errors import ConfigError, DataError
-from shared.base.records import RoundPlan
 from shared.base.vocabulary import SiteName
 from shared.plan.sealed import Received
 
@@ -20,11 +20,22 @@ FILE = "receipts.jsonl"
 COLUMNS = ("time", "site", "run", "phase", "round", "verdict", "reason", "bytes", "sha256", "link", "before")
 
 
+class Asked(Protocol):
+    """Of which round a reply is: a plan, or a circle."""
+
+    @property
+    def run(self) -> str: ...
+    @property
+    def phase(self) -> str: ...
+    @property
+    def round(self) -> int: ...
+
+
 class Receipts:
     def __init__(self, folder: Path) -> None:
         self._chain = Chain(folder / FILE)
 
-    def keep(self, site: SiteName, plan: RoundPlan, came: Received, found: SiteFacts, *, after: bool = False) -> None:
+    def keep(self, site: SiteName, plan: Asked, came: Received, found: SiteFacts, *, after: bool = False) -> None:
         """Append the receipt of one reply; it is on the disk when this returns. `after`: another word on the same."""
         receipt = {
             "time": round(time.time(), 3),

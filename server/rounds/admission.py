@@ -22,7 +22,7 @@ from shared.plan.training import pool
 def admit(update: Update, plan: RoundPlan, *, owners: Owners, frozen: str, limits: Limits, samples: int) -> Update:
     """The same update, or UpdateRejected naming the site, the value and the rule."""
     site = update.site
-    _check_asked("update is", update, plan, frozen)
+    check_asked("update is", update, plan, frozen)
     unknown = set(update.counts) - named(owners)
     if unknown:
         raise UpdateRejected(f"{site}: counts for unknown owners {sorted(unknown)[:3]}")
@@ -40,15 +40,9 @@ def admit(update: Update, plan: RoundPlan, *, owners: Owners, frozen: str, limit
         for name, owner in owners.items()
         if (shape := taken_shape(shapes[name].shape, owner, held)) is not None
     }
-    if update.delta.keys() != expected.keys():
-        differing = sorted(update.delta.keys() ^ expected.keys())
-        raise UpdateRejected(f"{site}: {len(differing)} tensors missing or not owned, such as {differing[:3]}")
+    check_forms(update, {name: (torch.float32, shape) for name, shape in expected.items()})
     square = 0.0
     for name, form in forms(update.delta).items():
-        if form.dtype != torch.float32:
-            raise UpdateRejected(f"{site}: {name} is {form.dtype}, expected torch.float32")
-        if tuple(form.shape) != expected[name]:
-            raise UpdateRejected(f"{site}: {name} has shape {tuple(form.shape)}, expected {expected[name]}")
         if 0 in form.shape:
             continue
         tensor = update.delta[name]  # it is no larger than was asked for
@@ -61,6 +55,20 @@ def admit(update: Update, plan: RoundPlan, *, owners: Owners, frozen: str, limit
     if not norm <= limits.norm:
         raise UpdateRejected(f"{site}: delta norm {norm:.3g} is over the limit {limits.norm:.3g}")
     return update
+
+
+def check_forms(update: Update, expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+    """UpdateRejected unless its tensors are these, of these types and shapes; none of them is read."""
+    site = update.site
+    if update.delta.keys() != expected.keys():
+        differing = sorted(update.delta.keys() ^ expected.keys())
+        raise UpdateRejected(f"{site}: {len(differing)} tensors missing or not owned, such as {differing[:3]}")
+    for name, form in forms(update.delta).items():
+        dtype, shape = expected[name]
+        if form.dtype != dtype:
+            raise UpdateRejected(f"{site}: {name} is {form.dtype}, expected {dtype}")
+        if tuple(form.shape) != shape:
+            raise UpdateRejected(f"{site}: {name} has shape {tuple(form.shape)}, expected {shape}")
 
 
 def check_held(update: Update, inventory: Inventory) -> None:
@@ -94,7 +102,7 @@ def admit_sums(
     Those of so many `sites` can't overflow.
     """
     site, most = update.site, min(MOST, MOST_TOTAL / max(sites, 1))
-    _check_asked("sums are", update, plan, frozen)
+    check_asked("sums are", update, plan, frozen)
     if update.delta.keys() != shapes.keys():
         differing = sorted(update.delta.keys() ^ shapes.keys())
         raise UpdateRejected(f"{site}: {len(differing)} sums missing or unknown, such as {differing[:3]}")
@@ -110,7 +118,7 @@ def admit_sums(
     return update
 
 
-def _check_asked(what: str, update: Update, plan: RoundPlan, frozen: str) -> None:
+def check_asked(what: str, update: Update, plan: RoundPlan, frozen: str) -> None:
     """Is it an answer to this plan, trained around the same frozen weights?
 
     Latents of two versions of an autoencoder, or of two scales, never mix.

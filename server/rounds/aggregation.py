@@ -3,26 +3,21 @@
 The law, and its two estimators: docs/methods/federating.md, "Averaging".
 
 Updates lie on the disk, and are folded a tensor at a time: memory is that of one tensor, whatever the number of sites.
-A delta becomes round(delta * 2^bits); sums of integers are the same bits in any order of arrival, and could be masked.
-`bits` is the largest scale at which no sum can overflow, given the admission limits (decision 0001).
+A delta becomes integers (shared/plan/integers.py), whose sums are the same bits in any order of arrival.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from shared.base.disk.tensors import WorkedOut, forms
-from shared.base.owners import held_index, named, parts
+from shared.base.owners import held_index, parts
 from shared.base.records import Cut, Owners, Update
-from shared.base.vocabulary import LOCAL, SHARED, Owner, Weights
-
-Estimator = Literal["masked", "delta"]
-# masked: each slice over its holders' samples, so a rare modality is not diluted
-# delta:  each slice over all samples of the round, equal to one pooled step (exact FedSGD)
+from shared.base.vocabulary import LOCAL, Owner, Weights
+from shared.plan.integers import Estimator, counted_over, weighed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +28,6 @@ class Mean:
     trained: frozenset[Owner]
     holders: Mapping[Owner, int]
     counts: Mapping[Owner, int]
-
-
-def scale_bits(*, max_abs: float, max_count: int) -> int:
-    """Largest b with max_abs * 2^b * max_count < 2^62."""
-    return 62 - math.ceil(math.log2(max_abs)) - math.ceil(math.log2(max(max_count, 2)))
 
 
 class Fold:
@@ -64,17 +54,10 @@ class Fold:
         return Mean(delta=delta, trained=trained, holders=dict(self._holders), counts=dict(self._counts))
 
     def _mean_of(self, name: str, trained: frozenset[Owner]) -> Tensor:
-        mean, total = torch.zeros(self._shapes[name]), self._total(name)
-        for owner, dim, index in parts(self._owners[name]):
-            if owner not in trained or total is None:
-                continue
-            n = self._counts[self._over(owner)]
-            if index is None or dim is None:
-                mean = total.double().div_(n * 2.0**self._bits).float()
-            else:
-                value = total.index_select(dim, index).double().div_(n * 2.0**self._bits).float()
-                mean.index_copy_(dim, index, value)
-        return mean
+        total = self._total(name)
+        if total is None:
+            return torch.zeros(self._shapes[name])
+        return divided(total, self._owners[name], trained, lambda owner: self._counts[self._over(owner)], self._bits)
 
     def _total(self, name: str) -> Tensor | None:
         """Of one tensor over all that sent it: the same bits in any order."""
@@ -84,22 +67,35 @@ class Fold:
                 continue
             if total is None:
                 total = torch.zeros(self._shapes[name], dtype=torch.int64)
-            fixed = update.delta[name].double().mul_(2.0**self._bits).round_().long()
-            if not isinstance(owned, Cut):
-                total += fixed.mul_(self._weight(update, owned))
-                continue
-            index = held_index(owned, holding(update))
-            weight = torch.tensor([self._weight(update, owned.owners[i]) for i in index.tolist()])
-            shape = [-1 if d == owned.dim else 1 for d in range(fixed.dim())]
-            total.index_add_(owned.dim, index, fixed.mul_(weight.reshape(shape)))
+            index = held_index(owned, holding(update)) if isinstance(owned, Cut) else None
+            fixed = weighed(update.delta[name], owned, index, partial(self._weight, update), self._bits)
+            if isinstance(owned, Cut) and index is not None:
+                total.index_add_(owned.dim, index, fixed)
+            else:
+                total += fixed
         return total
 
     def _weight(self, update: Update, owner: Owner) -> int:
         return update.counts[self._over(owner)]
 
     def _over(self, owner: Owner) -> Owner:
-        """Whose samples a slice is averaged over; where nothing is shared, every owner has only its own."""
-        return SHARED if self._estimator == "delta" and SHARED in named(self._owners) else owner
+        return counted_over(owner, self._owners, self._estimator)
+
+
+def divided(
+    total: Tensor, owned: Owner | Cut, trained: frozenset[Owner], count: Callable[[Owner], int], bits: int
+) -> Tensor:
+    """The mean of a sum of integers: each slice by its own count, nought where nobody trained it."""
+    mean = torch.zeros(total.shape)
+    for owner, dim, index in parts(owned):
+        if owner not in trained:
+            continue
+        n = count(owner)
+        if index is None or dim is None:
+            mean = total.double().div_(n * 2.0**bits).float()
+        else:
+            mean.index_copy_(dim, index, total.index_select(dim, index).double().div_(n * 2.0**bits).float())
+    return mean
 
 
 def holding(update: Update) -> list[Owner]:

@@ -40,6 +40,7 @@ class Ask:
     shelf: Shelf  # where its tensors go as they come
     take: Callable[[Update], None]  # admits and keeps, or raises UpdateRejected
     settle: Callable[[], Mapping[SiteName, str]] = dict  # takes out again what differs from all others', and says why
+    quorum: int | None = None  # admitted updates without which nothing is changed; None: the federation's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,15 @@ class Answers:
     sites: dict[SiteName, SiteFacts] = field(default_factory=dict)
     metrics: dict[SiteName, Mapping[str, float]] = field(default_factory=dict)  # of the sites folded in
     came: dict[SiteName, sealed.Received] = field(default_factory=dict)
+    weights: str = ""  # the hash of what they were asked with
+    told: Mapping[str, float] | None = None  # of all together, where no site's own is seen
+
+    undone: str = ""  # why the round is not taken after all
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        said = tuple(one.reason for one in self.sites.values() if one.status in ("refused", "rejected"))
+        return (*said, self.undone) if self.undone else said
 
     @property
     def ok(self) -> list[SiteName]:
@@ -63,6 +73,8 @@ class Answers:
     @property
     def loss(self) -> float | None:
         """The mean over the sites, weighed by their samples."""
+        if self.told is not None:
+            return self.told.get("loss")
         weighted = [(m["loss"], m["samples"]) for m in self.metrics.values() if "loss" in m and m.get("samples")]
         total = sum(n for _, n in weighted)
         return sum(loss * n for loss, n in weighted) / total if total else None
@@ -82,8 +94,8 @@ class Collector:
 
     def collect(self, ask: Ask, roster: Roster) -> Answers:
         """Send, wait, admit, fold in; ask again those that gave nothing. Without quorum: RunFailed, nothing changed."""
-        federation, answers = self.federation, Answers()
-        packed = wire.pack_weights(ask.plan.weights)
+        federation, packed = self.federation, wire.pack_weights(ask.plan.weights)
+        answers, quorum = Answers(weights=packed.sha256), ask.quorum or federation.min_sites
         waiting = list(ask.sites)
         for attempt in range(federation.retries + 1):
             self._attempt(ask, roster, packed, waiting, answers)
@@ -92,18 +104,19 @@ class Collector:
                 del answers.metrics[site]
                 self.receipts.keep(site, ask.plan, answers.came[site], answers.sites[site], after=True)
                 self.view.tell(SiteFinished(site=site, result=answers.sites[site]))
-            if len(answers.ok) >= federation.min_sites:
+            if len(answers.ok) >= quorum:
                 return answers
             waiting = [site for site in ask.sites if answers.sites[site].status in ("error", "timeout")]
             if not waiting:
                 break
             if attempt < federation.retries:
-                self.view.note(f"no quorum ({len(answers.ok)} of {federation.min_sites}): asking {waiting} again")
+                self.view.note(f"no quorum ({len(answers.ok)} of {quorum}): asking {waiting} again")
+        key = "min_sites" if quorum == federation.min_sites else "quorum"
         said = {site: f"{f.status} {f.reason}" for site, f in answers.sites.items() if f.status != "ok"}
         reasons = "; ".join(f"{site}: {why}" for site, why in {**roster.unwilling(ask.plan.phase), **said}.items())
         raise RunFailed(
             f"{ask.plan.phase} round {ask.plan.round}: {len(answers.ok)} updates admitted, "
-            f"min_sites={federation.min_sites} after {federation.retries} retries ({reasons}); nothing was changed"
+            f"{key}={quorum} after {federation.retries} retries ({reasons}); nothing was changed"
         )
 
     def _attempt(

@@ -54,6 +54,13 @@ class Place:
         self.averaged = Tensors({**self.averaged.entries, **averaged})
         self.state = Tensors({**self.state.entries, **state})
 
+    def standing(self) -> tuple[Tensors, Tensors, Tensors, dict[Owner, int]]:
+        """Where it stands now, to go back to until it is saved."""
+        return self.weights, self.averaged, self.state, dict(self.seen)
+
+    def go_back(self, before: tuple[Tensors, Tensors, Tensors, dict[Owner, int]]) -> None:
+        self.weights, self.averaged, self.state, self.seen = before
+
     def equal(self, names: Collection[str]) -> None:
         """The average of these is the weights themselves."""
         self.averaged = Tensors({n: entry for n, entry in self.averaged.entries.items() if n not in names})

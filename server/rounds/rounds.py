@@ -7,7 +7,7 @@ checkpoint is written after every round, so a killed run resumes to the same bit
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from server.rounds.ledgers import Ledgers
 from server.rounds.place import Place, begin, restore
 from server.rounds.release import release
 from server.rounds.roster import Handshake, Roster, check_coverage
+from server.rounds.secure.hidden import Hidden, Part
 from server.rounds.spool import Shelf
 from server.rounds.step import build_strategy, check_collapse, mean_of, start, step, watch
 from server.rounds.validation import Validator
@@ -64,6 +65,9 @@ class Rounds:
             ledgers=self.ledgers,
             receipts=Receipts(folder),
             view=view,
+        )
+        self.hidden = Hidden(
+            collector=self.collector, federation=config.federation, config=self.settings.text(), folder=folder
         )
         self.phases = self.settings.phases(self.method)
         net = self.settings.build_net(self.method)  # for its names and first values; the network itself is not kept
@@ -160,13 +164,19 @@ class Rounds:
     def _train_round(self, place: Place, phase: Phase, owners: Owners, roster: Roster, of: int) -> None:
         started = time.monotonic()
         options = self.config.training[phase.name]
-        shelf = Shelf(self.folder / "spool")
+        shelf = self._shelf(place, phase)
         answers, mean = self._updates(place, phase, owners, roster, shelf)
+        before = place.standing()
         step(place, self.strategy, owners, mean, options)
         shelf.clear()
         watched = watch(place, phase, answers)
         last = place.round + 1 == of and phase == self.phases[-1]
         validation = self._validate(place, force=last) if phase == self.phases[-1] else None
+        worse = self._worse(validation)
+        if worse is not None:
+            place.go_back(before)
+            answers.undone = f"{phase.name} round {place.round}: not taken: {worse}"
+            self.view.note(answers.undone)
         self._finish_round(place, phase, answers, started, of=of, mean=mean, watch=watched, validation=validation)
         check_collapse(place, phase, watched)
 
@@ -178,6 +188,10 @@ class Rounds:
         drawn = roster.drawn(phase.name, place.round, seed=self.config.seed, federation=federation)
         samples = self.config.training[phase.name].samples
         plan, around = self._plan(place, phase), frozen(place.weights, owners)
+
+        if federation.secure:
+            part = self._part(plan, drawn, roster, shelf, frozen=around, phase=phase)
+            return self.hidden.updates(part, owners, place, samples=samples)
 
         def take(update: Update) -> None:
             admitted = admit(update, plan, owners=owners, frozen=around, limits=federation.limits, samples=samples)
@@ -204,7 +218,7 @@ class Rounds:
         out."""
         started, least = time.monotonic(), self.config.federation.min_holders
         totals: dict[str, Tensor] = {}
-        company, shelf = Company(phase), Shelf(self.folder / "spool")
+        company, shelf = Company(phase), self._shelf(place, phase)
         net = self.settings.build_net(self.method)
         load(net, place.weights)
         shapes = sums_shapes(self.method, net, phase.name, self.settings.grid)
@@ -222,13 +236,18 @@ class Rounds:
             return shelf.set_aside(out_of_sums(shelf, phase, roster.inventories, limits))
 
         most = room(sum(math.prod(shape) for shape in shapes.values()), len(shapes), 8)
-        ask = Ask(plan=plan, sites=sites, most=most, shelf=shelf, take=take, settle=settle)
-        answers = self.collector.collect(ask, roster)
-        for update in shelf.emptied():
-            sums = dict(update.delta)
-            company.meet(to_numbers(sums))
-            for name, value in sums.items():
-                totals[name] = totals[name] + value if name in totals else value
+        if self.config.federation.secure:
+            part = self._part(plan, sites, roster, shelf, frozen=around, phase=phase)
+            answers, totals, members = self.hidden.sums(part, phase, shapes)
+            company = Company.told(phase, members, to_numbers(totals))
+        else:
+            ask = Ask(plan=plan, sites=sites, most=most, shelf=shelf, take=take, settle=settle)
+            answers = self.collector.collect(ask, roster)
+            for update in shelf.emptied():
+                sums = dict(update.delta)
+                company.meet(to_numbers(sums))
+                for name, value in sums.items():
+                    totals[name] = totals[name] + value if name in totals else value
         shelf.clear()
         kept, left_out = company.keep(totals, least)
         if place.round == 0 and (hidden or left_out):
@@ -240,9 +259,21 @@ class Rounds:
         place.equal(settled)
         self._finish_round(place, phase, answers, started, of=of)
 
+    def _part(
+        self, plan: RoundPlan, sites: Sequence[SiteName], roster: Roster, shelf: Shelf, *, frozen: str, phase: Phase
+    ) -> Part:
+        def accept(update: Update) -> None:
+            self.ledgers.accept(update, self._asks(update, phase))
+
+        return Part(plan=plan, sites=sites, roster=roster, shelf=shelf, frozen=frozen, accept=accept)
+
     def _asks(self, update: Update, phase: Phase) -> Spending:
         """What a round of this phase asks of a private site's budget."""
         return {} if update.spent is None else self.settings.round_queries(phase)
+
+    def _shelf(self, place: Place, phase: Phase) -> Shelf:
+        folder = self.folder / "spool"
+        return self.hidden.shelf(folder, phase.name, place.round) if self.config.federation.secure else Shelf(folder)
 
     def _plan(self, place: Place, phase: Phase) -> RoundPlan:
         return RoundPlan(
@@ -259,6 +290,18 @@ class Rounds:
         if self.validator is None or not every or ((place.round + 1) % every and not force):
             return None
         return self.validator.validate(lora.merged(place.ema), place.round)
+
+    def _worse(self, validation: Mapping[str, float | None] | None) -> str | None:
+        """How a round made the model so much worse than its best that it is not taken; None where it did not."""
+        gate, now = self.config.validation.gate, _psnr(validation)
+        if gate is None or now is None:
+            return None
+        past = [
+            score for one in facts.read(self.folder / "rounds.jsonl") if (score := _psnr(one.validation)) is not None
+        ]
+        if not past or now >= max(past) - gate:
+            return None
+        return f"{now:.2f} dB on the coordinator's own cohort, {max(past):.2f} before; validation.gate={gate:g}"
 
     # --- what is kept
 
@@ -287,7 +330,7 @@ class Rounds:
             sites=answers.sites,
             bytes_up=sum(f.bytes_up for f in answers.sites.values()),
             bytes_down=sum(f.bytes_down for f in answers.sites.values()),
-            refusals=tuple(f.reason for f in answers.sites.values() if f.status in ("refused", "rejected")),
+            refusals=answers.refusals,
             quorum=True,
             validation=validation,
         )
@@ -302,6 +345,7 @@ class Rounds:
 
     def _save(self, place: Place) -> None:
         place.save(self.folder / "checkpoints", schema=self.settings.schema, before=set(self.joined.values()))
+        self.hidden.circles.done()
 
     def _release(self, place: Place, roster: Roster) -> Path:
         history = facts.read(self.folder / "rounds.jsonl")
@@ -323,6 +367,12 @@ class Rounds:
         load(net, lora.merged(place.ema))
         net.forget()
         return release(self.folder / "final", self.config, state_of(net), provenance)
+
+
+def _psnr(validation: Mapping[str, float | None] | None) -> float | None:
+    """The mean over the targets."""
+    found = [value for name, value in (validation or {}).items() if name.startswith("psnr/") and value is not None]
+    return sum(found) / len(found) if found else None
 
 
 def state_of(net: nn.Module) -> dict[str, Tensor]:

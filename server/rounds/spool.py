@@ -3,7 +3,7 @@
 Memory is one tensor, or one tensor of each site, at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 class Shelf:
     """One round's updates, whose tensors lie in a folder: a file each, of the bytes as they came."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keep: Collection[SiteName] = ()) -> None:
+        """Empty but for the files of the sites to keep."""
         self._folder = folder
         self._updates: dict[SiteName, Update] = {}
         make_folder(folder, durable=False)
-        for stale in folder.iterdir():  # of a round that was killed
+        for stale in {*folder.iterdir()} - {self.file(site) for site in keep}:  # of a round that was killed
             stale.unlink()
 
     @property

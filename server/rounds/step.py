@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from server.rounds import ema
-from server.rounds.aggregation import Fold, Mean, keep_untrained, scale_bits
+from server.rounds.aggregation import Fold, Mean, keep_untrained
 from server.rounds.collect import Answers
 from server.rounds.place import AVERAGED, STATE, WEIGHTS, Place
 from server.rounds.spool import Shelf, folded, robust_mean
@@ -22,6 +22,7 @@ from shared.base.options import build
 from shared.base.records import Owners, Phase
 from shared.base.vocabulary import Weights
 from shared.plan.config import Config, Federation
+from shared.plan.integers import scale_bits
 from shared.plan.training import PhaseTraining
 
 
@@ -32,6 +33,11 @@ def build_strategy(config: Config) -> Strategy:
     strategy = build(STRATEGIES[name], config.strategy.options, "strategy")
     if not strategy.needs_all:
         return strategy
+    if config.federation.secure:
+        raise ConfigError(
+            f"strategy={name}: needs each site's own update, which privacy=secure hides; of sums alone there is "
+            "fedavg, and what steps by its mean"
+        )
     robust: RobustStrategy = strategy  # type: ignore[assignment]  # needs_all says that it is one
     if config.federation.estimator == "delta":
         raise ConfigError(f"federation.estimator=delta: strategy {name} has no such form, only masked")
@@ -50,7 +56,7 @@ def mean_of(
     if strategy.needs_all:
         robust: RobustStrategy = strategy  # type: ignore[assignment]  # needs_all says that it is one
         return robust_mean(shelf, robust, owners, weights, min_holders=federation.min_holders)
-    bits = scale_bits(max_abs=federation.limits.entry, max_count=most)
+    bits = scale_bits(max_abs=federation.limits.entry, max_count=most, word=federation.word)
     fold = Fold(owners, weights, bits=bits, estimator=federation.estimator)
     return folded(shelf, fold, min_holders=federation.min_holders)
 
@@ -117,6 +123,8 @@ def watch(place: Place, phase: Phase, answers: Answers) -> dict[str, float]:
 
 
 def _median_of(name: str, answers: Answers) -> dict[str, float]:
+    if answers.told is not None:  # no site's own is seen: their mean
+        return {name: answers.told[name]} if name in answers.told else {}
     values = [m[name] for site in answers.ok if name in (m := answers.metrics[site])]
     return {name: median(values)} if values else {}
 

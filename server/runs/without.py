@@ -1,8 +1,9 @@
 """`lacuna resume RUN --without SITE`: another run, that begins where the site had no part in it yet, and has none.
 
 RUN-without-SITE has RUN's settings and seed, its rounds until then, and its last checkpoint before; where the site was
-in the first round that is nothing, and the run ends in the same bits as one in which the site never was. It has a name
-of its own since sites answer a round of a run once, and a person's yes is for one run. RUN stays as it is.
+in the first round that is nothing, and the run ends in the same bits as one in which the site never was. (Where the
+coordinator sees sums alone it has another seed: sites let no update be seen in two sums.) It has a name of its own
+since sites answer a round of a run once, and a person's yes is for one run. RUN stays as it is.
 """
 
 import dataclasses
@@ -39,12 +40,17 @@ def without(run: Path, site: SiteName) -> Path:
     kept = 0 if before is None else int(before.name) // 2
     out = tuple(sorted({*config.federation.without, site}))
     federation = dataclasses.replace(config.federation, without=out)
+    seed = config.seed + config.federation.secure  # where sums alone are seen, no update is seen in two of them
     with new_folder(folder) as made:
         overrides = json.loads((run / "overrides.json").read_text())
         theirs = [one for one in overrides if not one.startswith(("run=", "resume=", "federation.without="))]
         said = ",".join(f"'{name}'" for name in out)  # a name may look like a number
-        write_json(made / "overrides.json", [*theirs, f"run='{folder.name}'", f"federation.without=[{said}]"])
-        write_text(made / "config.json", dataclasses.replace(config, run=folder.name, federation=federation).text())
+        mine = [f"run='{folder.name}'", f"federation.without=[{said}]"]
+        if seed != config.seed:
+            mine.append(f"seed={seed}")
+        write_json(made / "overrides.json", [*theirs, *mine])
+        again = dataclasses.replace(config, run=folder.name, federation=federation, seed=seed)
+        write_text(made / "config.json", again.text())
         for done in rounds[:kept]:
             facts.append(made / "rounds.jsonl", done)
         if before is not None:

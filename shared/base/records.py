@@ -37,6 +37,7 @@ class RoundPlan:
     hidden: tuple[Modality, ...] = ()  # in a phase of sums: held by too few sites, so nobody sums it
     known: tuple[int, str] | None = None  # (sequence, head) of the site's privacy budget as last seen here
     sha256: str = ""  # at a site: of the weights' bytes, as they were signed
+    secure: str = ""  # where the coordinator sees sums alone: who hides what with whom (shared/plan/secure.py)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,7 @@ class Inventory:
     summed: tuple[Modality, ...] = ()  # what enough people here hold for a phase of sums
     preparation: str = ""  # digest of how its images were prepared; "" where `lacuna-site ingest` did not make them
     spent: Spent | None = None  # None: the site does not train privately
+    box: str = ""  # where the coordinator is to see sums alone: what other sites seal to, and the site's signature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,9 +16,11 @@ from shared.clinical.probes import same_encoder
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
 from shared.methods import Method
+from shared.plan.integers import Word
 from shared.plan.settings import CONFIGS, Choice, Limits, RunSettings, Tuning, build_method
 from shared.plan.training import PhaseTraining
 from shared.trust.privacy import Privacy, Query, noise_for
+from shared.trust.secure.circle import LEAST
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MAY_CHANGE = ("run", "resume", "device", "tracking", "validation")  # between a run and its resumption
@@ -39,6 +41,8 @@ class Federation:
     estimator: Literal["masked", "delta"] = "masked"
     keep_local: tuple[str, ...] = ()
     min_cell: int = 5
+    secure: bool = False  # the coordinator sees sums of sites alone
+    word: Word = 64  # bits of a sum
     limits: Limits = field(default_factory=Limits)
     alone: bool = False
     min_subjects: int = 1  # simulation: what its sites' policies ask for; a deployed site says its own
@@ -61,6 +65,8 @@ class Federation:
         require(self.retries >= 0, "retries", self.retries, "0 or more")
         require(self.min_subjects >= 1, "min_subjects", self.min_subjects, "1 or more")
         require(self.min_cell >= 1, "min_cell", self.min_cell, "1 or more")
+        for key in ("min_sites", "min_holders") if self.secure else ():
+            require(getattr(self, key) >= LEAST, key, getattr(self, key), f"{LEAST} or more with secure=true")
         known = self.manifest is None or _HASH.fullmatch(self.manifest) is not None
         require(known, "manifest", self.manifest, "64 hex digits, or null")
 
@@ -69,8 +75,10 @@ class Federation:
 class Validation:
     every: int = 5
     slices: int = 16
+    gate: float | None = None  # dB: a round that makes the model so much worse than its best is not taken
 
     def __post_init__(self) -> None:
+        require(self.gate is None or self.gate > 0, "gate", self.gate, "above 0 dB, or null")
         require(self.every >= 0, "every", self.every, "0 or more")
         require(self.slices >= 1, "slices", self.slices, "1 or more")
 

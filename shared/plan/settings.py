@@ -86,6 +86,7 @@ class RunSettings:
     keep_local: tuple[str, ...]
     min_cell: int
     min_holders: int
+    secure: bool = False  # the coordinator sees sums of sites alone
     manifest: str | None = None
     privacy: Privacy = field(default_factory=Privacy)
     tuning: Tuning = field(default_factory=Tuning)

@@ -54,6 +54,15 @@ class Company:
             self._largest[name] = torch.maximum(self._largest[name], count)
             self._whole[name] += count
 
+    @staticmethod
+    def told(phase: Phase, members: Sums, totals: Sums) -> "Company":
+        """Of whom only the number in each cell is known."""
+        company = Company(phase)
+        for name in company._counts:
+            company._members[name], company._whole[name] = members[name].double(), totals[name].double()
+            company._largest[name] = torch.zeros_like(company._whole[name])
+        return company
+
     def keep(self, totals: Sums, least: int, *, share: float = 1.0) -> tuple[dict[str, Tensor], int]:
         """The totals without cells that fewer than `least` are in, or one alone fills by more than `share`; and how
         many cells were left out. With a `least` of 1 there is no such cell."""

@@ -19,7 +19,8 @@ from torch import Tensor
 from shared.base.disk.tensors import BLOCK, Lying, Memory, Source, Tensors, bytes_of, forms
 from shared.base.vocabulary import Weights
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64, "bool": torch.bool}
+_NAMED = (torch.float32, torch.float64, torch.int32, torch.int64, torch.bool)
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _NAMED}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 STYPE = "lacuna.tensors"
 ALL = "tensors"  # the one array of a record

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 
@@ -49,7 +49,9 @@ _MALFORMED = (
     OverflowError,
     RuntimeError,
 )
+DEAL, REVEAL = "deal", "reveal"  # what sites are asked besides, where the coordinator sees sums alone
 MOST_TEXT = 200  # characters of a name or a hash
+BOX = re.compile(r"|[0-9a-f]{64} [0-9a-f]{16,256}")  # a key, and its site's signature
 PREPARATION = re.compile(r"|[0-9a-f]{64}")  # a digest, or nothing: a site has no other words here
 
 
@@ -80,7 +82,8 @@ def pack_weights(weights: Weights) -> Packed:
 
 def pack_plan(plan: RoundPlan, packed: Packed, leader: Leader, *, to: SiteName, until: float) -> RecordDict:
     """Write a plan for one site, good until then; of its tensors, which are not copied, the hash is signed."""
-    head = {key: getattr(plan, key) for key in ("run", "phase", "round", "config", "schema", "hidden", "known")}
+    keys = ("run", "phase", "round", "config", "schema", "hidden", "known", "secure")
+    head = {key: getattr(plan, key) for key in keys}
     question = Question.make(leader, {**head, "what": "plan", "to": to, "until": until, "weights": packed.sha256})
     return RecordDict({"plan": _pack_question(question), "weights": record_of(packed.array)})
 
@@ -115,6 +118,7 @@ def unpack_plan(content: RecordDict, reader: Reader) -> RoundPlan:
             hidden=tuple(check_text(modality) for modality in record["hidden"]),
             known=None if known is None else (whole(known[0]), check_text(known[1])),
             sha256=record["weights"],
+            secure=_secure(record["secure"]),
         )
     except _MALFORMED as error:
         raise reader.refused(f"is malformed: {type(error).__name__}: {str(error)[:200]}") from None
@@ -132,11 +136,33 @@ def unpack_query(content: RecordDict, reader: Reader) -> Query:
 
 def question(content: RecordDict) -> str:
     """Which question a message is, by its hash; nothing of it is read. One that has no text of bytes is none."""
-    for name in ("plan", "query"):
+    for name in ("plan", "query", DEAL, REVEAL):
         if name in content.config_records:
             text = content.config_records[name].get("text")
             return hashlib.sha256(text).hexdigest() if isinstance(text, bytes) else ""
     return ""
+
+
+def pack_aside(what: str, head: Mapping[str, Any], leader: Leader, *, to: SiteName, until: float) -> RecordDict:
+    """Write a question beside a round's work, with which no weights travel."""
+    question = Question.make(leader, {**head, "what": what, "to": to, "until": until})
+    return RecordDict({what: _pack_question(question)})
+
+
+def unpack_aside(what: str, content: RecordDict, reader: Reader) -> dict[str, Any]:
+    try:
+        record = _question(content, what).read(reader)
+        if record["what"] != what or set(content) != {what} or record["to"] != reader.site:
+            raise ValueError(f"it must be a {what} alone, for this site")
+        return record
+    except _MALFORMED as error:
+        raise reader.refused(f"is malformed: {type(error).__name__}: {str(error)[:200]}") from None
+
+
+def _secure(text: object) -> str:
+    if not isinstance(text, str):
+        raise ValueError("secure must be a text")
+    return text
 
 
 def _pack_question(question: Question) -> ConfigRecord:
@@ -154,6 +180,12 @@ def _question(content: RecordDict, name: str) -> Question:
 def check_text(value: object) -> str:
     if not isinstance(value, str) or len(value) > MOST_TEXT:
         raise ValueError(f"{str(value)[:40]!r} must be a text of at most {MOST_TEXT} characters")
+    return value
+
+
+def check_box(value: object) -> str:
+    if not isinstance(value, str) or not BOX.fullmatch(value):
+        raise ValueError(f"{str(value)[:40]!r} must be a box, or nothing")
     return value
 
 
@@ -227,6 +259,7 @@ def pack_inventory(inventory: Inventory) -> RecordDict:
         "summed": list(inventory.summed),
         "preparation": inventory.preparation,
         "spent": _pack_spent(inventory.spent),
+        "box": inventory.box,
     }
     return RecordDict({"inventory": ConfigRecord(text)})
 
@@ -249,6 +282,7 @@ def unpack_inventory(content: RecordDict) -> Inventory:
             summed=tuple(check_text(modality) for modality in head["summed"]),  # type: ignore[union-attr]
             preparation=preparation,
             spent=_unpack_spent(str(head["spent"])),
+            box=check_box(head["box"]),
         )
     except _MALFORMED as error:
         raise UpdateRejected(f"malformed inventory: {type(error).__name__}: {str(error)[:200]}") from None

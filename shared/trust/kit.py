@@ -25,11 +25,13 @@ from shared.base.errors import ConfigError, DataError
 from shared.base.files import MOST, canonical, parse_canonical, sha256
 from shared.base.names import Address, check_name, is_ip
 from shared.base.options import build, plain, require
+from shared.base.vocabulary import SiteName
 from shared.trust.keys import fingerprint, parse_site_line, signed_by, signed_by_site, site_line, site_signature, spoken
 from shared.trust.signed import Entry, Signature, entry_of
 
 SCHEMA = 1
 AUTHORITIES, ADDRESSES, COMPOSE, GPU, SIGNING = "ca.crt", "addresses.json", "compose.yaml", "gpu.yaml", "signing.pub"
+SITES = "sites.json"  # the public key of every admitted site: whom a site hides its updates with (decision 0036)
 FILES = (
     ADDRESSES,
     AUTHORITIES,
@@ -38,6 +40,7 @@ FILES = (
     "federation.sig",
     GPU,
     SIGNING,
+    SITES,
 )  # all of them, in this order
 MOST_REQUEST = 2**14
 MOST_FOLLOWS = 64
@@ -240,6 +243,11 @@ def read_address(content: bytes, where: str) -> Address:
         return Address.parse(str(record.get("superlink")), "superlink")
     except ConfigError as error:
         raise DataError(f"{where}: {ADDRESSES}: {error}") from None
+
+
+def read_sites(content: bytes, where: str) -> dict[SiteName, ec.EllipticCurvePublicKey]:
+    lines = parse_canonical(content, where)
+    return {check_name(site, "site"): parse_site_line(str(line), f"{where}: {site}") for site, line in lines.items()}
 
 
 def _check_signer(signer: Ed25519PublicKey, follows: Sequence[Succession], trusted: str, where: str) -> None:

@@ -26,6 +26,7 @@ from shared.trust.signed import Signature
 
 SCHEMA = 1
 TRUSTED, OWN_KEY = "federation/signing.pub", "enrolment/site.key"  # in a site's STATE
+SITES = "federation/sites.json"  # there too: the public key of every admitted site, on one line each
 SKEW = 600.0  # seconds by which a site's clock may be ahead of the coordinator's
 MOST = 2**21  # bytes of a question: read before anything is known of it
 _WARRANT, _QUESTION, _ANSWER = b"lacuna warrant 1\n", b"lacuna question 1\n", b"lacuna answer 1\n"

@@ -22,6 +22,7 @@ SMALLEST = {
     "simulation": ("--tensors 1 --rounds 1 --sites 2", ("lacuna", "flower-ray")),
     # of 60 MB; with one that small, what is no model's counts for more than it would
     "rounds": ("--tensors 60 --rounds 2 --sites 4", ("serverapp", "worker", "simulation")),
+    "secure": ("--tensors 1 --sites 4 --words 32 --drop 0 0.25", ("the same",)),
     "mip": ("--slices 8 --height 16 --width 16", ("scan",)),
     "privacy": ("--methods amm_diff --size tiny --repeats 1 --steps 1 --out privacy.json", ("plain",)),
     "samplers": ("--time-only --size tiny --slices 1 --device cpu --only told", ("told",)),

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.rounds.aggregation import Fold, keep_untrained, scale_bits
+from server.rounds.aggregation import Fold, keep_untrained
 from shared.base.owners import take
 from shared.base.records import Cut, Owners, Update
 from shared.base.vocabulary import LOCAL, SHARED
+from shared.plan.integers import scale_bits
 
 OWNERS: Owners = {
     "body": SHARED,

@@ -9,7 +9,7 @@ from support.model.aca import CHARTS, MODALITIES, SIDE, batch, method, net_of
 from support.model.methods import awake
 from torch import Tensor, nn
 
-from server.rounds.aggregation import Fold, scale_bits
+from server.rounds.aggregation import Fold
 from shared.base.errors import ConfigError
 from shared.base.options import build
 from shared.base.owners import parts
@@ -24,6 +24,7 @@ from shared.methods.nets.aca import AcaNet
 from shared.methods.nets.fusion import Fusion, pooled
 from shared.methods.nets.generator import Generator, Heard
 from shared.methods.nets.volumetric import VolumeShape
+from shared.plan.integers import scale_bits
 from shared.plan.training import PhaseTraining, train
 
 pytestmark = pytest.mark.slow  # left out of `make fast`
