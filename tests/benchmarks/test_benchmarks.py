@@ -34,7 +34,7 @@ SMALLEST = {
     ),
     "likeness": ("--made sites/made --real sites/real --spacing 12 --pixels 16", ("AUC", "FLAIR")),
     "public_prior": (
-        "out --subjects 2 --heldout 1 --coordinator 1 --voxels 16 --size tiny "
+        "out --subjects 2 --apart 1 1 --voxels 16 --size tiny "
         + " ".join(f"--override {one}" for one in (*TINY.split()[1:], *SHORT) if "depth" not in one),
         ("MB",),
     ),
