@@ -39,7 +39,7 @@ SMALLEST = {
         ("MB",),
     ),
     "chart": (
-        "out --subjects 2 --heldout 1 --edge 16 --clinic 6 --sampler mean"
+        "out --subjects 2 --heldout 1 --edge 16 --clinic 7 --seed 7 --sampler mean"
         f" --classifier 'rates=[0.5] generations=1 size=tiny steps=2 test=0.34 val=0.34' {TINY}",
         ("evaluate",),
     ),
