@@ -299,6 +299,7 @@ def summary(plan: Plan) -> dict[str, str]:
         "method": method.get("name"),
         "size": _group(method, "options").get("size"),
         "privacy": private,
+        "the coordinator sees": _seen(settings),
         "min_holders": settings.get("min_holders"),
         "min_cell": settings.get("min_cell"),
         "keep_local": _words(settings.get("keep_local")) or "nothing is kept here",
@@ -312,6 +313,15 @@ def summary(plan: Plan) -> dict[str, str]:
         said[f"phase {printable(phase)}"] = ", ".join(f"{key} {one.get(key)}" for key in _TRAINING)
         said[f"behind {printable(phase)}"] = _behind(one)
     return {key: "-" if value is None else printable(value) for key, value in said.items()}
+
+
+def _seen(settings: Mapping[str, Any]) -> str:
+    if settings.get("secure") is True:
+        least = settings.get("min_holders")
+        return (
+            f"sums over {least} sites or more, and which parts this one trained; never its own update, counts or loss"
+        )
+    return "this site's own update of every round, with its counts of samples and its loss"
 
 
 def _behind(training: Mapping[str, Any]) -> str:

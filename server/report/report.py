@@ -53,6 +53,7 @@ def page_of(run: Path) -> str:
         config_text=json.dumps(config, indent=1),
         method=_group(config, "method").get("name", "a model"),
         min_holders=int(_group(config, "federation").get("min_holders", 1)),
+        secure=_group(config, "federation").get("secure") is True,
         finished=bool(model),
         withdrawn=[one.line() for one in withdrawn.affected(run)],
         rounds=rounds,

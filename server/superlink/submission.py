@@ -23,6 +23,7 @@ from shared.base.errors import ConfigError, DataError, RunFailed
 from shared.base.files import write_json
 from shared.plan.config import Config, load
 from shared.trust.manifest import Manifest
+from shared.trust.secure.circle import LEAST
 
 SUBMISSION = "submission.json"
 POLL_SECONDS = 1.0
@@ -57,7 +58,7 @@ def prepare(
     pinned = [
         *overrides,
         *_absolute(named),
-        *([] if named.resume is not None else _agreed(overrides, manifest)),
+        *([] if named.resume is not None else _agreed(overrides, manifest, secure=named.federation.secure)),
         f"federation.disks={THEIRS}",
         f"federation.manifest={manifest.digest}",  # no site takes part without
     ]
@@ -75,9 +76,13 @@ def prepare(
     return config, folder.resolve()
 
 
-def _agreed(overrides: Sequence[str], manifest: Manifest) -> list[str]:
-    """The agreement's numbers of holders and sites, where nobody named others."""
-    agreed = {"federation.min_holders": manifest.min_holders, "federation.min_sites": manifest.quorum}
+def _agreed(overrides: Sequence[str], manifest: Manifest, *, secure: bool) -> list[str]:
+    """The agreement's numbers of holders and sites, where nobody named others; more where sums alone are seen."""
+    least = LEAST if secure else 1
+    agreed = {
+        "federation.min_holders": max(manifest.min_holders, least),
+        "federation.min_sites": max(manifest.quorum, least),
+    }
     named = {override.partition("=")[0] for override in overrides}
     return [f"{key}={value}" for key, value in agreed.items() if key not in named]
 

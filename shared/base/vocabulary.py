@@ -11,6 +11,10 @@ agreed; a revision counts what all kits carry, and a fingerprint is what two peo
 Of what is signed: a warrant lets a key lead a run, a question is a message to a site (a plan, or before round 1 a
 query), an answer is a site's reply to one question (shared/trust/warrant.py); a relay is whoever carries them.
 
+Of a round whose coordinator sees sums alone: a circle is the sites that hide in it, a group an owner whose parts they
+hide together, a box and a card a site's keys for a run and for a circle, to deal is to hand out keys and shares, to
+hide an update is to add masks to it, and survivors are those whose hidden updates came (shared/trust/secure/circle.py).
+
 Of a run on a SuperLink: a submission is one handing over of it, a follower watches it from another process and may
 supervise it, which is to submit it again where it was killed, and its outcome is how it ended in its own words.
 

@@ -18,7 +18,16 @@ from containers.lookups import Lookups, recorded
 if os.environ.get("LACUNA_CONTAINERS") != "1":
     collect_ignore_glob = ["test_*.py"]  # the ordinary suite starts no engine
 
-ORDER = ("test_images", "test_training", "test_lookups", "test_reach", "test_around", "test_figures", "test_faults")
+ORDER = (
+    "test_images",
+    "test_training",
+    "test_hidden",
+    "test_lookups",
+    "test_reach",
+    "test_around",
+    "test_figures",
+    "test_faults",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -80,6 +80,7 @@ class Deployed:
             self.verb("client.cli", "init", site, "--site", site)
             request = self.folder / site / "enrolment" / f"{site}.request.json"
             self.verb("server.cli", "federation", "admit", str(request))
+        for site in SITES:  # each kit names all sites
             kit = self.folder / "federation" / "kits" / f"{site}.kit"
             self.verb("client.cli", "join", str(kit), "--state", site, "--fingerprint", self._signer())
             (self.folder / site / "site.toml").write_text(POLICY)

@@ -12,8 +12,11 @@ from support.rounds.spoilt import failed, start
 
 from client.site.ledger import Ledger
 from server.journal import facts
+from server.rounds.place import Place
+from server.rounds.rounds import Rounds
 from shared.base.errors import ConfigError, RunFailed
-from shared.plan.config import Config
+from shared.base.owners import digest
+from shared.plan.config import Config, Validation
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("probe")]
 Gone = Mapping[str, set[int]]  # by site, in which of the run's two rounds it gives nothing: of sums, of training
@@ -163,3 +166,28 @@ def test_books_of_both_sides_agree(five: Path, tmp_path: Path) -> None:
         lost = [line for line in lines if "never receipted" in line]
         assert lines == lost
         assert len(lost) == (1 if site == "e" else 0)  # what was lost on the way
+
+
+def test_a_round_that_spoils_the_model_is_not_taken(
+    five: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A liar whom nobody can name: the second round is undone, weights, average and all; the third begins anew."""
+    scores, saved, save = iter([30.0, 26.9, 29.0]), [], Rounds._save
+
+    def keep(self: Rounds, place: Place) -> None:
+        every = {"weights": place.weights, "ema": place.ema, "state": place.state}
+        saved.append({kind: digest(tensors) for kind, tensors in every.items()})
+        save(self, place)
+
+    monkeypatch.setattr(Rounds, "_save", keep)
+    monkeypatch.setattr(Rounds, "_validate", lambda self, place, force: {"psnr/FLAIR": next(scores)})
+    folder = tmp_path / "run"
+    wanted = dataclasses.replace(secure(five, rounds=3, strategy="fedavgm"), validation=Validation(every=1, gate=3.0))
+    start(folder, wanted)
+    first, second, third = facts.read(folder / "rounds.jsonl")[1:]
+    assert [one.refusals for one in (first, third)] == [(), ()]
+    assert second.refusals == (
+        "fit round 1: not taken: 26.90 dB on the coordinator's own cohort, 30.00 before; validation.gate=3",
+    )
+    one, other, last = saved[2:5]  # of the round of sums, its phase's end, then each round of training
+    assert one == other != last
