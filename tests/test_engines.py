@@ -37,11 +37,18 @@ def in_a_process(*arguments: str, launcher: tuple[str, ...] = (sys.executable,))
 
 
 @pytest.mark.slow
-def test_flowers_own_simulation_gives_the_same_bits(world: Path, tmp_path: Path) -> None:
-    """The messages are the same, so the weights are: whichever process a site ran in, in whatever order it answered."""
+def test_flowers_own_simulation_gives_the_same_bits(tmp_path: Path) -> None:
+    """The messages are the same, so the weights are, whichever process a site ran in, in whatever order it answered.
+
+    In the second the coordinator sees sums alone: that changes nothing either.
+    """
+    all_three = [("T1", "T2", "FLAIR"), ("T1", "FLAIR")]  # of what fewer than three sites hold no sum is seen
+    world = write_world(tmp_path / "world", dict.fromkeys(SITES, all_three), edge=32)
+    three = ("federation.min_sites=3", "federation.min_holders=3")
     for engine, simulate in (("local", lacuna), ("ray", in_a_process)):
         run = (f"run={engine}", f"runs={tmp_path}", f"world={world}")
-        simulate("simulate", *COMMON, *run, f"federation.engine={engine}")
+        secure = f"federation.secure={engine == 'ray'}"
+        simulate("simulate", *COMMON, *run, *three, f"federation.engine={engine}", secure)
     assert weights_digest(tmp_path / "local") == weights_digest(tmp_path / "ray")
 
 

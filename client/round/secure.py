@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -45,6 +46,8 @@ from shared.trust.secure.circle import (
     Sealed,
     opened,
 )
+
+Streams: TypeAlias = list[tuple[bytes, int]]  # keys of masks, each with its sign
 
 
 def box(site: Site, run: str) -> Box:
@@ -113,14 +116,15 @@ def hidden(site: Site, plan: RoundPlan, update: Update, owners: Owners, phase: P
         numbers = _integers(site, said, update, owned, held)
     numbers[METRICS] = metrics_to({name: value for name, value in update.metrics.items() if name != "seconds"})
     with vault.opened(site) as kept:
-        kept.hide_once(circle, _digest(numbers))
+        kept.hide_once(circle, {owner: _digest(numbers, owned, held, owner) for owner in held})
         dealer = Dealer(circle, site.name, kept.dealt(circle))
         bound = bound_to(plan)
         for owner in held:
             streams = list(dealer.streams(owner, said.cards, bound))
             for number, name in enumerate(sorted(owned)):
-                if name in numbers:
-                    _hide(numbers[name], owned[name], held, owner, number, streams)
+                found = _part(numbers[name], owned[name], held, owner) if name in numbers else None
+                if found is not None:
+                    _hide(numbers[name], owned[name], found, number, streams)
     return replace(update, delta=numbers, counts=dict.fromkeys(held, 1), metrics={})
 
 
@@ -174,30 +178,35 @@ def _check_sums(site: Site, update: Update, sites: int) -> None:
             raise PlanRefused(f"{site.name}: {name} has a sum over the limit {most:.3g}")
 
 
-def _hide(
-    value: Tensor, owned: Owner | Cut, held: list[Owner], owner: Owner, number: int, streams: list[tuple[bytes, int]]
-) -> None:
-    """Add the masks of one group to its part of a tensor."""
+def _part(value: Tensor, owned: Owner | Cut, held: list[Owner], owner: Owner) -> tuple[Tensor, Tensor | None] | None:
+    """What of a tensor belongs to a group, and where it is from; None where nothing does."""
     if not isinstance(owned, Cut):
-        if owned == owner:
-            for key, sign in streams:
-                masks.add(words(value), key, number, sign=sign)
-        return
+        return (value, None) if owned == owner else None
     sent = [owned.owners[i] for i in held_index(owned, held).tolist()]
     index = torch.tensor([i for i, one in enumerate(sent) if one == owner], dtype=torch.long)
-    if len(index):
-        part = value.index_select(owned.dim, index).contiguous()
-        for key, sign in streams:
-            masks.add(words(part), key, number, sign=sign)
-        value.index_copy_(owned.dim, index, part)
+    return (value.index_select(owned.dim, index).contiguous(), index) if len(index) else None
 
 
-def _digest(numbers: Mapping[str, Tensor]) -> str:
+def _digest(numbers: Mapping[str, Tensor], owned: Owners, held: list[Owner], owner: Owner) -> str:
+    """Of all that a group hides."""
     whole = hashlib.sha256()
     for name in sorted(numbers):
-        whole.update(f"{name} {numbers[name].dtype} {tuple(numbers[name].shape)}\n".encode())
-        whole.update(bytes_of(numbers[name].contiguous()))
+        found = _part(numbers[name], owned[name], held, owner)
+        if found is not None:
+            whole.update(f"{name} {found[0].dtype} {tuple(found[0].shape)}\n".encode())
+            whole.update(bytes_of(found[0].contiguous()))
     return whole.hexdigest()
+
+
+def _hide(
+    value: Tensor, owned: Owner | Cut, found: tuple[Tensor, Tensor | None], number: int, streams: Streams
+) -> None:
+    """Add a group's masks to its part of a tensor."""
+    part, index = found
+    for key, sign in streams:
+        masks.add(words(part), key, number, sign=sign)
+    if isinstance(owned, Cut) and index is not None:
+        value.index_copy_(owned.dim, index, part)
 
 
 # --- after it

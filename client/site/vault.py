@@ -9,8 +9,9 @@
 What is written is on the disk before anything is answered.
 """
 
+import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from client.site.site import Site
@@ -80,8 +81,9 @@ class Vault:
             raise PlanRefused(f"{self._site.name}: dealt nothing in circle {circle.digest[:12]}, or its round is over")
         return bytes(found[0])
 
-    def hide_once(self, circle: Circle, numbers: str) -> None:
-        """PlanRefused where other numbers were hidden in this circle, by their hash: their difference would be bare."""
+    def hide_once(self, circle: Circle, hashes: Mapping[Owner, str]) -> None:
+        """PlanRefused where other numbers, by their hashes, were hidden in this circle: their difference is bare."""
+        numbers = json.dumps(dict(hashes), sort_keys=True)
         self._file.execute("INSERT OR IGNORE INTO masked (circle, numbers) VALUES (?, ?)", (circle.digest, numbers))
         ((before,),) = self._file.execute("SELECT numbers FROM masked WHERE circle = ?", (circle.digest,))
         if before != numbers:
@@ -109,10 +111,11 @@ class Vault:
     def see_once(self, circle: Circle, owner: Owner, survivors: tuple[SiteName, ...]) -> None:
         """PlanRefused where what this site hid in the circle was in a sum with other sites, of another run."""
         found = self._file.execute("SELECT numbers FROM masked WHERE circle = ?", (circle.digest,)).fetchone()
-        if found is None or self._site.name not in survivors:
+        hashes = {} if found is None else json.loads(found[0])
+        if owner not in hashes or self._site.name not in survivors:
             return
         sites = " ".join(survivors)
-        row = (found[0], owner, sites)
+        row = (hashes[owner], owner, sites)
         self._file.execute("INSERT OR IGNORE INTO seen (numbers, owner, sites) VALUES (?, ?, ?)", row)
         ((before,),) = self._file.execute("SELECT sites FROM seen WHERE numbers = ? AND owner = ?", row[:2])
         if before != sites:

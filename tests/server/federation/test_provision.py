@@ -26,6 +26,7 @@ from shared.base.options import plain
 from shared.data.intensities import RULES, rules_version
 from shared.trust import manifest
 from shared.trust.certificates import utc
+from shared.trust.kit import read_kit
 from shared.trust.manifest import Plane
 
 # --- init
@@ -113,18 +114,31 @@ def test_admitting_a_site_twice_changes_nothing(federation: Path, tmp_path: Path
 
 
 def test_coming_and_going_disturbs_no_other(three: Path, tmp_path: Path) -> None:
-    def others() -> dict[str, tuple[int, bytes]]:
-        return {path: content for path, content in tree(three).items() if Path(path).stem not in ("west", "east")}
+    """But for the kits, each of which names all sites: they are written anew when one comes, or has another key."""
 
-    before = others()
-    assert {"sites/north.json", "kits/north.kit", "sites/south.pub", "federation.json"} < before.keys()
+    def others(*, kits: bool) -> dict[str, tuple[int, bytes]]:
+        found = {path: content for path, content in tree(three).items() if Path(path).stem not in ("west", "east")}
+        return {path: content for path, content in found.items() if kits == path.startswith("kits/")}
+
+    def named() -> dict[str, str]:
+        opened = read_kit((three / "kits" / "north.kit").read_bytes(), "kit", trusted=signer(three))
+        return dict(json.loads(opened.files["sites.json"]))
+
+    before, kits = others(kits=False), others(kits=True)
+    assert {"sites/north.json", "sites/south.pub", "federation.json"} < before.keys()
     provision.admit(three, site(tmp_path / "west", "west"), now=NOW)
-    assert others() == before
+    assert others(kits=False) == before
+    assert others(kits=True).keys() == kits.keys()
+    assert list(named()) == ["east", "north", "south", "west"]
+    first, kits = named()["west"], others(kits=True)
     provision.revoke(three, "east", why="left", now=NOW)
-    assert others() == before
+    assert others(kits=False) == before
+    assert others(kits=True) == kits
     again = enrol.init_site(tmp_path / "west", "west", again=True).request
     provision.rotate_site(three, "west", again, now=NOW)
-    assert others() == before
+    assert others(kits=False) == before
+    assert list(named()) == ["north", "south", "west"]
+    assert named()["west"] != first
 
 
 def test_a_revoked_site_stays_known_and_out(three: Path, tmp_path: Path) -> None:
