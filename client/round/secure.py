@@ -103,7 +103,10 @@ def hidden(site: Site, plan: RoundPlan, update: Update, owners: Owners, phase: P
     if (circle.run, circle.phase, circle.round) != (plan.run, plan.phase, plan.round):
         raise PlanRefused(f"{site.name}: the circle is of another round than the plan")
     _check_cards(site, said)
+    with vault.opened(site) as kept:
+        kept.limits_once(circle, [said.word, said.estimator, said.entry, said.norm])
     held = [owner for owner, _ in circle.of(site.name) if owner == EVERYBODY or update.counts.get(owner, 0) > 0]
+    learnt = _digest(update.delta)  # before the coordinator's words on scale and groups make it other numbers
     if phase.kind == "sums":
         _check_sums(site, update, len(circle.boxes))
         numbers = {**update.delta, **in_cells(update.delta, phase)}
@@ -113,7 +116,8 @@ def hidden(site: Site, plan: RoundPlan, update: Update, owners: Owners, phase: P
         numbers = _integers(site, said, update, owned, held)
     numbers[METRICS] = metrics_to({name: value for name, value in update.metrics.items() if name != "seconds"})
     with vault.opened(site) as kept:
-        kept.hide_once(circle, _digest(numbers))
+        # sums over people, which no seed changes, are limited by client/site/summed.py
+        kept.hide_once(circle, _digest(numbers), "" if phase.kind == "sums" else learnt)
         dealer = Dealer(circle, site.name, kept.dealt(circle))
         bound = bound_to(plan)
         for owner in held:
@@ -134,7 +138,7 @@ def _check_cards(site: Site, said: Secured) -> None:
 
 def _integers(site: Site, said: Secured, update: Update, owned: Owners, held: list[Owner]) -> dict[str, Tensor]:
     """A site's own word that it is within the limits, since nobody else can look: it sends nothing that is not."""
-    mine, found, square = {owner for owner in held if owner != EVERYBODY}, dict[str, Tensor](), 0.0
+    mine, found = {owner for owner in held if owner != EVERYBODY}, dict[str, Tensor]()
     within = 2 ** (said.word - 1) // len(said.circle.boxes)
     own = {name: owner for name, owner in owned.items() if name not in (COUNTS, METRICS)}
 
@@ -155,14 +159,14 @@ def _integers(site: Site, said: Secured, update: Update, owned: Owners, held: li
             continue
         largest = max(abs(end.item()) for end in torch.aminmax(value)) if value.numel() else 0.0
         if not largest <= said.entry:
-            raise PlanRefused(f"{site.name}: {name} has an entry of {largest:.3g}, over the limit {said.entry:.3g}")
-        square += torch.linalg.vector_norm(value, dtype=torch.float64).item() ** 2
-        if largest * 2.0**said.bits * max(update.counts.values()) >= within:
+            raise PlanRefused(f"{site.name}: {name} has an entry over the limit {said.entry:.3g}")
+        if said.entry * 2.0**said.bits * max(update.counts.values()) >= within:
             raise PlanRefused(f"{site.name}: {name} does not fit {said.word} bits at {said.bits} after the point")
         whole = weighed(value, owner, index, weight, said.bits)
         found[name] = whole.int() if said.word == 32 else whole
-    if not math.sqrt(square) <= said.norm:
-        raise PlanRefused(f"{site.name}: delta norm {math.sqrt(square):.3g} is over the limit {said.norm:.3g}")
+    square = sum(torch.linalg.vector_norm(v, dtype=torch.float64).item() ** 2 for v in update.delta.values())
+    if not math.sqrt(square) <= said.norm:  # of all of it, whatever groups the circle has
+        raise PlanRefused(f"{site.name}: the delta's norm is over the limit {said.norm:.3g}")
     found[COUNTS] = torch.tensor([update.counts[owner] for owner in sorted(mine)], dtype=torch.int64)
     return found
 
@@ -216,6 +220,8 @@ def reveal(site: Site, circle: Circle, survivors: Mapping[Owner, tuple[SiteName,
             holders = circle.groups.get(owner, ())
             if site.name not in holders or list(there) != sorted({*there} & {*holders}):
                 raise PlanRefused(f"{where}: a sum of {owner[:80]} is asked for of others than its holders")
+            if site.name not in there:  # else who is left out of two circles would open the second (decision 0036)
+                raise PlanRefused(f"{where}: a sum of {owner[:80]} without this site is opened by those in it")
             if len(there) < circle.enough(owner):
                 raise PlanRefused(
                     f"{where}: a sum of {owner[:80]} is asked for of {len(there)} sites; it is seen of "
@@ -223,8 +229,7 @@ def reveal(site: Site, circle: Circle, survivors: Mapping[Owner, tuple[SiteName,
                 )
         for owner, there in sorted(survivors.items()):
             kept.reveal_once(circle, owner, there)
-            if owner != EVERYBODY:  # sums over people, which no seed changes, are limited by client/site/summed.py
-                kept.see_once(circle, owner, there)
+            kept.see_once(circle, owner, there)
             found[owner] = {}
             for giver in circle.groups[owner]:
                 share = _opened(where, circle, own, giver, site.name, owner, sealed)

@@ -2,15 +2,17 @@
 
     boxes      a key for each run, to which the other sites seal what they deal this one, and its signature
     deals      a secret for each circle, from which all follows that was dealt; gone once a later round is dealt
-    masked     what was hidden in each circle, by its hash: two numbers are never hidden by one mask
+    masked     what was hidden in each circle, by its hash: two numbers are never hidden by one mask; and of what update
+    limits     those of each run, which are the first that were said: by others a refusal would tell of an update
     revealed   which sum of each group was let be seen, for ever: two sums of one round would tell a site's own update
     seen       with whom each update was in a sum, for ever: so would the sums of two runs over the very same one
 
 What is written is on the disk before anything is answered.
 """
 
+import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from client.site.site import Site
@@ -26,13 +28,14 @@ CREATE TABLE IF NOT EXISTS boxes (run TEXT PRIMARY KEY, secret BLOB NOT NULL, sa
 CREATE TABLE IF NOT EXISTS deals (
     circle TEXT PRIMARY KEY, run TEXT NOT NULL, phase TEXT NOT NULL, round INTEGER NOT NULL, secret BLOB NOT NULL
 );
-CREATE TABLE IF NOT EXISTS masked (circle TEXT PRIMARY KEY, numbers TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS masked (circle TEXT PRIMARY KEY, numbers TEXT NOT NULL, learnt TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS limits (run TEXT PRIMARY KEY, what TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS revealed (
     run TEXT NOT NULL, phase TEXT NOT NULL, round INTEGER NOT NULL, owner TEXT NOT NULL, what TEXT NOT NULL,
     PRIMARY KEY (run, phase, round, owner)
 );
 CREATE TABLE IF NOT EXISTS seen (
-    numbers TEXT NOT NULL, owner TEXT NOT NULL, sites TEXT NOT NULL, PRIMARY KEY (numbers, owner)
+    learnt TEXT NOT NULL, owner TEXT NOT NULL, sites TEXT NOT NULL, PRIMARY KEY (learnt, owner)
 );
 """
 
@@ -80,9 +83,18 @@ class Vault:
             raise PlanRefused(f"{self._site.name}: dealt nothing in circle {circle.digest[:12]}, or its round is over")
         return bytes(found[0])
 
-    def hide_once(self, circle: Circle, numbers: str) -> None:
+    def limits_once(self, circle: Circle, limits: Sequence[object]) -> None:
+        """PlanRefused for other limits than the run's first: whoever moves them learns an update by what is refused."""
+        now = json.dumps(limits)
+        self._file.execute("INSERT OR IGNORE INTO limits (run, what) VALUES (?, ?)", (circle.run, now))
+        ((before,),) = self._file.execute("SELECT what FROM limits WHERE run = ?", (circle.run,))
+        if before != now:
+            raise PlanRefused(f"{self._site.name}: the limits of run {circle.run} are no longer those it began with")
+
+    def hide_once(self, circle: Circle, numbers: str, learnt: str) -> None:
         """PlanRefused where other numbers were hidden in this circle, by their hash: their difference would be bare."""
-        self._file.execute("INSERT OR IGNORE INTO masked (circle, numbers) VALUES (?, ?)", (circle.digest, numbers))
+        row = (circle.digest, numbers, learnt)
+        self._file.execute("INSERT OR IGNORE INTO masked (circle, numbers, learnt) VALUES (?, ?, ?)", row)
         ((before,),) = self._file.execute("SELECT numbers FROM masked WHERE circle = ?", (circle.digest,))
         if before != numbers:
             raise PlanRefused(
@@ -108,13 +120,13 @@ class Vault:
 
     def see_once(self, circle: Circle, owner: Owner, survivors: tuple[SiteName, ...]) -> None:
         """PlanRefused where what this site hid in the circle was in a sum with other sites, of another run."""
-        found = self._file.execute("SELECT numbers FROM masked WHERE circle = ?", (circle.digest,)).fetchone()
-        if found is None or self._site.name not in survivors:
+        found = self._file.execute("SELECT learnt FROM masked WHERE circle = ?", (circle.digest,)).fetchone()
+        if found is None or not found[0] or self._site.name not in survivors:
             return
         sites = " ".join(survivors)
         row = (found[0], owner, sites)
-        self._file.execute("INSERT OR IGNORE INTO seen (numbers, owner, sites) VALUES (?, ?, ?)", row)
-        ((before,),) = self._file.execute("SELECT sites FROM seen WHERE numbers = ? AND owner = ?", row[:2])
+        self._file.execute("INSERT OR IGNORE INTO seen (learnt, owner, sites) VALUES (?, ?, ?)", row)
+        ((before,),) = self._file.execute("SELECT sites FROM seen WHERE learnt = ? AND owner = ?", row[:2])
         if before != sites:
             raise PlanRefused(
                 f"{self._site.name}: {circle.phase} round {circle.round}: this very update was seen in a sum with "

@@ -30,7 +30,7 @@ from server.rounds.ledgers import Ledgers
 from server.rounds.place import Place, begin, restore
 from server.rounds.release import release
 from server.rounds.roster import Handshake, Roster, check_coverage
-from server.rounds.secure.hidden import Hidden, Part
+from server.rounds.secure.hidden import Hidden, Part, Spoilt
 from server.rounds.spool import Shelf
 from server.rounds.step import build_strategy, check_collapse, mean_of, start, step, watch
 from server.rounds.validation import Validator
@@ -165,7 +165,13 @@ class Rounds:
         started = time.monotonic()
         options = self.config.training[phase.name]
         shelf = self._shelf(place, phase)
-        answers, mean = self._updates(place, phase, owners, roster, shelf)
+        try:
+            answers, mean = self._updates(place, phase, owners, roster, shelf)
+        except Spoilt as spoilt:  # the run goes on from the next round
+            shelf.clear()
+            spoilt.answers.undone = str(spoilt)
+            self._finish_round(place, phase, spoilt.answers, started, of=of)
+            raise
         before = place.standing()
         step(place, self.strategy, owners, mean, options)
         shelf.clear()

@@ -68,7 +68,8 @@ class Circles:
 
     def agree(self, plan: RoundPlan, sites: Sequence[SiteName], owners: Sequence[Owner], roster: Roster) -> Agreed:
         """Ask for keys and shares. Who does not deal has no part in the round, and the others deal anew without it."""
-        left, why = sorted(sites), dict[SiteName, SiteFacts]()
+        why = self._boxless(sites, plan.run, roster)
+        left = sorted({*sites} - why.keys())
         while True:
             circle = self._circle(plan, left, owners, roster)
             least = circle.enough(EVERYBODY)
@@ -86,6 +87,15 @@ class Circles:
                 return Agreed(circle=circle, cards=cards, sealed=sealed, left_out=why)
             why |= silent
             left = [site for site in left if site not in silent]
+
+    def _boxless(self, sites: Sequence[SiteName], run: str, roster: Roster) -> dict[SiteName, SiteFacts]:
+        """Whose box is none, or not signed: all others would refuse a circle with it, and who is at fault be unsaid."""
+        found = {}
+        for site in sites:
+            box = roster.inventories[site].box
+            if not box or not Box.parse(box).is_of(run, site, self.asking.lead.sites[site]):
+                found[site] = SiteFacts(status="rejected", reason=f"{site}: its box is not one that it signed")
+        return found
 
     def _circle(self, plan: RoundPlan, sites: Sequence[SiteName], owners: Sequence[Owner], roster: Roster) -> Circle:
         boxes = {site: Box.parse(roster.inventories[site].box) for site in sites}
@@ -124,7 +134,7 @@ class Circles:
         circle, survivors = saved.said.circle, saved.survivors
 
         def hear(site: SiteName, content: RecordDict) -> None:
-            shares[site] = read_shares(content, _asked(survivors, circle, site), circle, site)
+            shares[site] = read_shares(content, _asked(survivors, site), circle, site)
 
         def enough() -> bool:
             return not missing(circle, survivors, shares)
@@ -132,7 +142,7 @@ class Circles:
         why: dict[SiteName, SiteFacts] = {}
         for _ in range(self.federation.retries + 1):
             sites = [site for site in circle.boxes if site not in shares and site in roster.nodes]
-            questions = {site: self._question(saved, site) for site in sites if _asked(survivors, circle, site)}
+            questions = {site: self._question(saved, site) for site in sites if _asked(survivors, site)}
             most = BESIDE + SHARE * sum(len(holders) for holders in circle.groups.values())
             why = self.asking.ask(circle, questions, roster.nodes, most=most, hear=hear, enough=enough)
             if enough():
@@ -146,7 +156,7 @@ class Circles:
 
     def _question(self, saved: Saved, site: SiteName) -> RecordDict:
         circle = saved.said.circle
-        asked = _asked(saved.survivors, circle, site)
+        asked = _asked(saved.survivors, site)
         sealed = {
             giver: {owner: its for owner, its in to[site].items() if owner in asked}
             for giver, to in saved.sealed.items()
@@ -177,8 +187,9 @@ class Circles:
         remove(self.folder / FILE)
 
 
-def _asked(survivors: Survivors, circle: Circle, site: SiteName) -> Survivors:
-    return {owner: there for owner, there in survivors.items() if site in circle.groups[owner]}
+def _asked(survivors: Survivors, site: SiteName) -> Survivors:
+    """Of the sums that it is in itself: no other does a site open."""
+    return {owner: there for owner, there in survivors.items() if site in there}
 
 
 def _words(facts: Mapping[SiteName, SiteFacts]) -> str:

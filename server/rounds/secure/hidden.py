@@ -46,6 +46,14 @@ from shared.trust.secure.circle import EVERYBODY, Circle
 Forms = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
+class Spoilt(RunFailed):
+    """A round whose sum was seen and is none. Asked for again it is no better, and of no other sites is it ever seen."""
+
+    def __init__(self, why: str, answers: Answers) -> None:
+        super().__init__(why)
+        self.answers = answers
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """One round, as it is asked for before anything is hidden."""
@@ -107,16 +115,17 @@ class Hidden:
         answers, lifted = self._gather(part, _What(groups=groups_of(owners), sent=sent, bits=bits))
         counts = lifted.by_owner(COUNTS)
         holders = {owner: len(lifted.survivors[owner]) for owner in counts}
-        trained = frozenset(o for o, n in holders.items() if n >= federation.min_holders and counts[o] > 0)
+
+        def over(owner: Owner) -> int:
+            return counts.get(counted_over(owner, owners, federation.estimator), 0)
+
+        trained = frozenset(o for o, n in holders.items() if n >= federation.min_holders and over(o) > 0)
 
         def mean(name: str) -> Tensor:
-            def over(owner: Owner) -> int:
-                return counts[counted_over(owner, owners, federation.estimator)]
-
             return divided(lifted.total(name), owners[name], trained, over, bits)
 
         every = {name: forms(part.plan.weights)[name] for name in owners}
-        delta = place.written("mean", every, _within(part.plan, owners, mean, entry=limits.entry, norm=limits.norm))
+        delta = place.written("mean", every, _within(part.plan, owners, mean, limits, answers))
         return answers, Mean(delta=delta, trained=trained, holders=holders, counts=counts)
 
     def sums(
@@ -155,7 +164,7 @@ class Hidden:
                 streams=streams(saved.said, saved.survivors, shares, saved.bound),
             )
         except DataError as error:
-            raise RunFailed(f"{plan.phase} round {plan.round}: {error}; nothing was changed") from None
+            raise Spoilt(f"{plan.phase} round {plan.round}: {error}; nothing was changed", answers) from None
         answers.told = metrics_from(lifted.total(METRICS))
         return answers, lifted
 
@@ -220,7 +229,7 @@ def _admit(update: Update, plan: RoundPlan, circle: Circle, owners: Owners, know
 
 
 def _within(
-    plan: RoundPlan, owners: Owners, mean: Callable[[str], Tensor], *, entry: float, norm: float
+    plan: RoundPlan, owners: Owners, mean: Callable[[str], Tensor], limits: Limits, answers: Answers
 ) -> Iterator[tuple[str, Tensor]]:
     """No mean of updates within the limits is beyond them: then some site has sent what it should not, and nobody knows
     which."""
@@ -229,11 +238,13 @@ def _within(
         value = mean(name)
         largest = value.abs().max().item() if value.numel() else 0.0
         square += torch.linalg.vector_norm(value, dtype=torch.float64).item() ** 2
-        if not largest <= entry or not math.sqrt(square) <= norm:
-            raise RunFailed(
+        if not largest <= limits.entry or not math.sqrt(square) <= limits.norm:
+            raise Spoilt(
                 f"{plan.phase} round {plan.round}: the mean of the updates has an entry of {largest:.3g} in {name} "
-                f"and a norm of {math.sqrt(square):.3g} or more; the limits for each are {entry:g} and {norm:g}: some "
-                "site sent what it should not, and in sums nobody can tell which. Nothing was changed"
+                f"and a norm of {math.sqrt(square):.3g} or more; the limits for each are {limits.entry:g} and "
+                f"{limits.norm:g}: some site sent what it should not, and in sums nobody can tell which. Nothing was "
+                "changed",
+                answers,
             )
         yield name, value
 

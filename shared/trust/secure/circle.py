@@ -29,6 +29,7 @@ EVERYBODY = "*"  # the group of all sites of a round
 LEAST = 3  # of two, each can take its own from the sum
 _BOX, _CARD = b"lacuna box 1\n", b"lacuna card 1\n"
 _NONCE = 12
+_PROBE = b"\1" * masks.KEY  # a key that hides nothing
 SELF, KEY = "self", "key"  # what is shared out: the seed of a site's own mask, and that of its key
 
 
@@ -115,7 +116,14 @@ def _card(circle: Circle, site: SiteName, keys: Mapping[Owner, str]) -> bytes:
 
 
 def _is_key(text: str) -> bool:
-    return len(text) == 2 * masks.KEY and set(text) <= set("0123456789abcdef")
+    """In hex, and no point of small order, with which no two keys have a secret: one such would stop all others."""
+    if len(text) != 2 * masks.KEY or not set(text) <= set("0123456789abcdef"):
+        return False
+    try:
+        _private(_PROBE).exchange(_parse(text))
+    except ValueError:
+        return False
+    return True
 
 
 def _signed(known: ec.EllipticCurvePublicKey, signature: str, message: bytes) -> bool:
