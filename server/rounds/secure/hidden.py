@@ -39,6 +39,7 @@ from shared.plan.secure import (
     hidden_sums,
     metrics_from,
 )
+from shared.plan.settings import Limits
 from shared.plan.sums import BITS
 from shared.plan.tensors import Sourced, record_of, unpack
 from shared.trust.secure.circle import EVERYBODY, Circle

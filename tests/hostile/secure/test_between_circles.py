@@ -1,20 +1,19 @@
-"""What a coordinator, or a site, tries around the protocol: between circles, by what is refused, with keys that are none."""
+"""What is tried around the protocol: between circles, by what is refused, with keys that are none."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hostile.secure.test_coordinator import GROUPS, OWNERS, PHASE, Table, changed, table
+from hostile.secure.test_coordinator import Table, changed, table
 from support.rounds.five import SITES
 
 from client.round import secure
 from shared.base.errors import PlanRefused
-from shared.base.records import RoundPlan, Update
-from shared.plan.secure import Secured, hidden_owners
+from shared.base.records import RoundPlan
+from shared.plan.secure import Secured
 from shared.trust.keys import site_signature
-from shared.trust.secure.circle import EVERYBODY, Box, Card, Circle, Dealer, Sealed, _box, _card
-from server.rounds.secure.lifting import Lifted, missing, streams
+from shared.trust.secure.circle import EVERYBODY, Box, Card, Circle, Sealed, _box, _card
 
 __all__ = ["table"]
 SMALL_ORDER = ("00" * 32, "01" + "00" * 31, "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800")
@@ -34,7 +33,7 @@ def circle_of(table: Table, *sites: str, **changes: Any) -> Circle:
 
 
 def test_two_circles_of_a_round_do_not_open_sums_that_differ_by_one_site(table: Table) -> None:
-    """{a,b,c,e} and {a,b,c,d}; of the second, d sends nothing. c alone lies: one of four. x_e = the one sum - the other."""
+    """{a,b,c,e} and {a,b,c,d}, in which d sends nothing. c alone lies, one of four; the sums differ by what e sent."""
     first, second = circle_of(table, "a", "b", "c", "e"), circle_of(table, "a", "b", "c", "d")
     opened = 0
     for circle, there, honest in ((first, ("a", "b", "c", "e"), "ae"), (second, ("a", "b", "c"), "bd")):
