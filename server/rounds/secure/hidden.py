@@ -48,7 +48,7 @@ Forms = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 class Spoilt(RunFailed):
-    """A round whose sum was seen and is none. Asked for again it is no better, and of no other sites is it ever seen."""
+    """A round whose sum was seen and is none. Asked for again it is no better; of other sites none is ever seen."""
 
     def __init__(self, why: str, answers: Answers) -> None:
         super().__init__(why)

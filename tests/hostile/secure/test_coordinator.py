@@ -350,7 +350,7 @@ def test_what_leaves_says_nothing_but_what_it_is_of(table: Table) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "why"), [(1e3, "has an entry of .* over the limit 64"), (float("nan"), "has an entry of nan, over")]
+    ("scale", "why"), [(1e3, "has an entry over the limit 64"), (float("nan"), "has an entry over the limit 64")]
 )
 def test_a_site_holds_itself_to_the_limits(scale: float, why: str, table: Table) -> None:
     with pytest.raises(PlanRefused, match=why):
