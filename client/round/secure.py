@@ -220,13 +220,13 @@ def reveal(site: Site, circle: Circle, survivors: Mapping[Owner, tuple[SiteName,
             holders = circle.groups.get(owner, ())
             if site.name not in holders or list(there) != sorted({*there} & {*holders}):
                 raise PlanRefused(f"{where}: a sum of {owner[:80]} is asked for of others than its holders")
-            if site.name not in there:  # else who is left out of two circles would open the second (decision 0036)
-                raise PlanRefused(f"{where}: a sum of {owner[:80]} without this site is opened by those in it")
             if len(there) < circle.enough(owner):
                 raise PlanRefused(
                     f"{where}: a sum of {owner[:80]} is asked for of {len(there)} sites; it is seen of "
                     f"{circle.enough(owner)} or more, of its {len(holders)} holders"
                 )
+            if site.name not in there:  # else who is left out of two circles would open the second (decision 0036)
+                raise PlanRefused(f"{where}: a sum of {owner[:80]} without this site is opened by those in it")
         for owner, there in sorted(survivors.items()):
             kept.reveal_once(circle, owner, there)
             kept.see_once(circle, owner, there)
