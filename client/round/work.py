@@ -143,6 +143,9 @@ def do_round(site: Site, plan: RoundPlan) -> Update:
             check_samples(site, settings, method)
         considered.allowed_here()
         considered.once(plan)
+        sent = secure.again(site, plan) if settings.secure else None
+        if sent is not None:
+            return sent
         return _round(site, plan, settings, considered.work(), private=private)
 
 
@@ -213,7 +216,7 @@ def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work,
     present_now = withdrawn.remember(site, plan.run, plan.phase, plan.round, task.slices)
     update = _work(task, work, phase, people, patterns, private=private)
     withdrawn.check_all_stayed(site, present_now)
-    return secure.hidden(site, plan, update, owners, phase) if settings.secure else update
+    return secure.hidden(site, plan, update, owners, phase, settings) if settings.secure else update
 
 
 def _work(

@@ -16,7 +16,7 @@ from shared.clinical.probes import same_encoder
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
 from shared.methods import Method
-from shared.plan.integers import Word
+from shared.plan.integers import Estimator, Word
 from shared.plan.settings import CONFIGS, Choice, Limits, RunSettings, Tuning, build_method
 from shared.plan.training import PhaseTraining
 from shared.trust.privacy import Privacy, Query, noise_for
@@ -38,7 +38,7 @@ class Federation:
     min_holders: int = 2
     deadline: float = 3600.0
     retries: int = 2
-    estimator: Literal["masked", "delta"] = "masked"
+    estimator: Estimator = "masked"
     keep_local: tuple[str, ...] = ()
     min_cell: int = 5
     secure: bool = False  # the coordinator sees sums of sites alone

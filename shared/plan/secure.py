@@ -19,7 +19,6 @@ from shared.base.options import build, plain
 from shared.base.owners import named
 from shared.base.records import RELEASED, Cut, Owners, Phase, RoundPlan
 from shared.base.vocabulary import LOCAL, Owner, SiteName
-from shared.plan.integers import Estimator, Word
 from shared.plan.sums import BITS, PRESENT
 from shared.trust.secure.circle import EVERYBODY, Card, Circle
 from shared.trust.secure.masks import Words
@@ -35,10 +34,6 @@ class Secured:
     circle: Circle
     cards: Mapping[SiteName, Card]
     bits: int  # after the point
-    word: Word
-    estimator: Estimator
-    entry: float  # no site sends a larger one
-    norm: float  # nor a larger update
 
     @staticmethod
     def parse(text: str) -> "Secured":
