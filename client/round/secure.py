@@ -115,7 +115,7 @@ def again(site: Site, plan: RoundPlan) -> Update | None:
     """What was sent for this very plan, if it was: the same masks hide nothing else, and noise is not drawn twice."""
     said = _read(site, plan)
     with vault.opened(site) as kept:
-        found = kept.reply(said.circle, bound_to(plan))
+        found = kept.reply(said.circle, bound_to(plan, said))
     if found is None:
         return None
     head, numbers = found
@@ -141,7 +141,7 @@ def hidden(site: Site, plan: RoundPlan, update: Update, owners: Owners, phase: P
     with vault.opened(site) as kept:
         kept.hide_once(circle, _digest(numbers), learnt)
         dealer = Dealer(circle, site.name, kept.dealt(circle))
-        bound = bound_to(plan)
+        bound = bound_to(plan, said)
         for owner in held:
             streams = list(dealer.streams(owner, said.cards, bound))
             for number, name in enumerate(sorted(owned)):

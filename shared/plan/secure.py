@@ -47,10 +47,14 @@ class Secured:
         return json.dumps(plain(self), sort_keys=True)
 
 
-def bound_to(plan: RoundPlan) -> str:
-    """What masks are good for, and nothing else: with other weights, settings or keys they are others."""
-    said = [plan.run, plan.phase, plan.round, plan.schema, plan.config, plan.sha256, plan.secure, *plan.hidden]
-    return sha256(canonical({"plan": said}))
+def bound_to(plan: RoundPlan, said: Secured) -> str:
+    """What masks are good for, and nothing else: with other weights, settings or keys they are others.
+
+    Signatures are left out: dealt again, a card has the same keys and another signature.
+    """
+    asked = [plan.run, plan.phase, plan.round, plan.schema, plan.config, plan.sha256, *plan.hidden]
+    keys = {site: [dict(card.keys), dict(card.seals)] for site, card in said.cards.items()}
+    return sha256(canonical({"plan": asked, "circle": said.circle.digest, "keys": keys, "bits": said.bits}))
 
 
 def hidden_owners(owners: Owners, groups: Collection[Owner]) -> Owners:

@@ -201,7 +201,7 @@ class Hidden:
         saved = Saved(
             phase=plan.phase,
             round=plan.round,
-            bound=bound_to(replace(asked, sha256=answers.weights)),
+            bound=bound_to(replace(asked, sha256=answers.weights), said),
             said=said,
             sealed=agreed.sealed,
             survivors={owner: its for owner, its in there.items() if len(its) >= circle.enough(owner)},
