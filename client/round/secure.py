@@ -18,6 +18,7 @@ from client.site.keys import known_sites, own_key
 from client.site.site import Site
 from shared.base.disk.tensors import bytes_of
 from shared.base.errors import DataError, PlanRefused
+from shared.base.files import canonical, sha256
 from shared.base.options import build, plain
 from shared.base.owners import held_index
 from shared.base.records import Cut, Owners, Phase, RoundPlan, Spent, Update
@@ -155,13 +156,14 @@ def hidden(site: Site, plan: RoundPlan, update: Update, owners: Owners, phase: P
 
 def _learnt(update: Update, owners: Owners, held: list[Owner]) -> dict[Owner, str]:
     """Of which update each group's numbers are, before it is scaled as the coordinator says; nought is none."""
-    counted = [owner for owner, n in update.counts.items() if n > 0]
-    found = {EVERYBODY: _digest(update.delta)}
-    for owner in held:
+    counted = [owner for owner, n in sorted(update.counts.items()) if n > 0]
+    every: dict[Owner, str] = {}
+    for owner in counted:
         parts = {n: p[0] for n, v in update.delta.items() if (p := _part(v, owners[n], counted, owner)) is not None}
         if any(bool(part.any()) for part in parts.values()):
-            found[owner] = _digest(parts)
-    return found
+            every[owner] = _digest(parts)
+    found = {owner: every[owner] for owner in held if owner in every}
+    return {**found, EVERYBODY: sha256(canonical(every))}
 
 
 def _check_cards(site: Site, said: Secured) -> None:
