@@ -30,6 +30,7 @@ def main(
     anatomy: Annotated[Path | None, typer.Option(help="Folder of FreeSurfer-style label maps.")] = None,
     into: Annotated[Path | None, typer.Option(help="Folder for the finished model. Default: OUT/public.")] = None,
     subjects: int = 160,
+    apart: Annotated[tuple[int, int], typer.Option(help="More subjects: the coordinator's, held out.")] = (8, 12),
     size: str = "small",
     voxels: int = 64,
     seed: int = 7,
@@ -49,7 +50,8 @@ def main(
         "--size",
         str(voxels),
     ]
-    _lacuna("phantom", str(out / "world"), *world, "--coordinator", "8", "--heldout", "12", "--seed", str(seed), *maps)
+    more = ["--coordinator", str(apart[0]), "--heldout", str(apart[1])]
+    _lacuna("phantom", str(out / "world"), *world, *more, "--seed", str(seed), *maps)
     runs = out / "runs"
     if not (runs / RUN / "final" / "model.json").exists():
         begun = [f"resume={RUN}"] if (runs / RUN / "config.json").exists() else [f"run={RUN}"]

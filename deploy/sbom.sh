@@ -3,14 +3,13 @@
 # From dpkg's list, and of the packages that PYTHON finds; run in an image's build, as its last step.
 set -eu
 name=$1 python=${2:-/opt/venv/bin/python}
-escape() { printf '%s' "$1" | sed 's/%/%25/g; s/+/%2B/g; s/:/%3A/g'; }
 list() {
-    dpkg-query --show --showformat '${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n' | sed -n 's/^ii *\t//p' |
-        while IFS="$(printf '\t')" read -r package version architecture; do
-            purl=$(printf '%s@%s' "$(escape "$package")" "$(escape "$version")")
-            printf '{"type":"library","name":"%s","version":"%s","purl":"pkg:deb/debian/%s?arch=%s"}\n' \
-                "$package" "$version" "$purl" "$architecture"
-        done
+    dpkg-query --show --showformat '${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n' | awk -F '\t' '
+function escaped(word) { gsub(/%/, "%25", word); gsub(/\+/, "%2B", word); gsub(/:/, "%3A", word); return word }
+/^ii *\t/ {
+    purl = escaped($2) "@" escaped($3)
+    printf "{\"type\":\"library\",\"name\":\"%s\",\"version\":\"%s\",\"purl\":\"pkg:deb/debian/%s?arch=%s\"}\n", $2, $3, purl, $4
+}'
     if [ -x "$python" ]; then
         "$python" -P -c '
 import importlib.metadata, json, re

@@ -10,6 +10,8 @@ import pytest
 from support.cohort.worlds import write_world
 from support.rounds.federation import weights_digest
 
+from server.cli import cli
+
 pytestmark = pytest.mark.slow  # left out of `make fast`
 
 SITES = {"north": [("T1", "T2")] * 2, "east": [("T1", "FLAIR")] * 2, "south": [("T2", "FLAIR")] * 2}
@@ -22,12 +24,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_world(tmp_path_factory.mktemp("engines") / "world", SITES, edge=32)
 
 
-def lacuna(*arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
+def lacuna(*arguments: str) -> None:
+    """In this process; it ends by an error where it would there."""
+    cli.app(list(arguments), standalone_mode=False)
+
+
+def in_a_process(*arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> None:
     done = subprocess.run(
         [*launcher, "-m", "server.cli", *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 @pytest.mark.slow
@@ -39,9 +45,10 @@ def test_flowers_own_simulation_gives_the_same_bits(tmp_path: Path) -> None:
     all_three = [("T1", "T2", "FLAIR"), ("T1", "FLAIR")]  # of what fewer than three sites hold no sum is seen
     world = write_world(tmp_path / "world", dict.fromkeys(SITES, all_three), edge=32)
     three = ("federation.min_sites=3", "federation.min_holders=3")
-    for engine in ("local", "ray"):
+    for engine, simulate in (("local", lacuna), ("ray", in_a_process)):
         run = (f"run={engine}", f"runs={tmp_path}", f"world={world}")
-        lacuna("simulate", *COMMON, *run, *three, f"federation.engine={engine}", f"federation.secure={engine == 'ray'}")
+        secure = f"federation.secure={engine == 'ray'}"
+        simulate("simulate", *COMMON, *run, *three, f"federation.engine={engine}", secure)
     assert weights_digest(tmp_path / "local") == weights_digest(tmp_path / "ray")
 
 
@@ -49,7 +56,7 @@ def test_flowers_own_simulation_gives_the_same_bits(tmp_path: Path) -> None:
 def test_pretraining_pools_the_cohorts_and_torchrun_keeps_its_processes_equal(world: Path, tmp_path: Path) -> None:
     lacuna("pretrain", *COMMON, "run=one", f"runs={tmp_path}", f"world={world}")
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    lacuna("pretrain", *COMMON, "run=two", f"runs={tmp_path}", f"world={world}", launcher=launcher)
+    in_a_process("pretrain", *COMMON, "run=two", f"runs={tmp_path}", f"world={world}", launcher=launcher)
     for run in ("one", "two"):
         lacuna("pretrain", f"resume={run}", f"runs={tmp_path}")  # the same run again: nothing is done twice
         model = json.loads((tmp_path / run / "final" / "model.json").read_text())
@@ -62,24 +69,43 @@ def test_pretraining_pools_the_cohorts_and_torchrun_keeps_its_processes_equal(wo
     assert counts[0]["shared"] == counts[1]["shared"] == 12  # the batch is the site's, shared out among processes
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "says"),
-    [
-        (["simulate", "size=huge"], 2, "size/huge"),
-        (["simulate", "method.encoder=vit"], 2, "method.encoder='vit': must be one of iffn, unet"),
-        (["simulate", "training.translate.lr=-1"], 2, "training.translate.lr=-1.0: must be above 0"),
-        (["simulate", "world=/nowhere"], 2, "world=/nowhere"),
-        (["simulate", "strategy=best"], 2, "strategy/best"),
-        (["phantom", "out", "--family", "teapot"], 2, "teapot"),
-        (["phantom", "out", "--missing", "site-z=T1"], 2, "site-z=T1"),
-        (["evaluate", "nothing"], 3, "nothing"),
-        (["report", "nothing"], 3, "nothing"),
-        (["export", "nothing", "--out", "b", "--key", "k"], 3, "nothing"),
-    ],
-)
+WRONG = [
+    (["simulate", "size=huge"], 2, "size/huge"),
+    (["simulate", "method.encoder=vit"], 2, "method.encoder='vit': must be one of iffn, unet"),
+    (["simulate", "training.translate.lr=-1"], 2, "training.translate.lr=-1.0: must be above 0"),
+    (["simulate", "world=/nowhere"], 2, "world=/nowhere"),
+    (["simulate", "strategy=best"], 2, "strategy/best"),
+    (["phantom", "out", "--family", "teapot"], 2, "teapot"),
+    (["phantom", "out", "--missing", "site-z=T1"], 2, "site-z=T1"),
+    (["evaluate", "nothing"], 3, "nothing"),
+    (["report", "nothing"], 3, "nothing"),
+    (["export", "nothing", "--out", "b", "--key", "k"], 3, "nothing"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "says"), WRONG)
 def test_a_wrong_command_ends_in_one_line_and_its_exit_code(
-    arguments: list[str], code: int, says: str, tmp_path: Path
+    arguments: list[str],
+    code: int,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Any other error than an exit would be a traceback."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lacuna", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    said = capsys.readouterr().err
+    assert says in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_wrong_command_ends_its_process_so(tmp_path: Path) -> None:
+    arguments, code, says = WRONG[0]
     done = subprocess.run(
         [sys.executable, "-m", "server.cli", *arguments],
         cwd=tmp_path,

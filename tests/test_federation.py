@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from support.rounds.federation import config, weights_digest, write
 from support.rounds.spoilt import Spoil, SpoiltGrid
 
 from server.journal import facts
+from server.rounds import collect
 from server.rounds.strategies import STRATEGIES
 from server.runs import runs, simulation
 from server.runs.local_grid import LocalGrid
@@ -174,7 +176,23 @@ def test_a_rejected_update_is_counted_named_and_changes_nothing(world: Path, tmp
     assert "east: body.weight has an entry of nan" in last.refusals[0]
 
 
-def test_a_site_past_the_deadline_is_a_timeout(world: Path, tmp_path: Path) -> None:
+class Hurried:
+    """A clock on which a pause is over at once."""
+
+    paused = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.paused += seconds
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.paused
+
+    def time(self) -> float:
+        return time.time()
+
+
+def test_a_site_past_the_deadline_is_a_timeout(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "time", Hurried())
     wanted = config(world, rounds=1)
     quick = dataclasses.replace(wanted, federation=dataclasses.replace(wanted.federation, deadline=6.0))
 

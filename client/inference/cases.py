@@ -19,9 +19,10 @@ from shared.base.options import require
 from shared.base.vocabulary import Modality
 from shared.data.bids import Sources
 from shared.data.intensities import find_scaling
+from shared.data.limits import SPACING_LIMITS
 from shared.data.modalities import in_order
 from shared.data.preparation import Loaded
-from shared.data.volumes import SPACING_LIMITS, Volume, read
+from shared.data.volumes import Volume, read
 from shared.model.bundle import Bundle
 
 APART = 1.0  # voxels: how far a scan's header may place it from the subject's volumes

@@ -4,6 +4,7 @@ What it believes of the others is signed by keys that its own kit names; what it
 """
 
 import hashlib
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,8 +18,10 @@ from client.site.keys import known_sites, own_key
 from client.site.site import Site
 from shared.base.disk.tensors import bytes_of
 from shared.base.errors import DataError, PlanRefused
+from shared.base.files import canonical, sha256
+from shared.base.options import build, plain
 from shared.base.owners import held_index
-from shared.base.records import Cut, Owners, Phase, RoundPlan, Update
+from shared.base.records import Cut, Owners, Phase, RoundPlan, Spent, Update
 from shared.base.vocabulary import LOCAL, Owner, SiteName
 from shared.plan.beside import Shares
 from shared.plan.integers import counted_over, weighed
@@ -33,6 +36,7 @@ from shared.plan.secure import (
     metrics_to,
     words,
 )
+from shared.plan.settings import RunSettings
 from shared.plan.sums import BITS, MOST, MOST_TOTAL
 from shared.trust.secure import masks
 from shared.trust.secure.circle import (
@@ -47,6 +51,7 @@ from shared.trust.secure.circle import (
     opened,
 )
 
+log = logging.getLogger("lacuna.site")
 Streams: TypeAlias = list[tuple[bytes, int]]  # keys of masks, each with its sign
 
 
@@ -95,37 +100,70 @@ def _check(site: Site, circle: Circle) -> None:
 # --- the update
 
 
-def hidden(site: Site, plan: RoundPlan, update: Update, owners: Owners, phase: Phase) -> Update:
-    """The same update as numbers that mean nothing but in the sum of all that were dealt."""
+def _read(site: Site, plan: RoundPlan) -> Secured:
     try:
         said = Secured.parse(plan.secure)
     except DataError as error:
         raise PlanRefused(f"{site.name}: the plan's {error}") from None
-    circle = said.circle
-    _check(site, circle)
-    if (circle.run, circle.phase, circle.round) != (plan.run, plan.phase, plan.round):
+    _check(site, said.circle)
+    if (said.circle.run, said.circle.phase, said.circle.round) != (plan.run, plan.phase, plan.round):
         raise PlanRefused(f"{site.name}: the circle is of another round than the plan")
     _check_cards(site, said)
+    return said
+
+
+def again(site: Site, plan: RoundPlan) -> Update | None:
+    """What was sent for this very plan, if it was: the same masks hide nothing else, and noise is not drawn twice."""
+    said = _read(site, plan)
+    with vault.opened(site) as kept:
+        found = kept.reply(said.circle, bound_to(plan, said))
+    if found is None:
+        return None
+    head, numbers = found
+    spent = head.pop("spent")
+    return Update(**head, delta=numbers, spent=None if spent is None else build(Spent, spent, "spent"))
+
+
+def hidden(site: Site, plan: RoundPlan, update: Update, owners: Owners, phase: Phase, settings: RunSettings) -> Update:
+    """The same update as numbers that mean nothing but in the sum of all that were dealt."""
+    said = _read(site, plan)
+    circle = said.circle
     held = [owner for owner, _ in circle.of(site.name) if owner == EVERYBODY or update.counts.get(owner, 0) > 0]
-    if phase.kind == "sums":
+    if phase.kind == "sums":  # over people, which no seed changes: client/site/summed.py limits them
         _check_sums(site, update, len(circle.boxes))
-        numbers = {**update.delta, **in_cells(update.delta, phase)}
+        numbers, learnt = {**update.delta, **in_cells(update.delta, phase)}, dict[Owner, str]()
         owned, held = hidden_sums(update.delta, phase), [EVERYBODY]
     else:
+        learnt = _learnt(update, owners, held)
         owned = hidden_owners(owners, circle.groups)
-        numbers = _integers(site, said, update, owned, held)
+        numbers = _integers(site, said, update, owned, held, settings)
     numbers[METRICS] = metrics_to({name: value for name, value in update.metrics.items() if name != "seconds"})
+    sent = replace(update, delta=numbers, counts=dict.fromkeys(held, 1), metrics={})
     with vault.opened(site) as kept:
-        kept.hide_once(circle, {owner: _digest(numbers, owned, held, owner) for owner in held})
+        kept.hide_once(circle, _digest(numbers), learnt)
         dealer = Dealer(circle, site.name, kept.dealt(circle))
-        bound = bound_to(plan)
+        bound = bound_to(plan, said)
         for owner in held:
             streams = list(dealer.streams(owner, said.cards, bound))
             for number, name in enumerate(sorted(owned)):
                 found = _part(numbers[name], owned[name], held, owner) if name in numbers else None
                 if found is not None:
                     _hide(numbers[name], owned[name], found, number, streams)
-    return replace(update, delta=numbers, counts=dict.fromkeys(held, 1), metrics={})
+        head = {key: plain(getattr(sent, key)) for key in Update.__dataclass_fields__ if key != "delta"}
+        kept.keep_reply(circle, bound, head, numbers)
+    return sent
+
+
+def _learnt(update: Update, owners: Owners, held: list[Owner]) -> dict[Owner, str]:
+    """Of which update each group's numbers are, before it is scaled as the coordinator says; nought is none."""
+    counted = [owner for owner, n in sorted(update.counts.items()) if n > 0]
+    every: dict[Owner, str] = {}
+    for owner in counted:
+        parts = {n: p[0] for n, v in update.delta.items() if (p := _part(v, owners[n], counted, owner)) is not None}
+        if any(bool(part.any()) for part in parts.values()):
+            every[owner] = _digest(parts)
+    found = {owner: every[owner] for owner in held if owner in every}
+    return {**found, EVERYBODY: sha256(canonical(every))}
 
 
 def _check_cards(site: Site, said: Secured) -> None:
@@ -136,14 +174,24 @@ def _check_cards(site: Site, said: Secured) -> None:
             raise PlanRefused(f"{where}: the keys of {other[:80]} are not signed by it for this circle")
 
 
-def _integers(site: Site, said: Secured, update: Update, owned: Owners, held: list[Owner]) -> dict[str, Tensor]:
-    """A site's own word that it is within the limits, since nobody else can look: it sends nothing that is not."""
-    mine, found, square = {owner for owner in held if owner != EVERYBODY}, dict[str, Tensor](), 0.0
-    within = 2 ** (said.word - 1) // len(said.circle.boxes)
+def _integers(
+    site: Site, said: Secured, update: Update, owned: Owners, held: list[Owner], settings: RunSettings
+) -> dict[str, Tensor]:
+    """A site's own word that it is within the limits, since nobody else can look: it sends nothing that is not.
+
+    They are the run's, and a refusal says no more than that: by limits that move, or by how far, one reads an update.
+    """
+    mine, found = {owner for owner in held if owner != EVERYBODY}, dict[str, Tensor]()
+    limits, word, samples = settings.limits, settings.word, settings.training[update.phase].samples
     own = {name: owner for name, owner in owned.items() if name not in (COUNTS, METRICS)}
+    if limits.entry * 2.0**said.bits * samples * len(said.circle.boxes) >= 2.0 ** (word - 1):
+        raise PlanRefused(f"{site.name}: sums do not fit {word} bits with {said.bits} after the point")
+    norm = math.hypot(*(torch.linalg.vector_norm(v, dtype=torch.float64).item() for v in update.delta.values()))
+    if not norm <= limits.norm:
+        raise PlanRefused(f"{site.name}: the delta's norm is over the limit {limits.norm:.3g}")
 
     def weight(owner: Owner) -> int:
-        return update.counts[counted_over(owner, own, said.estimator)]
+        return update.counts[counted_over(owner, own, settings.estimator)]
 
     for name, owner in own.items():
         if name not in update.delta:
@@ -158,15 +206,10 @@ def _integers(site: Site, said: Secured, update: Update, owned: Owners, held: li
         elif owner not in mine:
             continue
         largest = max(abs(end.item()) for end in torch.aminmax(value)) if value.numel() else 0.0
-        if not largest <= said.entry:
-            raise PlanRefused(f"{site.name}: {name} has an entry of {largest:.3g}, over the limit {said.entry:.3g}")
-        square += torch.linalg.vector_norm(value, dtype=torch.float64).item() ** 2
-        if largest * 2.0**said.bits * max(update.counts.values()) >= within:
-            raise PlanRefused(f"{site.name}: {name} does not fit {said.word} bits at {said.bits} after the point")
+        if not largest <= limits.entry:
+            raise PlanRefused(f"{site.name}: {name} has an entry over the limit {limits.entry:.3g}")
         whole = weighed(value, owner, index, weight, said.bits)
-        found[name] = whole.int() if said.word == 32 else whole
-    if not math.sqrt(square) <= said.norm:
-        raise PlanRefused(f"{site.name}: delta norm {math.sqrt(square):.3g} is over the limit {said.norm:.3g}")
+        found[name] = whole.int() if word == 32 else whole
     found[COUNTS] = torch.tensor([update.counts[owner] for owner in sorted(mine)], dtype=torch.int64)
     return found
 
@@ -187,14 +230,11 @@ def _part(value: Tensor, owned: Owner | Cut, held: list[Owner], owner: Owner) ->
     return (value.index_select(owned.dim, index).contiguous(), index) if len(index) else None
 
 
-def _digest(numbers: Mapping[str, Tensor], owned: Owners, held: list[Owner], owner: Owner) -> str:
-    """Of all that a group hides."""
+def _digest(numbers: Mapping[str, Tensor]) -> str:
     whole = hashlib.sha256()
     for name in sorted(numbers):
-        found = _part(numbers[name], owned[name], held, owner)
-        if found is not None:
-            whole.update(f"{name} {found[0].dtype} {tuple(found[0].shape)}\n".encode())
-            whole.update(bytes_of(found[0].contiguous()))
+        whole.update(f"{name} {numbers[name].dtype} {tuple(numbers[name].shape)}\n".encode())
+        whole.update(bytes_of(numbers[name].contiguous()))
     return whole.hexdigest()
 
 
@@ -230,21 +270,17 @@ def reveal(site: Site, circle: Circle, survivors: Mapping[Owner, tuple[SiteName,
                     f"{where}: a sum of {owner[:80]} is asked for of {len(there)} sites; it is seen of "
                     f"{circle.enough(owner)} or more, of its {len(holders)} holders"
                 )
+            if site.name not in there:  # else who is left out of two circles would open the second (decision 0036)
+                raise PlanRefused(f"{where}: a sum of {owner[:80]} without this site is opened by those in it")
         for owner, there in sorted(survivors.items()):
             kept.reveal_once(circle, owner, there)
-            if owner != EVERYBODY:  # sums over people, which no seed changes, are limited by client/site/summed.py
-                kept.see_once(circle, owner, there)
+            kept.see_once(circle, owner, there)
             found[owner] = {}
             for giver in circle.groups[owner]:
-                share = _opened(where, circle, own, giver, site.name, owner, sealed)
+                try:
+                    share = opened(circle, own, giver, site.name, owner, sealed[giver][owner])
+                except (DataError, LookupError) as error:  # whoever dealt garbage stops nobody else
+                    log.warning("%s: %s", where, error)
+                    continue
                 found[owner][giver] = share[SELF if giver in there else KEY]
     return found
-
-
-def _opened(
-    where: str, circle: Circle, own: bytes, giver: SiteName, taker: SiteName, owner: Owner, sealed: Sealed
-) -> dict[str, bytes]:
-    try:
-        return opened(circle, own, giver, taker, owner, sealed[giver][owner])
-    except (DataError, LookupError) as error:
-        raise PlanRefused(f"{where}: {error}") from None

@@ -145,6 +145,9 @@ def do_round(site: Site, plan: RoundPlan) -> Update:
             check_samples(site, settings, method)
         considered.allowed_here()
         considered.once(plan)
+        sent = secure.again(site, plan) if settings.secure else None
+        if sent is not None:
+            return sent
         return _round(site, plan, settings, considered.work(), private=private)
 
 
@@ -221,7 +224,7 @@ def _round(site: Site, plan: RoundPlan, settings: RunSettings, work: plans.Work,
     if phase.kind == "train":
         done = work.last_done(plan.phase, plan.round)
         update = in_bits(rests, plan, update, owners=owners, whole=net.state_dict(), up=settings.up, done=done)
-    return secure.hidden(site, plan, update, owners, phase) if settings.secure else update
+    return secure.hidden(site, plan, update, owners, phase, settings) if settings.secure else update
 
 
 def _work(

@@ -32,12 +32,12 @@ from server.rounds.ledgers import Ledgers
 from server.rounds.place import Place, begin, restore
 from server.rounds.release import release
 from server.rounds.roster import Handshake, Roster, check_coverage
-from server.rounds.secure.hidden import Hidden, Part
+from server.rounds.secure.hidden import Hidden, Part, Spoilt
 from server.rounds.spool import Shelf
 from server.rounds.step import build_strategy, check_collapse, mean_of, start, step, watch
 from server.rounds.validation import Validator
 from shared.base.disk.tensors import Tensors, load
-from shared.base.errors import ConfigError
+from shared.base.errors import ConfigError, RunFailed
 from shared.base.owners import frozen
 from shared.base.records import Owners, Phase, RoundPlan, Update
 from shared.base.vocabulary import SiteName
@@ -176,7 +176,13 @@ class Rounds:
         started = time.monotonic()
         options = self.config.training[phase.name]
         shelf = self._shelf(place, phase)
-        answers, mean = self._updates(place, phase, owners, roster, shelf)
+        try:
+            answers, mean = self._updates(place, phase, owners, roster, shelf)
+        except Spoilt as spoilt:  # the run goes on from the next round
+            shelf.clear()
+            spoilt.answers.undone = str(spoilt)
+            self._finish_round(place, phase, spoilt.answers, started, of=of)
+            raise
         before = place.standing()
         step(place, self.strategy, owners, mean, options, self.down)
         shelf.clear()
@@ -190,7 +196,8 @@ class Rounds:
             answers.undone = f"{phase.name} round {place.round}: not taken: {worse}"
             self.view.note(answers.undone)
         self._finish_round(place, phase, answers, started, of=of, mean=mean, watch=watched, validation=validation)
-        check_collapse(place, phase, watched)
+        if answers.told is None:  # of all together one site's word would end the run
+            check_collapse(place, phase, watched)
 
     def _updates(
         self, place: Place, phase: Phase, owners: Owners, roster: Roster, shelf: Shelf
@@ -256,7 +263,13 @@ class Rounds:
         most = room(sum(math.prod(shape) for shape in shapes.values()), len(shapes), 8)
         if self.config.federation.secure:
             part = self._part(plan, sites, roster, shelf, frozen=around, phase=phase)
-            answers, totals, members = self.hidden.sums(part, phase, shapes)
+            try:
+                answers, totals, members = self.hidden.sums(part, phase, shapes)
+            except Spoilt as spoilt:
+                why = (
+                    f"{spoilt}. Without these sums there is no model: a new run, by another name, may have other sites"
+                )
+                raise RunFailed(why) from None
             company = Company.told(phase, members, to_numbers(totals))
         else:
             ask = Ask(plan=plan, sites=sites, most=most, shelf=shelf, take=take, settle=settle)

@@ -1,13 +1,13 @@
 """Everything random comes from named keys, so that a killed run resumes to the same bits."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+from shared.base.seeds import seed_of as seed_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +18,6 @@ class Mirror:
 
 
 Noise: TypeAlias = torch.Generator | Sequence[torch.Generator | Mirror]  # of a whole batch, or of each sample in it
-
-
-def seed_of(*keys: str | int) -> int:
-    """A 63-bit seed from (run seed, phase, round, site, ...): equal keys, equal seed, on every machine."""
-    digest = hashlib.blake2b(json.dumps(keys).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def generator(device: torch.device | str, *keys: str | int) -> torch.Generator:

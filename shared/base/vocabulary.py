@@ -26,13 +26,14 @@ Image arrays in memory are D H W = (superior, anterior, right) steps of a RAS vo
 """
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:  # `lacuna phantom` and its workers have these words and no torch
+    from torch import Tensor
 
 Modality: TypeAlias = str  # "T1", "FLAIR", ... as listed in shared/data/modalities.py
 SiteName: TypeAlias = str
-Weights: TypeAlias = Mapping[str, Tensor]  # a state dict: parameters and agreed constants, by name
+Weights: TypeAlias = Mapping[str, "Tensor"]  # a state dict: parameters and agreed constants, by name
 
 Owner: TypeAlias = str  # what part of the data a tensor, or a slice of one, belongs to
 SHARED: Owner = "shared"  # every site that trains at all

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.base.errors import DataError
-from shared.data.volumes import MAX_OBLIQUE, SPACING_LIMITS
+from shared.data.limits import MAX_OBLIQUE, SPACING_LIMITS
 
 Complex = NDArray[np.complex64]
 Mask = NDArray[np.bool_]

@@ -23,14 +23,13 @@ from numpy.typing import DTypeLike, NDArray
 from shared.base.errors import DataError
 from shared.base.files import writing
 from shared.base.options import require
+from shared.data.limits import MAX_OBLIQUE, SPACING_LIMITS
 
 Array = NDArray[np.float32]
 Affine = NDArray[np.float64]
 nib: Any = nibabel  # half of it is untyped
 
 MAX_VOXELS = 2**28  # 645 cubed; a header that asks for more is damaged or hostile
-MAX_OBLIQUE = 40.0  # degrees; beyond it an axial slice means nothing
-SPACING_LIMITS = (0.05, 20.0)  # mm
 MAX_SHRINK = 1.25  # how much coarser than asked a subject's spacing may get for a large brain to fit
 MAX_OFFSET = 2**26  # bytes of header extensions before the voxels
 LEAST_SHARE = 0.05  # of a voxel that must be brain for its mean to say something

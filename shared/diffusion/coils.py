@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from shared.base.errors import DataError
-from shared.base.fourier import fft2c, ifft2c
 from shared.diffusion import conjugate
+from shared.diffusion.fourier import fft2c, ifft2c
 
 LEAST_LINES = 5  # fully measured round k = 0
 KERNEL, REGION = 6, 24  # samples each way: of a neighbourhood, and of the block that it is moved over

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from shared.base.errors import DataError
-from shared.base.fourier import fft2c, ifft2c
 from shared.base.randomness import Noise, normal
+from shared.diffusion.fourier import fft2c, ifft2c
 
 Sd: TypeAlias = float | Tensor  # a tensor holds one for each sample of the batch
 T = TypeVar("T")

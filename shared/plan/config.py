@@ -16,7 +16,7 @@ from shared.clinical.probes import same_encoder
 from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
 from shared.methods import Method
-from shared.plan.integers import Word
+from shared.plan.integers import Estimator, Word
 from shared.plan.packed import Bits, Step
 from shared.plan.settings import CONFIGS, Choice, Limits, RunSettings, Tuning, build_method
 from shared.plan.training import PhaseTraining
@@ -39,7 +39,7 @@ class Federation:
     min_holders: int = 2
     deadline: float = 3600.0
     retries: int = 2
-    estimator: Literal["masked", "delta"] = "masked"
+    estimator: Estimator = "masked"
     up: Bits = "fp32"
     down: Step = "fp32"
     keep_local: tuple[str, ...] = ()

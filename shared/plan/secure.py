@@ -19,7 +19,6 @@ from shared.base.options import build, plain
 from shared.base.owners import named
 from shared.base.records import RELEASED, Cut, Owners, Phase, RoundPlan
 from shared.base.vocabulary import LOCAL, Owner, SiteName
-from shared.plan.integers import Estimator, Word
 from shared.plan.sums import BITS, PRESENT
 from shared.trust.secure.circle import EVERYBODY, Card, Circle
 from shared.trust.secure.masks import Words
@@ -35,10 +34,6 @@ class Secured:
     circle: Circle
     cards: Mapping[SiteName, Card]
     bits: int  # after the point
-    word: Word
-    estimator: Estimator
-    entry: float  # no site sends a larger one
-    norm: float  # nor a larger update
 
     @staticmethod
     def parse(text: str) -> "Secured":
@@ -52,10 +47,14 @@ class Secured:
         return json.dumps(plain(self), sort_keys=True)
 
 
-def bound_to(plan: RoundPlan) -> str:
-    """What masks are good for, and nothing else: with other weights, settings or keys they are others."""
-    said = [plan.run, plan.phase, plan.round, plan.schema, plan.config, plan.named, plan.secure, *plan.hidden]
-    return sha256(canonical({"plan": said}))
+def bound_to(plan: RoundPlan, said: Secured) -> str:
+    """What masks are good for, and nothing else: with other weights, settings or keys they are others.
+
+    Signatures are left out: dealt again, a card has the same keys and another signature.
+    """
+    asked = [plan.run, plan.phase, plan.round, plan.schema, plan.config, plan.named, *plan.hidden]
+    keys = {site: [dict(card.keys), dict(card.seals)] for site, card in said.cards.items()}
+    return sha256(canonical({"plan": asked, "circle": said.circle.digest, "keys": keys, "bits": said.bits}))
 
 
 def hidden_owners(owners: Owners, groups: Collection[Owner]) -> Owners:

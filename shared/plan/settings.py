@@ -21,6 +21,7 @@ from shared.data.volumes import Grid
 from shared.diffusion.samplers import Sampler
 from shared.methods import METHODS, Method
 from shared.plan import lora
+from shared.plan.integers import Estimator, Word
 from shared.plan.packed import Bits, Step
 from shared.plan.training import PhaseTraining
 from shared.trust.privacy import Privacy, Query, Spending
@@ -89,7 +90,10 @@ class RunSettings:
     min_holders: int
     up: Bits = "fp32"
     down: Step = "fp32"
-    secure: bool = False  # the coordinator sees sums of sites alone
+    secure: bool = False  # the coordinator sees sums of sites alone: then each site holds itself to these three
+    limits: Limits = field(default_factory=Limits)
+    estimator: Estimator = "masked"
+    word: Word = 64
     manifest: str | None = None
     privacy: Privacy = field(default_factory=Privacy)
     tuning: Tuning = field(default_factory=Tuning)

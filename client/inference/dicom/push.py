@@ -10,6 +10,7 @@ network. Sending again is safe: the same files bear the same UIDs. What was not 
 
 import json
 import re
+import socket
 import ssl
 import time
 import urllib.error
@@ -170,7 +171,7 @@ def _read(answer: Any) -> tuple[set[str], dict[str, str]]:
 
 
 def _store(files: Sequence[Path], uids: dict[Path, str], peer: Peer, progress: Progress) -> tuple[set[str], str | None]:
-    from pynetdicom import AE
+    from pynetdicom import AE, evt
 
     entity = AE(ae_title=OWN_AET)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = TIMEOUT
@@ -178,7 +179,8 @@ def _store(files: Sequence[Path], uids: dict[Path, str], peer: Peer, progress: P
     headers = [dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"]) for path in files]
     for kind, syntax in sorted({(str(h.SOPClassUID), str(h.file_meta.TransferSyntaxUID)) for h in headers}):
         entity.add_requested_context(kind, syntax)
-    association = entity.associate(peer.host, peer.port, ae_title=peer.aet)
+    opened: list[Any] = [(evt.EVT_CONN_OPEN, _at_once)]
+    association = entity.associate(peer.host, peer.port, ae_title=peer.aet, evt_handlers=opened)
     if not association.is_established:
         why = "it refused the association (is LACUNA known to it, and the AE title right?)"
         return set(), why if association.is_rejected else "no answer"
@@ -200,3 +202,8 @@ def _store(files: Sequence[Path], uids: dict[Path, str], peer: Peer, progress: P
         if association.is_established:
             association.release()
     return stored, None
+
+
+def _at_once(event: Any) -> None:
+    """An image goes out as two messages: held back until the first is acknowledged, the second waits some 40 ms."""
+    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -30,9 +30,10 @@ from shared.base.files import make_folder, new_folder, sweep, write_json, write_
 from shared.base.options import plain
 from shared.base.vocabulary import Modality
 from shared.data.bids import PREPARATION, read_preparation
+from shared.data.limits import SPACING_LIMITS
 from shared.data.modalities import bids_path
 from shared.data.preparation import hash_file, hash_json
-from shared.data.volumes import SPACING_LIMITS, shape_and_affine, write
+from shared.data.volumes import shape_and_affine, write
 
 PAGE = "quality.html"
 MEMORY_PER_VOXEL = 120  # bytes of working memory, at the largest

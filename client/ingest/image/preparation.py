@@ -24,9 +24,10 @@ from client.ingest.image.resample import Mask, Pose, covered, foreground, grid_w
 from shared.base.errors import DataError
 from shared.base.options import plain, require
 from shared.base.vocabulary import Modality
+from shared.data.limits import SPACING_LIMITS
 from shared.data.modalities import MODALITIES, in_order
 from shared.data.preparation import hash_json
-from shared.data.volumes import SPACING_LIMITS, Affine, Array, Volume, read
+from shared.data.volumes import Affine, Array, Volume, read
 
 VERSION = "3"  # raise it when the same options would give other images
 MOST_CUT = 0.02  # of the brain's surface on the edge of the field, before a person is told

@@ -15,8 +15,9 @@ from statistics import median
 from client.ingest.arrive.faults import Tags
 from client.ingest.arrive.headers import Header, Point
 from client.ingest.arrive.records import Aside
+from shared.data.limits import SPACING_LIMITS
 from shared.data.preparation import hash_file
-from shared.data.volumes import MAX_VOXELS, SPACING_LIMITS
+from shared.data.volumes import MAX_VOXELS
 
 IMAGES = {  # SOP classes that hold what a scanner measured
     "1.2.840.10008.5.1.4.1.1.4": "MR",

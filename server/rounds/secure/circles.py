@@ -15,7 +15,7 @@ from flwr.app import RecordDict
 from server.journal.facts import SiteFacts
 from server.rounds.roster import Roster
 from server.rounds.secure.asking import Asking
-from server.rounds.secure.lifting import Survivors, missing
+from server.rounds.secure.lifting import Survivors, answered, missing
 from shared.base.errors import ConfigError, DataError, RunFailed, UpdateRejected
 from shared.base.files import remove, write_json
 from shared.base.options import build, plain
@@ -30,6 +30,10 @@ from shared.trust.warrant import Leader
 FILE = "secure.json"
 BESIDE = 2**16  # bytes of an answer beside its keys and shares
 SHARE = 512  # bytes of one key or sealed share, with its names
+
+
+class Garbage(RunFailed):
+    """What a site dealt is of no use: the round is lost, whoever is asked again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +72,8 @@ class Circles:
 
     def agree(self, plan: RoundPlan, sites: Sequence[SiteName], owners: Sequence[Owner], roster: Roster) -> Agreed:
         """Ask for keys and shares. Who does not deal has no part in the round, and the others deal anew without it."""
-        left, why = sorted(sites), dict[SiteName, SiteFacts]()
+        why = self._boxless(sites, plan.run, roster)
+        left = sorted({*sites} - why.keys())
         while True:
             circle = self._circle(plan, left, owners, roster)
             least = circle.enough(EVERYBODY)
@@ -86,6 +91,15 @@ class Circles:
                 return Agreed(circle=circle, cards=cards, sealed=sealed, left_out=why)
             why |= silent
             left = [site for site in left if site not in silent]
+
+    def _boxless(self, sites: Sequence[SiteName], run: str, roster: Roster) -> dict[SiteName, SiteFacts]:
+        """Whose box is none, or not signed: all others would refuse a circle with it, and who is at fault be unsaid."""
+        found = {}
+        for site in sites:
+            box = roster.inventories[site].box
+            if not box or not Box.parse(box).is_of(run, site, self.asking.lead.sites[site]):
+                found[site] = SiteFacts(status="rejected", reason=f"{site}: its box is not one that it signed")
+        return found
 
     def _circle(self, plan: RoundPlan, sites: Sequence[SiteName], owners: Sequence[Owner], roster: Roster) -> Circle:
         boxes = {site: Box.parse(roster.inventories[site].box) for site in sites}
@@ -124,7 +138,7 @@ class Circles:
         circle, survivors = saved.said.circle, saved.survivors
 
         def hear(site: SiteName, content: RecordDict) -> None:
-            shares[site] = read_shares(content, _asked(survivors, circle, site), circle, site)
+            shares[site] = read_shares(content, _asked(survivors, site), circle, site)
 
         def enough() -> bool:
             return not missing(circle, survivors, shares)
@@ -132,21 +146,28 @@ class Circles:
         why: dict[SiteName, SiteFacts] = {}
         for _ in range(self.federation.retries + 1):
             sites = [site for site in circle.boxes if site not in shares and site in roster.nodes]
-            questions = {site: self._question(saved, site) for site in sites if _asked(survivors, circle, site)}
+            questions = {site: self._question(saved, site) for site in sites if _asked(survivors, site)}
             most = BESIDE + SHARE * sum(len(holders) for holders in circle.groups.values())
             why = self.asking.ask(circle, questions, roster.nodes, most=most, hear=hear, enough=enough)
             if enough():
                 return shares
-        lacking = ", ".join(missing(circle, survivors, shares))
-        said = _words(why) or "no more sites are here"
+        lacking = missing(circle, survivors, shares)
+        bad = sorted({giver for owner, giver in lacking if answered(circle, owner, shares)})
+        if bad:
+            raise Garbage(
+                f"{saved.phase} round {saved.round}: what {', '.join(bad)} dealt does not open at those who were to "
+                "open it: no sum with it is ever seen. Leave it out (`federation.without`), or revoke it; nothing was "
+                "changed"
+            )
+        said, groups = _words(why) or "no more sites are here", ", ".join(sorted({owner for owner, _ in lacking}))
         raise RunFailed(
-            f"{saved.phase} round {saved.round}: too few sites let the sum be seen, of {lacking} ({said}); nothing was "
+            f"{saved.phase} round {saved.round}: too few sites let the sum be seen, of {groups} ({said}); nothing was "
             "changed, and nothing is known of any update. Resumed, the run asks them again"
         )
 
     def _question(self, saved: Saved, site: SiteName) -> RecordDict:
         circle = saved.said.circle
-        asked = _asked(saved.survivors, circle, site)
+        asked = _asked(saved.survivors, site)
         sealed = {
             giver: {owner: its for owner, its in to[site].items() if owner in asked}
             for giver, to in saved.sealed.items()
@@ -177,8 +198,9 @@ class Circles:
         remove(self.folder / FILE)
 
 
-def _asked(survivors: Survivors, circle: Circle, site: SiteName) -> Survivors:
-    return {owner: there for owner, there in survivors.items() if site in circle.groups[owner]}
+def _asked(survivors: Survivors, site: SiteName) -> Survivors:
+    """Of the sums that it is in itself: no other does a site open."""
+    return {owner: there for owner, there in survivors.items() if site in there}
 
 
 def _words(facts: Mapping[SiteName, SiteFacts]) -> str:

@@ -17,7 +17,7 @@ from server.rounds.collect import Answers, Ask, Collector, room
 from server.rounds.place import Place
 from server.rounds.roster import Roster
 from server.rounds.secure.asking import Asking
-from server.rounds.secure.circles import Circles, Saved
+from server.rounds.secure.circles import Circles, Garbage, Saved
 from server.rounds.secure.lifting import Lifted, streams
 from server.rounds.spool import Shelf
 from shared.base.disk.tensors import File, forms
@@ -39,11 +39,20 @@ from shared.plan.secure import (
     hidden_sums,
     metrics_from,
 )
+from shared.plan.settings import Limits
 from shared.plan.sums import BITS
 from shared.plan.tensors import Sourced, record_of, unpack
 from shared.trust.secure.circle import EVERYBODY, Circle
 
 Forms = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+class Spoilt(RunFailed):
+    """A round whose sum was seen and is none. Asked for again it is no better; of other sites none is ever seen."""
+
+    def __init__(self, why: str, answers: Answers) -> None:
+        super().__init__(why)
+        self.answers = answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,16 +116,21 @@ class Hidden:
         answers, lifted = self._gather(part, _What(groups=groups_of(owners), sent=sent, bits=bits))
         counts = lifted.by_owner(COUNTS)
         holders = {owner: len(lifted.survivors[owner]) for owner in counts}
-        trained = frozenset(o for o, n in holders.items() if n >= federation.min_holders and counts[o] > 0)
+
+        def over(owner: Owner) -> int:
+            return counts.get(counted_over(owner, owners, federation.estimator), 0)
+
+        for owner, n in counts.items():
+            if not 0 < n <= samples * holders[owner]:
+                where = f"{part.plan.phase} round {part.plan.round}"
+                raise Spoilt(f"{where}: {n} samples of {owner} by {holders[owner]} sites: some site lies", answers)
+        trained = frozenset(o for o, n in holders.items() if n >= federation.min_holders and over(o) > 0)
 
         def mean(name: str) -> Tensor:
-            def over(owner: Owner) -> int:
-                return counts[counted_over(owner, owners, federation.estimator)]
-
             return divided(lifted.total(name), owners[name], trained, over, bits)
 
         every = {name: forms(part.plan.weights)[name] for name in owners}
-        delta = place.written("mean", every, _within(part.plan, owners, mean, entry=limits.entry, norm=limits.norm))
+        delta = place.written("mean", every, _within(part.plan, owners, mean, limits, answers))
         return answers, Mean(delta=delta, trained=trained, holders=holders, counts=counts)
 
     def sums(
@@ -144,9 +158,9 @@ class Hidden:
         else:
             answers = _again(saved, part.shelf)
             self.collector.view.note(f"{plan.phase} round {plan.round}: its sums were asked for, and are again")
-        shares = circles.reveal(saved, part.roster)
         own, known = what.sent(saved.said.circle)
         try:
+            shares = circles.reveal(saved, part.roster)
             lifted = Lifted(
                 owners=own,
                 forms=known,
@@ -154,8 +168,10 @@ class Hidden:
                 survivors=saved.survivors,
                 streams=streams(saved.said, saved.survivors, shares, saved.bound),
             )
+        except Garbage as error:
+            raise Spoilt(str(error), answers) from None
         except DataError as error:
-            raise RunFailed(f"{plan.phase} round {plan.round}: {error}; nothing was changed") from None
+            raise Spoilt(f"{plan.phase} round {plan.round}: {error}; nothing was changed", answers) from None
         answers.told = metrics_from(lifted.total(METRICS))
         return answers, lifted
 
@@ -167,17 +183,12 @@ class Hidden:
             circle=circle,
             cards=agreed.cards,
             bits=what.bits,
-            word=federation.word,
-            estimator=federation.estimator,
-            entry=federation.limits.entry,
-            norm=federation.limits.norm,
         )
         asked = replace(plan, secure=said.text())
         own, known = what.sent(circle)
 
         def take(update: Update) -> None:
             _admit(update, asked, circle, own, known, frozen=part.frozen)
-            part.accept(update)
             shelf.add(update)
 
         most = room(sum(math.prod(shape) * dtype.itemsize for dtype, shape in known.values()), len(known), 1)
@@ -185,11 +196,12 @@ class Hidden:
         ask = Ask(plan=asked, sites=tuple(circle.boxes), most=most, shelf=shelf, take=take, quorum=quorum)
         answers = self.collector.collect(ask, part.roster)
         answers.sites |= agreed.left_out
+        self._accept(part, answers, quorum)
         there = {o: tuple(site for site in shelf.sites if o in shelf[site].counts) for o in circle.groups}
         saved = Saved(
             phase=plan.phase,
             round=plan.round,
-            bound=bound_to(replace(asked, sha256=answers.weights)),
+            bound=bound_to(replace(asked, sha256=answers.weights), said),
             said=said,
             sealed=agreed.sealed,
             survivors={owner: its for owner, its in there.items() if len(its) >= circle.enough(owner)},
@@ -197,6 +209,22 @@ class Hidden:
             facts=answers.sites,
         )
         return saved, answers
+
+    def _accept(self, part: Part, answers: Answers, quorum: int) -> None:
+        """What sites say of their budgets, once all have come: a site that is asked again says the same again."""
+        for site in part.shelf.sites:
+            try:
+                part.accept(part.shelf[site])
+            except UpdateRejected as rejected:
+                part.shelf.drop(site)
+                del answers.metrics[site]
+                answers.sites[site] = replace(answers.sites[site], status="rejected", reason=str(rejected))
+        if len(answers.ok) < quorum:
+            said = "; ".join(one.reason for one in answers.sites.values() if one.status == "rejected")
+            where = f"{part.plan.phase} round {part.plan.round}"
+            raise RunFailed(
+                f"{where}: {len(answers.ok)} updates admitted, quorum={quorum} ({said}); nothing was changed"
+            )
 
 
 def _admit(update: Update, plan: RoundPlan, circle: Circle, owners: Owners, known: Forms, *, frozen: str) -> None:
@@ -220,7 +248,7 @@ def _admit(update: Update, plan: RoundPlan, circle: Circle, owners: Owners, know
 
 
 def _within(
-    plan: RoundPlan, owners: Owners, mean: Callable[[str], Tensor], *, entry: float, norm: float
+    plan: RoundPlan, owners: Owners, mean: Callable[[str], Tensor], limits: Limits, answers: Answers
 ) -> Iterator[tuple[str, Tensor]]:
     """No mean of updates within the limits is beyond them: then some site has sent what it should not, and nobody knows
     which."""
@@ -229,11 +257,13 @@ def _within(
         value = mean(name)
         largest = value.abs().max().item() if value.numel() else 0.0
         square += torch.linalg.vector_norm(value, dtype=torch.float64).item() ** 2
-        if not largest <= entry or not math.sqrt(square) <= norm:
-            raise RunFailed(
+        if not largest <= limits.entry or not math.sqrt(square) <= limits.norm:
+            raise Spoilt(
                 f"{plan.phase} round {plan.round}: the mean of the updates has an entry of {largest:.3g} in {name} "
-                f"and a norm of {math.sqrt(square):.3g} or more; the limits for each are {entry:g} and {norm:g}: some "
-                "site sent what it should not, and in sums nobody can tell which. Nothing was changed"
+                f"and a norm of {math.sqrt(square):.3g} or more; the limits for each are {limits.entry:g} and "
+                f"{limits.norm:g}: some site sent what it should not, and in sums nobody can tell which. Nothing was "
+                "changed",
+                answers,
             )
         yield name, value
 

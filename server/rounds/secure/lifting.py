@@ -17,18 +17,28 @@ from shared.base.vocabulary import Owner, SiteName
 from shared.plan.beside import Shares
 from shared.plan.secure import Secured, words
 from shared.trust.secure import masks, sharing
-from shared.trust.secure.circle import Circle, key_of, pair_stream, self_stream, sign, threshold
+from shared.trust.secure.circle import Circle, key_of, pair_stream, seal_of, self_stream, sign, threshold
 
 Survivors = Mapping[Owner, tuple[SiteName, ...]]
 
 
-def missing(circle: Circle, survivors: Survivors, shares: Mapping[SiteName, Shares]) -> list[Owner]:
-    """Groups of whose secrets too few shares are here."""
+def missing(circle: Circle, survivors: Survivors, shares: Mapping[SiteName, Shares]) -> list[tuple[Owner, SiteName]]:
+    """Of whose secrets, in which groups, too few shares are here."""
     return [
-        owner
+        (owner, giver)
         for owner in sorted(survivors)
-        if sum(owner in its for its in shares.values()) < threshold(len(circle.groups[owner]))
+        for giver in circle.groups[owner]
+        if len(_givers(circle, owner, giver, shares)) < threshold(len(circle.groups[owner]))
     ]
+
+
+def answered(circle: Circle, owner: Owner, shares: Mapping[SiteName, Shares]) -> bool:
+    """Have enough sites answered, whether or not what they were dealt opens?"""
+    return sum(owner in its for its in shares.values()) >= threshold(len(circle.groups[owner]))
+
+
+def _givers(circle: Circle, owner: Owner, of: SiteName, shares: Mapping[SiteName, Shares]) -> list[SiteName]:
+    return [site for site in circle.groups[owner] if of in shares.get(site, {}).get(owner, {})]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,22 +95,34 @@ def _streams(
     said: Secured, owner: Owner, there: tuple[SiteName, ...], shares: Mapping[SiteName, Shares], bound: str
 ) -> Iterator[tuple[bytes, int]]:
     circle = said.circle
-    holders = circle.groups[owner]
-    givers = [site for site in holders if site in shares and owner in shares[site]][: threshold(len(holders))]
-    places = [holders.index(site) + 1 for site in givers]
-    weights = sharing.weights(places)
-    for of in holders:
-        its = {place: shares[site][owner][of] for place, site in zip(places, givers, strict=True)}
-        secret = sharing.join(its, weights)
+    for of in circle.groups[owner]:
+        secret = _secret(said, owner, of, shares, survived=of in there)
         if of in there:
             yield self_stream(circle, owner, secret, of, bound), 1
             continue
         key = key_of(secret)
-        if key.public_key().public_bytes_raw().hex() != said.cards[of].keys[owner]:
-            raise DataError(f"{of}: the shares of its key in group {owner} are not of the key that it signed")
         for other in there:  # each of them has hidden with it, and it has not come to take that away
             theirs = bytes.fromhex(said.cards[other].keys[owner])
             yield pair_stream(circle, owner, key, theirs, bound), sign(other, of)
+
+
+def _secret(said: Secured, owner: Owner, of: SiteName, shares: Mapping[SiteName, Shares], *, survived: bool) -> bytes:
+    """What a site signed for is known: where a share is a lie, others are tried, without one after the other."""
+    holders, card = said.circle.groups[owner], said.cards[of]
+    givers, least = _givers(said.circle, owner, of, shares), threshold(len(holders))
+    for left_out in (None, *givers):
+        chosen = [site for site in givers if site != left_out][:least]
+        its = {holders.index(site) + 1: shares[site][owner][of] for site in chosen}
+        if len(its) < least:
+            break
+        try:
+            secret = sharing.join(its, sharing.weights(list(its)))
+        except DataError:
+            continue
+        made = seal_of(secret) if survived else key_of(secret).public_key().public_bytes_raw().hex()
+        if made == (card.seals if survived else card.keys)[owner]:
+            return secret
+    raise DataError(f"the shares of {of} in group {owner} are not of what it signed for")
 
 
 def _wrapped_add(total: Tensor, value: Tensor, dim: int | None = None, index: Tensor | None = None) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import linalg, ndimage
 
 from shared.base.errors import DataError
-from shared.base.randomness import seed_of
+from shared.base.seeds import seed_of
 from shared.data.phantom.anatomy import EDGE, PULL_STEP, REGIONS, Anatomy
 from shared.data.phantom.fields import Array, Cube, Rng, field, flow, refine
 from shared.data.phantom.lesions import (

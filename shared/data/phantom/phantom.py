@@ -31,7 +31,7 @@ from shared.base.display.progress import Progress, unwatched
 from shared.base.errors import ConfigError, DataError
 from shared.base.files import make_folder, new_folder, write_json, write_text
 from shared.base.options import plain, require
-from shared.base.randomness import seed_of
+from shared.base.seeds import seed_of
 from shared.base.vocabulary import Modality, SiteName
 from shared.data import volumes
 from shared.data.intensities import find_brain, find_scaling

@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 from scipy import ndimage
 
-from shared.base.randomness import seed_of
+from shared.base.seeds import seed_of
 from shared.base.vocabulary import Modality
 from shared.data.phantom.brains import SubjectPhantom
 from shared.data.phantom.fields import Array, Cube, Rng, field

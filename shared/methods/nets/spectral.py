@@ -9,7 +9,7 @@ change when a scanner's gain or offset does.
 import torch
 from torch import Tensor
 
-from shared.base.fourier import fft2c, ifft2c
+from shared.diffusion.fourier import fft2c, ifft2c
 
 D0 = 0.06  # cycles per pixel: width of the Gaussian high-pass
 BINS = 256

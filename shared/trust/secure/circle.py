@@ -10,6 +10,7 @@ the one and be missing in the other.
 """
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -29,6 +30,9 @@ EVERYBODY = "*"  # the group of all sites of a round
 LEAST = 3  # of two, each can take its own from the sum
 _BOX, _CARD = b"lacuna box 1\n", b"lacuna card 1\n"
 _NONCE = 12
+_HEX = re.compile(r"(?:[0-9a-f]{2}){8,128}")
+SEALED = 2 * (_NONCE + 2 * sharing.SHARE + 16)  # hex digits of two shares on their way
+_PROBE = b"\1" * masks.KEY  # a key that hides nothing
 SELF, KEY = "self", "key"  # what is shared out: the seed of a site's own mask, and that of its key
 
 
@@ -103,26 +107,37 @@ class Circle:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
     keys: Mapping[Owner, str]
+    seals: Mapping[Owner, str]  # the hash of the seed of its own mask: of wrong shares somebody can tell
     signature: str
 
     def is_of(self, circle: Circle, site: SiteName, known: ec.EllipticCurvePublicKey) -> bool:
-        whole = self.keys.keys() == {owner for owner, _ in circle.of(site)} and all(map(_is_key, self.keys.values()))
-        return whole and _signed(known, self.signature, _card(circle, site, self.keys))
+        groups = {owner for owner, _ in circle.of(site)}
+        whole = self.keys.keys() == self.seals.keys() == groups and all(map(_is_key, self.keys.values()))
+        return whole and _signed(known, self.signature, _card(circle, site, self.keys, self.seals))
 
 
-def _card(circle: Circle, site: SiteName, keys: Mapping[Owner, str]) -> bytes:
-    return _CARD + canonical({"circle": circle.digest, "site": site, "keys": dict(keys)})
+def _card(circle: Circle, site: SiteName, keys: Mapping[Owner, str], seals: Mapping[Owner, str]) -> bytes:
+    said = {"circle": circle.digest, "site": site, "keys": dict(keys), "seals": dict(seals)}
+    return _CARD + canonical(said)
+
+
+def seal_of(seed: bytes) -> str:
+    return masks.derive(seed, "seal").hex()
 
 
 def _is_key(text: str) -> bool:
-    return len(text) == 2 * masks.KEY and set(text) <= set("0123456789abcdef")
+    """In hex, and no point of small order, with which no two keys have a secret: one such would stop all others."""
+    if len(text) != 2 * masks.KEY or not set(text) <= set("0123456789abcdef"):
+        return False
+    try:
+        _private(_PROBE).exchange(_parse(text))
+    except ValueError:
+        return False
+    return True
 
 
 def _signed(known: ec.EllipticCurvePublicKey, signature: str, message: bytes) -> bool:
-    try:
-        return signed_by_site(known, bytes.fromhex(signature), message)
-    except ValueError:
-        return False
+    return _HEX.fullmatch(signature) is not None and signed_by_site(known, bytes.fromhex(signature), message)
 
 
 # --- what a site deals
@@ -145,7 +160,9 @@ class Dealer:
 
     def card(self, own: ec.EllipticCurvePrivateKey) -> Card:
         keys = {owner: _public(self._key(owner)).hex() for owner, _ in self.circle.of(self.site)}
-        return Card(keys=keys, signature=site_signature(own, _card(self.circle, self.site, keys)).hex())
+        seals = {owner: seal_of(self._secrets[SELF, owner]) for owner in keys}
+        signature = site_signature(own, _card(self.circle, self.site, keys, seals))
+        return Card(keys=keys, seals=seals, signature=signature.hex())
 
     def seal(self, box: bytes) -> Sealed:
         """Its shares for every other holder, and its own, each sealed to its box."""

@@ -19,7 +19,10 @@ from shared.base.errors import ConfigError, PlanRefused
 from shared.base.files import canonical, private_folder, write_bytes
 from shared.base.owners import taken_shape
 from shared.base.records import Cut, Owners, Phase, RoundPlan, Update
+from shared.data.volumes import Grid
 from shared.plan.secure import EVERYBODY, Secured
+from shared.plan.settings import Choice, RunSettings
+from shared.plan.training import PhaseTraining
 from shared.trust.keys import new_site_key, open_site_key, parse_site_key, site_line
 from shared.trust.secure.circle import KEY, SELF, Box, Card, Circle, Dealer, Sealed, new_secret, opened
 from shared.trust.warrant import OWN_KEY
@@ -28,6 +31,16 @@ from shared.trust.warrant import SITES as KNOWN
 GROUPS = {EVERYBODY: SITES, "shared": SITES, "to:FLAIR": ("a", "b", "c")}
 OWNERS: Owners = {"body": "shared", "head": Cut(dim=0, owners=("to:T1", "to:FLAIR", "to:FLAIR"))}
 PHASE = Phase(name="fit")
+SETTINGS = RunSettings(
+    method=Choice(name="probe"),
+    training={"fit": PhaseTraining(rounds=2, steps=2, batch=8, lr=0.01, ema=0.0)},
+    grid=Grid(height=8, width=8),
+    seed=0,
+    keep_local=(),
+    min_cell=5,
+    min_holders=3,
+    secure=True,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +57,20 @@ class Table:
         said = Secured(
             circle=changes.pop("circle", self.circle),
             cards=changes.pop("cards", self.cards),
-            bits=40,
-            word=64,
-            estimator="masked",
-            entry=64.0,
-            norm=1e3,
+            bits=changes.pop("bits", 40),
         )
         whole = {"run": "run", "phase": "fit", "round": 0, "config": "{}", "schema": "s", "weights": {}, "sha256": "w"}
         return RoundPlan(**{**whole, "secure": said.text(), **changes})
 
-    def hide(self, site: str, plan: RoundPlan | None = None, *, scale: float = 1.0, **counts: int) -> Update:
+    def hide(
+        self,
+        site: str,
+        plan: RoundPlan | None = None,
+        *,
+        scale: float = 1.0,
+        settings: RunSettings = SETTINGS,
+        **counts: int,
+    ) -> Update:
         there = {"shared": 8, "to:FLAIR": 8 if site in "abc" else 0, **counts}
         generator = torch.Generator().manual_seed(SITES.index(site))
         shapes = {"body": (64,), "head": (3, 2)}
@@ -64,7 +81,7 @@ class Table:
             if (shape := taken_shape(whole, OWNERS[name], held)) is not None
         }
         update = Update(site=site, run="run", phase="fit", round=0, schema="s", delta=delta, counts=there)
-        return secure.hidden(self.sites[site], plan or self.plan(), update, OWNERS, PHASE)
+        return secure.hidden(self.sites[site], plan or self.plan(), update, OWNERS, PHASE, settings)
 
     def reveal(self, site: str, survivors: Mapping[str, tuple[str, ...]], circle: Circle | None = None) -> Any:
         sealed = {giver: its[site] for giver, its in self.sealed.items() if site in its}
@@ -350,7 +367,8 @@ def test_what_leaves_says_nothing_but_what_it_is_of(table: Table) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "why"), [(1e3, "has an entry of .* over the limit 64"), (float("nan"), "has an entry of nan, over")]
+    ("scale", "why"),
+    [(50.0, "has an entry over the limit 64"), (1e3, "norm is over the limit"), (float("nan"), "norm")],
 )
 def test_a_site_holds_itself_to_the_limits(scale: float, why: str, table: Table) -> None:
     with pytest.raises(PlanRefused, match=why):

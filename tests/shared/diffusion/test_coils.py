@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from shared.base.errors import DataError
-from shared.base.fourier import fft2c
 from shared.diffusion.acquisition import birdcage, equispaced
 from shared.diffusion.coils import LEAST_LINES, complex_sense, espirit, smooth, with_phase
+from shared.diffusion.fourier import fft2c
 
 
 def scene(height: int, width: int, coils: int, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:

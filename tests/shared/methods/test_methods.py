@@ -7,7 +7,19 @@ from typing import get_args
 
 import pytest
 import torch
-from support.model.methods import MODALITIES, SIDE, M, batch_of, depth, gradients, make, prepared, sampler_of, trained
+from support.model.methods import (
+    MODALITIES,
+    SIDE,
+    VOLUMES,
+    M,
+    batch_of,
+    depth,
+    gradients,
+    make,
+    prepared,
+    sampler_of,
+    trained,
+)
 from torch import Tensor
 
 from shared.base.errors import ConfigError, DataError
@@ -22,7 +34,10 @@ from shared.plan import config, settings
 pytestmark = pytest.mark.slow  # left out of `make fast`
 
 
-@pytest.fixture(params=itertools.product(METHODS, ("fp32", "bf16")), ids="-".join)
+ROWS = [(name, precision) for name in METHODS for precision in ("fp32", "bf16")[: 1 if name in VOLUMES else 2]]
+
+
+@pytest.fixture(params=ROWS, ids="-".join)
 def method(request: pytest.FixtureRequest) -> Method:
     """`auto` is one of the two (tests/shared/methods/test_precision.py)."""
     name, precision = request.param

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import pytest
 import torch
-from support.model.methods import batch_of, gradients, make, prepared, trained
+from support.model.methods import VOLUMES, batch_of, gradients, make, prepared, sampler_of, trained
 from torch import Tensor, nn
 
 from shared.base.records import Batch
@@ -15,7 +15,6 @@ from shared.methods.nets.precision import Precision, autocast, autocast_volumes
 pytestmark = pytest.mark.slow  # left out of `make fast`
 
 PATTERNS = [[1, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 1]]
-VOLUMES = ("aca_diff", "ldm")
 OF_ALL, OF_EACH = 0.15, 0.3  # largest share of a gradient that bf16 may change: of all of it, of one tensor
 SIDE = 32  # pix2pix at small halves a slice five times
 
@@ -54,6 +53,21 @@ def test_auto_is_one_of_the_two_to_the_bit(name: str) -> None:
         same, found = differentiated(made[fast], net, batch, phase)
         assert torch.equal(loss, same)
         assert all(torch.equal(gradient[tensor], found[tensor]) for tensor in gradient)
+
+
+@pytest.mark.parametrize("name", VOLUMES)
+def test_what_is_made_of_volumes_is_the_same_bits_in_both(name: str) -> None:
+    exact, rough = (make(name, precision=precision) for precision in ("fp32", "bf16"))
+    net = prepared(exact)
+    batch = batch_of(exact, PATTERNS)
+    shown = batch.exists_BM.clone()
+    shown[:, -1] = False
+    made = [
+        method.synthesize(net, batch.images_BMHW, shown, sampler_of(method), torch.Generator().manual_seed(0))
+        for method in (exact, rough)
+    ]
+    assert torch.equal(*made)
+    assert made[0].std() > 0
 
 
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])

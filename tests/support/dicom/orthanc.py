@@ -99,12 +99,8 @@ def running(folder: Path, *, users: Mapping[str, str] | None = None, **settings:
     try:
         yield found
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()  # asked to end it takes seconds to put away what goes with it
+        process.wait()
         shutil.rmtree(folder / "storage", ignore_errors=True)
 
 

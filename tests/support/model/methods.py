@@ -14,6 +14,7 @@ MODALITIES = ("T1", "T1CE", "T2", "FLAIR")
 M, SIDE = len(MODALITIES), 16
 # those that a method has, beside modalities and size
 OPTIONS: Mapping[str, object] = {"depth": 6, "height": SIDE, "width": SIDE, "target": "FLAIR", "slab": 3}
+VOLUMES = ("aca_diff", "ldm")  # in bf16 the same bits as in fp32, on a CPU (tests/shared/methods/test_precision.py)
 ONE_SLICE = ("bbdm", "pix2pix")  # slabs of several slices and of one
 STEPS: Mapping[str, Mapping[str, object]] = {"ddim": {"steps": 2}, "bridge": {"steps": 3, "eta": 1.0}}
 

@@ -8,11 +8,13 @@ import socket
 import threading
 import urllib.error
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
+from pynetdicom import AE
 from support.cohort.shared_data import unpacked
 from support.dicom.orthanc import Pacs, running
 from support.dicom.studies import NOW, turned, volumes, write_study
@@ -66,6 +68,27 @@ def test_a_synthesised_series_comes_back_as_it_went(pacs: Pacs, tmp_path: Path, 
             assert back[uid].SeriesDescription.startswith(LABEL)
     push(files_of(series), target)  # again: nothing is doubled
     assert len(pacs.get("/instances")) == 14 + 28
+
+
+def test_no_half_of_an_image_waits_for_the_other_to_be_acknowledged(
+    pacs: Pacs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C-STORE sends an image in two pieces; the kernel kept the second for some 40 ms."""
+    made: list[Any] = []
+
+    def associate(entity: AE, *words: Any, **named: Any) -> Any:
+        made.append(real(entity, *words, **named))
+        return made[-1]
+
+    real = AE.associate
+    monkeypatch.setattr(AE, "associate", associate)
+    at_once: list[int] = []
+
+    def look(done: int, of: int) -> None:
+        at_once.append(made[0].dul.socket.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    push(files_of(series_of(tmp_path))[:2], parse_target(f"ORTHANC@{pacs.host}:{pacs.dicom_port}"), progress=look)
+    assert at_once == [1, 1]
 
 
 def is_near_the_middle(path: Path) -> bool:
@@ -194,7 +217,7 @@ class answering:
                 pass
 
         self.server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
 
     def __enter__(self) -> str:
         self.thread.start()

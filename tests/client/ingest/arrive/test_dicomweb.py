@@ -146,7 +146,7 @@ def wrong(tmp_path: Path) -> Iterator[str]:
     Wrong.trouble, Wrong.asked = [], []
     Wrong.files = {f"1.2.3.{i}": path.read_bytes() for i, path in enumerate(paths)}
     with ThreadingHTTPServer(("127.0.0.1", 0), Wrong) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/dicom-web"
         server.shutdown()

@@ -1,5 +1,6 @@
 """A coordinator that is killed at each step of a hidden round goes on to the same bits, and asks for no other sum."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from support.rounds.federation import weights_digest
 from support.rounds.five import SITES, make_five, part, secure
 from support.rounds.spoilt import failed, start
 
+from client.privacy.budget import Budget
 from client.site.ledger import Ledger
 from server.journal import facts
 from server.rounds.secure import circles
 from shared.base.errors import DataError, RunFailed
+from shared.trust.privacy import Privacy
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("probe")]
 
@@ -149,3 +152,17 @@ def test_with_other_sites_a_run_of_secure_rounds_can_be_resumed(five: Path, tmp_
     start(folder, secure(five), policies={"e": {"methods": "amm_diff"}})
     last = facts.read(folder / "rounds.jsonl")[-1]
     assert "e" not in last.sites
+
+
+def test_a_private_site_that_is_asked_again_pays_once(five: Path, tmp_path: Path) -> None:
+    """Noise is drawn once: killed when three of five have answered, the run goes on with what they sent."""
+    privacy = Privacy(mode="on", noise=3.0, rate=0.3, epsilon=50.0, sums_noise=20.0)
+    wanted = dataclasses.replace(secure(five), privacy=privacy)
+    folders = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
+    start(folders[0], wanted)
+    with pytest.raises(Killed):
+        start(folders[1], wanted, spoil=without_e(folders[1], lambda *at: at == ("c", "update")))
+    start(folders[1], wanted)
+    assert [one.status for one in facts.read(folders[1] / "rounds.jsonl")[-1].sites.values()] == ["ok"] * 5
+    rows = [[Budget.look(f / "sites" / site / "privacy").sequence for site in SITES] for f in folders]
+    assert rows[0] == rows[1]

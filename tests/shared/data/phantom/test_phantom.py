@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -270,3 +272,15 @@ def test_a_site_may_have_another_number_of_subjects(tmp_path: Path, mni_cache: P
     assert [report.cohorts[f"sites/{site}"] for site in options().sites] == [1, 2]
     with pytest.raises(ConfigError, match="counts"):
         options(counts=(1,))
+
+
+def test_heads_are_drawn_without_torch(mni_cache: Path, tmp_path: Path) -> None:
+    """It takes seconds to import, in each of the processes that draw."""
+    code = (
+        "import sys; from pathlib import Path; from shared.data.phantom.phantom import PhantomOptions, write_world; "
+        "one = PhantomOptions(subjects=1, heldout=0, coordinator=0, sites=('a',), size=16); "
+        "write_world(one, Path(sys.argv[1]), workers=1, cache=Path(sys.argv[2])); print('torch' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "world"), str(mni_cache)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False"

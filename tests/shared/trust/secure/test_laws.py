@@ -1,5 +1,6 @@
 """What the mathematics promises: shares that open at their number and say nothing below, masks that cancel and hide."""
 
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -16,7 +17,6 @@ from shared.trust.secure.circle import (
     KEY,
     SELF,
     Box,
-    Card,
     Circle,
     Dealer,
     key_of,
@@ -121,9 +121,10 @@ def test_a_card_is_of_one_site_and_one_circle(circle: Circle, keys: dict[str, ec
     assert not card.is_of(circle, "a", public["b"])
     assert not card.is_of(circle, "b", public["a"])
     assert not card.is_of(Circle(**{**vars_of(circle), "round": 4}), "a", public["a"])
-    swapped = Card(keys={**card.keys, "to:T2": "00" * 32}, signature=card.signature)
+    swapped = dataclasses.replace(card, keys={**card.keys, "to:T2": "00" * 32})
     assert not swapped.is_of(circle, "a", public["a"])
-    assert not Card(keys={EVERYBODY: card.keys[EVERYBODY]}, signature=card.signature).is_of(circle, "a", public["a"])
+    assert not dataclasses.replace(card, keys={EVERYBODY: card.keys[EVERYBODY]}).is_of(circle, "a", public["a"])
+    assert not dataclasses.replace(card, seals=dict.fromkeys(card.seals, "00" * 32)).is_of(circle, "a", public["a"])
     box = circle.boxes["a"]
     assert box.is_of("run", "a", public["a"])
     assert not box.is_of("other", "a", public["a"])

@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from shared.base.fourier import fft2c, ifft2c
+from shared.diffusion.fourier import fft2c, ifft2c
 
 
 def drawn(parity: tuple[int, int]) -> tuple[torch.Generator, int, int]:
