@@ -35,7 +35,7 @@ from server.rounds.roster import Handshake, Roster, check_coverage
 from server.rounds.secure.hidden import Hidden, Part, Spoilt
 from server.rounds.spool import Shelf
 from server.rounds.step import build_strategy, check_collapse, mean_of, start, step, watch
-from server.rounds.validation import Validator
+from server.rounds.validation import Validator, worse
 from shared.base.disk.tensors import Tensors, load
 from shared.base.errors import ConfigError, RunFailed
 from shared.base.owners import frozen
@@ -189,11 +189,11 @@ class Rounds:
         watched = watch(place, phase, answers)
         last = place.round + 1 == of and phase == self.phases[-1]
         validation = self._validate(place, force=last) if phase == self.phases[-1] else None
-        worse = self._worse(validation)
-        if worse is not None:
+        gone = worse(validation, facts.read(self.folder / "rounds.jsonl"), self.config.validation.gate)
+        if gone is not None:
             place.go_back(before)
             self.down.go_back()
-            answers.undone = f"{phase.name} round {place.round}: not taken: {worse}"
+            answers.undone = f"{phase.name} round {place.round}: not taken: {gone}"
             self.view.note(answers.undone)
         self._finish_round(place, phase, answers, started, of=of, mean=mean, watch=watched, validation=validation)
         if answers.told is None:  # of all together one site's word would end the run
@@ -323,18 +323,6 @@ class Rounds:
             return None
         return self.validator.validate(lora.merged(place.ema), place.round)
 
-    def _worse(self, validation: Mapping[str, float | None] | None) -> str | None:
-        """How a round made the model so much worse than its best that it is not taken; None where it did not."""
-        gate, now = self.config.validation.gate, _psnr(validation)
-        if gate is None or now is None:
-            return None
-        past = [
-            score for one in facts.read(self.folder / "rounds.jsonl") if (score := _psnr(one.validation)) is not None
-        ]
-        if not past or now >= max(past) - gate:
-            return None
-        return f"{now:.2f} dB on the coordinator's own cohort, {max(past):.2f} before; validation.gate={gate:g}"
-
     # --- what is kept
 
     def _finish_round(
@@ -400,12 +388,6 @@ class Rounds:
         load(net, lora.merged(place.ema))
         net.forget()
         return release(self.folder / "final", self.config, state_of(net), provenance)
-
-
-def _psnr(validation: Mapping[str, float | None] | None) -> float | None:
-    """The mean over the targets."""
-    found = [value for name, value in (validation or {}).items() if name.startswith("psnr/") and value is not None]
-    return sum(found) / len(found) if found else None
 
 
 def state_of(net: nn.Module) -> dict[str, Tensor]:

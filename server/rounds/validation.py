@@ -4,11 +4,13 @@ Never a site's images. The picture and the numbers use the one-evaluation sample
 method that can't take it (parameterisation=eps) they are one sample of `multistep`, which is no mean: some dB lower.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from server.journal.facts import RoundFacts
 from shared.base.disk.tensors import load
 from shared.base.files import writing
 from shared.base.records import Batch
@@ -130,3 +132,22 @@ class Validator:
 def middle(images: torch.Tensor) -> torch.Tensor:
     """The slice in the middle of each slab; slices as they are (BMHW)."""
     return images[:, :, images.shape[2] // 2] if images.ndim == 5 else images
+
+
+def worse(
+    validation: Mapping[str, float | None] | None, history: Sequence[RoundFacts], gate: float | None
+) -> str | None:
+    """How a round made the model so much worse than its best that it is not taken; None where it did not."""
+    now = _mean_psnr(validation)
+    if gate is None or now is None:
+        return None
+    past = [score for one in history if (score := _mean_psnr(one.validation)) is not None]
+    if not past or now >= max(past) - gate:
+        return None
+    return f"{now:.2f} dB on the coordinator's own cohort, {max(past):.2f} before; validation.gate={gate:g}"
+
+
+def _mean_psnr(validation: Mapping[str, float | None] | None) -> float | None:
+    """Over the targets."""
+    found = [value for name, value in (validation or {}).items() if name.startswith("psnr/") and value is not None]
+    return sum(found) / len(found) if found else None

@@ -191,3 +191,11 @@ def test_a_round_that_spoils_the_model_is_not_taken(
     )
     one, other, last = saved[2:5]  # of the round of sums, its phase's end, then each round of training
     assert one == other != last
+
+
+def test_a_step_down_in_few_bits_ends_at_the_same_bits_and_few_bits_up_are_refused(five: Path, tmp_path: Path) -> None:
+    ways = {"open": plain, "hidden": secure}
+    ends = {name: run(tmp_path / name / "run", made(five, rounds=2, down="int8")) for name, made in ways.items()}
+    assert ends["open"] == ends["hidden"] != run(tmp_path / "whole" / "run", plain(five, rounds=2))
+    with pytest.raises(ConfigError, match="up='int8': must be fp32 with secure=true"):
+        secure(five, up="int8")
