@@ -23,7 +23,7 @@ SMALLEST = {
     # of 60 MB; with one that small, what is no model's counts for more than it would
     "rounds": ("--tensors 60 --rounds 2 --sites 4", ("serverapp", "worker", "simulation")),
     "bytes": (
-        "out --subjects 2 --voxels 16 --ways fp32/fp32 int4-/int8 --override federation.min_cell=1 method.depth=16 "
+        "out --subjects 2 --voxels 16 --ways fp32/fp32 int4-/int8 --override federation.min_cell=1 "
         + " ".join([*TINY.split()[3:], *SHORT]),
         ("int4-/int8",),
     ),
