@@ -114,6 +114,10 @@ class Hidden:
             return own, {name: {**shapes, **beside}[name] for name in own}
 
         answers, lifted = self._gather(part, _What(groups=groups_of(owners), sent=sent, bits=bits))
+        few = sorted({*groups_of(owners)} - lifted.survivors.keys())
+        if part.plan.round == 0 and few:
+            said = f"keep their values, since too few sites hide them together: {', '.join(few)}"
+            self.collector.view.note(f"{part.plan.phase}: {said}")
         counts = lifted.by_owner(COUNTS)
         holders = {owner: len(lifted.survivors[owner]) for owner in counts}
 
