@@ -13,7 +13,14 @@ from safetensors.torch import load_file
 
 from server.rounds.secure.circles import FILE
 
-TRAIN = (*PLAN, "method.pretext=false", "training.translate.rounds=2", "privacy=secure", "federation.deadline=120")
+TRAIN = (
+    *PLAN,
+    "method.pretext=false",
+    "method.anchor=none",
+    "training.translate.rounds=2",
+    "privacy=secure",
+    "federation.deadline=120",
+)
 
 
 @pytest.fixture(scope="module")
