@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from client.site import vault
+from client.site import vault, withdrawn
 from client.site.keys import known_sites, own_key
 from client.site.site import Site
 from shared.base.disk.tensors import bytes_of
@@ -116,7 +116,7 @@ def again(site: Site, plan: RoundPlan) -> Update | None:
     """What was sent for this very plan, if it was: the same masks hide nothing else, and noise is not drawn twice."""
     said = _read(site, plan)
     with vault.opened(site) as kept:
-        found = kept.reply(said.circle, bound_to(plan, said))
+        found = kept.reply(said.circle, _asked(site, bound_to(plan, said)))
     if found is None:
         return None
     head, numbers = found
@@ -139,8 +139,8 @@ def hidden(site: Site, plan: RoundPlan, update: Update, owners: Owners, phase: P
         numbers = _integers(site, said, update, owned, held, settings)
     numbers[METRICS] = metrics_to({name: value for name, value in update.metrics.items() if name != "seconds"})
     sent = replace(update, delta=numbers, counts=dict.fromkeys(held, 1), metrics={})
+    digest = _digest(numbers)
     with vault.opened(site) as kept:
-        kept.hide_once(circle, _digest(numbers), learnt)
         dealer = Dealer(circle, site.name, kept.dealt(circle))
         bound = bound_to(plan, said)
         for owner in held:
@@ -150,8 +150,15 @@ def hidden(site: Site, plan: RoundPlan, update: Update, owners: Owners, phase: P
                 if found is not None:
                     _hide(numbers[name], owned[name], found, number, streams)
         head = {key: plain(getattr(sent, key)) for key in Update.__dataclass_fields__ if key != "delta"}
-        kept.keep_reply(circle, bound, head, numbers)
+        with kept.at_once():
+            kept.hide_once(circle, digest, learnt)
+            kept.keep_reply(circle, _asked(site, bound), head, numbers)
     return sent
+
+
+def _asked(site: Site, bound: str) -> str:
+    """Of what a reply is kept: of whom somebody has left since, it does not go again."""
+    return f"{bound} {len(withdrawn.names(site.state))}"
 
 
 def _learnt(update: Update, owners: Owners, held: list[Owner]) -> dict[Owner, str]:

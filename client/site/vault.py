@@ -48,6 +48,13 @@ class Vault:
     def __init__(self, site: Site, file: sqlite3.Connection) -> None:
         self._site, self._file = site, file
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """All that the block writes, or nothing."""
+        with self._file:
+            self._file.execute("BEGIN IMMEDIATE")
+            yield
+
     def make_box(self, run: str, sign: Callable[[bytes], Box]) -> Box:
         """The box of a run, made and signed once."""
         secret = new_secret()
@@ -71,8 +78,7 @@ class Vault:
         Not only of earlier ones: a run may have gone back to its last checkpoint.
         """
         place = (circle.run, circle.phase, circle.round)
-        with self._file:
-            self._file.execute("BEGIN IMMEDIATE")
+        with self.at_once():
             over = self._file.execute(
                 "SELECT circle FROM deals WHERE run = ? AND NOT (phase = ? AND round = ?)", place
             ).fetchall()

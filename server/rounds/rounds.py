@@ -179,13 +179,12 @@ class Rounds:
         try:
             answers, mean = self._updates(place, phase, owners, roster, shelf)
         except Spoilt as spoilt:  # the run goes on from the next round
-            shelf.clear()
             spoilt.answers.undone = str(spoilt)
             self._finish_round(place, phase, spoilt.answers, started, of=of)
+            shelf.clear()
             raise
         before = place.standing()
         step(place, self.strategy, owners, mean, options, self.down)
-        shelf.clear()
         watched = watch(place, phase, answers)
         last = place.round + 1 == of and phase == self.phases[-1]
         validation = self._validate(place, force=last) if phase == self.phases[-1] else None
@@ -196,6 +195,7 @@ class Rounds:
             answers.undone = f"{phase.name} round {place.round}: not taken: {gone}"
             self.view.note(answers.undone)
         self._finish_round(place, phase, answers, started, of=of, mean=mean, watch=watched, validation=validation)
+        shelf.clear()  # not before: of hidden updates a killed round needs these very ones
         if answers.told is None:  # of all together one site's word would end the run
             check_collapse(place, phase, watched)
 
@@ -279,7 +279,6 @@ class Rounds:
                 company.meet(to_numbers(sums))
                 for name, value in sums.items():
                     totals[name] = totals[name] + value if name in totals else value
-        shelf.clear()
         kept, left_out = company.keep(totals, least)
         if place.round == 0 and (hidden or left_out):
             few = f"{', '.join(hidden) or 'no modality'}, and {left_out} cells besides"
@@ -290,6 +289,7 @@ class Rounds:
         place.equal(settled)
         self.down.changed(settled)
         self._finish_round(place, phase, answers, started, of=of)
+        shelf.clear()
 
     def _part(
         self, plan: RoundPlan, sites: Sequence[SiteName], roster: Roster, shelf: Shelf, *, frozen: str, phase: Phase

@@ -183,11 +183,7 @@ class Hidden:
         plan, federation, shelf = part.plan, self.federation, part.shelf
         agreed = self.circles.agree(plan, part.sites, what.groups, part.roster)
         circle = agreed.circle
-        said = Secured(
-            circle=circle,
-            cards=agreed.cards,
-            bits=what.bits,
-        )
+        said = Secured(circle=circle, cards=agreed.cards, bits=what.bits)
         asked = replace(plan, secure=said.text())
         own, known = what.sent(circle)
 

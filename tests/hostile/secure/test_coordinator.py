@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from support.rounds.five import SITES
 
 from client.round import secure
-from client.site import vault
+from client.site import vault, withdrawn
 from client.site.policy import Policy
 from client.site.site import Site
 from shared.base.errors import ConfigError, PlanRefused
@@ -347,6 +347,16 @@ def test_what_was_hidden_once_is_hidden_once(table: Table) -> None:
         table.hide("a", scale=1.5)
     with pytest.raises(PlanRefused, match="another update was hidden"):
         table.hide("a", shared=9)
+
+
+def test_what_was_sent_goes_again_until_somebody_leaves(table: Table) -> None:
+    sent, site = table.hide("a"), table.sites["a"]
+    again = secure.again(site, table.plan())
+    assert again is not None
+    assert all(torch.equal(again.delta[name], value) for name, value in sent.delta.items())
+    assert secure.again(site, table.plan(sha256="other")) is None
+    withdrawn.withdraw(site.state, "001", "asked to")
+    assert secure.again(site, table.plan()) is None
 
 
 def test_for_other_weights_masks_are_others(table: Table) -> None:

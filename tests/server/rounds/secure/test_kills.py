@@ -13,6 +13,8 @@ from support.rounds.spoilt import failed, start
 from client.privacy.budget import Budget
 from client.site.ledger import Ledger
 from server.journal import facts
+from server.rounds.place import Place
+from server.rounds.rounds import Rounds
 from server.rounds.secure import circles
 from shared.base.errors import DataError, RunFailed
 from shared.trust.privacy import Privacy
@@ -81,6 +83,27 @@ def test_after_it_the_very_same_sum_is_asked_for_again(
     assert weights_digest(folder) == whole()
     assert [updates(folder, site) for site in SITES] == trained
     assert not (folder / circles.FILE).exists()
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["of sums", "of training"])
+def test_killed_before_its_checkpoint_a_round_is_lifted_again(
+    at: int, five: Path, tmp_path: Path, whole: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is seen and worked out; what was hidden lies there until the round is on the disk."""
+    folder, saves, save = tmp_path / "run", [], Rounds._save
+
+    def killed(self: Rounds, place: Place) -> None:
+        saves.append(place.round)
+        if len(saves) == (1 if at == 1 else 3):  # the round of sums, its phase's end, the round of training
+            raise Killed
+        save(self, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Rounds, "_save", killed)
+        with pytest.raises(Killed):
+            start(folder, secure(five), spoil=without_e(folder))
+    start(folder, secure(five), spoil=without_e(folder))
+    assert weights_digest(folder) == whole()
 
 
 def updates(folder: Path, site: str) -> int:
