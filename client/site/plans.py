@@ -308,7 +308,7 @@ def summary(plan: Plan) -> dict[str, str]:
         "method": method.get("name"),
         "size": _group(method, "options").get("size"),
         "privacy": private,
-        "the coordinator sees": _seen(settings),
+        "coordinator sees": _seen(settings),
         "an update in": settings.get("up"),
         "min_holders": settings.get("min_holders"),
         "min_cell": settings.get("min_cell"),
